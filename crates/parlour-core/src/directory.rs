@@ -1,0 +1,574 @@
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use bytestring::ByteString;
+use imbl::{HashMap, OrdMap, Vector};
+use thiserror::Error;
+
+use crate::{AgentId, AgentType, TopicId, TopicType};
+
+/// Who serves which agents, and who wants which topics.
+///
+/// `P` is a way to reach a worker. A directory is a plain value whose copies share their entries: a
+/// host keeps the current one behind an atomic pointer, so that routing a message reads it without a
+/// lock, and a registration replaces it with a changed copy at the cost of a few entries.
+#[derive(Clone)]
+pub struct Directory<P> {
+    pools: HashMap<AgentType, Pool<P>>,
+    instances: HashMap<AgentId, (WorkerId, P)>,
+    subscriptions: HashMap<SubscriptionId, Owned<P>>,
+    /// Subscriptions by what they match, in the order in which they were made.
+    topics: HashMap<TopicFilter, Vector<SubscriptionId>>,
+    /// How many of `topics` are prefixes: without any, no prefix is looked up.
+    prefixes: usize,
+    workers: HashMap<WorkerId, Worker>,
+}
+
+/// Names a worker, or another connection that subscribes, within one host. Never reused.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[expect(clippy::exhaustive_structs, reason = "a number with a name")]
+pub struct WorkerId(pub u64);
+
+/// The workers of one agent type.
+#[derive(Clone)]
+struct Pool<P> {
+    exclusive: bool,
+    members: OrdMap<WorkerId, Member<P>>,
+}
+
+#[derive(Clone)]
+struct Member<P> {
+    peer: P,
+    capabilities: Vec<ByteString>,
+}
+
+#[derive(Clone)]
+struct Owned<P> {
+    owner: WorkerId,
+    peer: P,
+    subscription: Subscription,
+}
+
+/// What one worker has in the directory, so that its death costs no search.
+#[derive(Clone, Default)]
+struct Worker {
+    types: Vector<AgentType>,
+    instances: Vector<AgentId>,
+    subscriptions: Vector<SubscriptionId>,
+}
+
+/// How a worker serves an agent type.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "built by every binding, field by field")]
+pub struct Registration {
+    /// Whether it must be the only one.
+    pub exclusive: bool,
+    /// What its agents can do, in words that callers look for.
+    pub capabilities: Vec<ByteString>,
+}
+
+/// Why a registration or subscription is refused.
+#[derive(Clone, Debug, Eq, Error, PartialEq)]
+#[non_exhaustive]
+pub enum RegisterError {
+    /// Another worker serves this type, and one of the two asked to be the only one.
+    #[error("agent type {0} already registered.")]
+    TypeTaken(AgentType),
+    /// Another worker serves this one agent.
+    #[error("agent {0} already registered.")]
+    AgentTaken(AgentId),
+    /// This subscription exists.
+    #[error("Subscription already exists")]
+    SubscriptionTaken,
+    /// There is no such registration or subscription of this worker.
+    #[error("{0} does not exist")]
+    Unknown(String),
+    /// One agent type has as many subscriptions as it may have.
+    #[error("agent type {0} has as many subscriptions as it may have")]
+    TooManySubscriptions(AgentType),
+}
+
+/// Names a subscription within one host.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum SubscriptionId {
+    /// By a text that its maker chose for the whole host.
+    Named(ByteString),
+    /// By a number that its owner chose.
+    Numbered(WorkerId, u64),
+}
+
+impl fmt::Display for SubscriptionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(name) => f.write_str(name),
+            Self::Numbered(worker, number) => write!(f, "{}:{number}", worker.0),
+        }
+    }
+}
+
+/// A wish to receive events.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "built by every binding, field by field")]
+pub struct Subscription {
+    /// Which topics.
+    pub filter: TopicFilter,
+    /// Who receives them.
+    pub target: Target,
+}
+
+/// Which topics a subscription matches.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+#[expect(clippy::exhaustive_enums, reason = "the two kinds of subscription that AutoGen knows")]
+pub enum TopicFilter {
+    /// Topics of just this type.
+    Exact(TopicType),
+    /// Topics whose type begins with this.
+    Prefix(ByteString),
+}
+
+impl TopicFilter {
+    /// Reads `news.tech` as that type and `news.*` as all that begin with `news.`.
+    pub fn parse(pattern: &str) -> Result<Self, crate::InvalidName> {
+        match pattern.strip_suffix('*') {
+            None => TopicType::parse(pattern).map(Self::Exact),
+            Some(prefix) => Self::prefix(prefix),
+        }
+    }
+
+    /// All types that begin with `prefix`; a trailing `*` stands for the rest and is dropped.
+    pub fn prefix(prefix: &str) -> Result<Self, crate::InvalidName> {
+        let prefix = prefix.strip_suffix('*').unwrap_or(prefix);
+        // `.` alone is no type, but is a fine beginning of one.
+        if !prefix.is_empty() {
+            TopicType::parse(format!("{prefix}_"))?;
+        }
+        Ok(Self::Prefix(prefix.into()))
+    }
+}
+
+impl fmt::Display for TopicFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(topic_type) => write!(f, "{topic_type}"),
+            Self::Prefix(prefix) => write!(f, "{prefix}*"),
+        }
+    }
+}
+
+/// Who receives the events of a subscription.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(clippy::exhaustive_enums, reason = "an event goes to an agent or to a connection")]
+pub enum Target {
+    /// The agent of this type whose key is the topic's source.
+    Agent(AgentType),
+    /// The connection that subscribed.
+    Listener(Listener),
+}
+
+/// The number by which a listening connection knows its subscription.
+pub type Listener = u64;
+
+/// What of an event goes to one worker or listening connection.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "taken apart by every binding")]
+pub struct Recipients {
+    /// Agent types that receive it, each with the topic's source as key.
+    pub agents: Vec<AgentType>,
+    /// Subscriptions of the connection's own.
+    pub listeners: Vec<Listener>,
+}
+
+impl<P: Clone> Directory<P> {
+    /// Subscriptions that one agent type may have.
+    pub const MAX_SUBSCRIPTIONS: usize = 1_000;
+
+    /// Records that `worker` serves `agent_type`. Registering it again changes the capabilities.
+    pub fn register(
+        &mut self,
+        worker: WorkerId,
+        peer: &P,
+        agent_type: &AgentType,
+        registration: Registration,
+    ) -> Result<(), RegisterError> {
+        let agent_type = agent_type.to_kept();
+        let pool = self.pools.get(&agent_type);
+        let others = pool.is_some_and(|pool| pool.members.keys().any(|&id| id != worker));
+        if others && (registration.exclusive || pool.is_some_and(|pool| pool.exclusive)) {
+            return Err(RegisterError::TypeTaken(agent_type));
+        }
+        let pool = self.pools.entry(agent_type.clone()).or_default();
+        pool.exclusive = registration.exclusive;
+        let capabilities = registration.capabilities;
+        let earlier = pool.members.insert(worker, Member { peer: peer.clone(), capabilities });
+        if earlier.is_none() {
+            self.worker(worker).types.push_back(agent_type);
+        }
+        Ok(())
+    }
+
+    /// Records that `worker` serves just this one agent.
+    pub fn register_instance(
+        &mut self,
+        worker: WorkerId,
+        peer: &P,
+        agent: &AgentId,
+    ) -> Result<(), RegisterError> {
+        let agent = AgentId::new(agent.agent_type.to_kept(), agent.key.to_kept());
+        match self.instances.get(&agent) {
+            Some((owner, _)) if *owner == worker => return Ok(()),
+            Some(_) => return Err(RegisterError::AgentTaken(agent)),
+            None => {}
+        }
+        self.instances.insert(agent.clone(), (worker, peer.clone()));
+        self.worker(worker).instances.push_back(agent);
+        Ok(())
+    }
+
+    /// Forgets that `worker` serves `agent_type`.
+    pub fn unregister(
+        &mut self,
+        worker: WorkerId,
+        agent_type: &AgentType,
+    ) -> Result<(), RegisterError> {
+        if !self.serves_type(worker, agent_type) {
+            return Err(RegisterError::Unknown(format!("registration of {agent_type}")));
+        }
+        self.leave_pool(worker, agent_type);
+        self.worker(worker).types.retain(|known| known != agent_type);
+        Ok(())
+    }
+
+    /// Forgets that `worker` serves this one agent.
+    pub fn unregister_instance(
+        &mut self,
+        worker: WorkerId,
+        agent: &AgentId,
+    ) -> Result<(), RegisterError> {
+        if self.instances.get(agent).is_none_or(|(owner, _)| *owner != worker) {
+            return Err(RegisterError::Unknown(format!("registration of {agent}")));
+        }
+        self.instances.remove(agent);
+        self.worker(worker).instances.retain(|known| known != agent);
+        Ok(())
+    }
+
+    /// Takes `worker` out of everything it serves, so that nothing new goes to it; what it
+    /// subscribes to as a connection stays.
+    pub fn drain(&mut self, worker: WorkerId) {
+        if let Some(owned) = self.workers.get_mut(&worker) {
+            let types = std::mem::take(&mut owned.types);
+            let instances = std::mem::take(&mut owned.instances);
+            for agent_type in &types {
+                self.leave_pool(worker, agent_type);
+            }
+            for agent in &instances {
+                self.instances.remove(agent);
+            }
+        }
+    }
+
+    /// Forgets everything about `worker`.
+    pub fn remove(&mut self, worker: WorkerId) {
+        self.drain(worker);
+        if let Some(owned) = self.workers.remove(&worker) {
+            for id in &owned.subscriptions {
+                self.forget_subscription(id);
+            }
+        }
+    }
+
+    /// Adds a subscription that lives as long as its worker.
+    ///
+    /// With `unique`, one that matches the same for the same agents is refused; without, each worker
+    /// of a pool may have its own, and an agent still gets each event once.
+    pub fn subscribe(
+        &mut self,
+        owner: WorkerId,
+        peer: &P,
+        id: SubscriptionId,
+        subscription: Subscription,
+        unique: bool,
+    ) -> Result<(), RegisterError> {
+        let same_filter = self.topics.get(&subscription.filter);
+        let twin = |id| self.subscriptions.get(id).is_some_and(|s| s.subscription == subscription);
+        let is_taken = unique && same_filter.is_some_and(|ids| ids.iter().any(twin));
+        if is_taken || self.subscriptions.contains_key(&id) {
+            return Err(RegisterError::SubscriptionTaken);
+        }
+        if let Target::Agent(agent_type) = &subscription.target {
+            let is_same = |s: &Owned<P>| s.subscription.target == subscription.target;
+            let owned = self.workers.get(&owner).map(|worker| &worker.subscriptions);
+            let ids = owned.into_iter().flatten();
+            let count = ids.filter(|&id| self.subscriptions.get(id).is_some_and(is_same)).count();
+            if count >= Self::MAX_SUBSCRIPTIONS {
+                return Err(RegisterError::TooManySubscriptions(agent_type.clone()));
+            }
+        }
+        if !self.topics.contains_key(&subscription.filter) {
+            self.prefixes += usize::from(matches!(subscription.filter, TopicFilter::Prefix(_)));
+        }
+        self.topics.entry(subscription.filter.clone()).or_default().push_back(id.clone());
+        self.worker(owner).subscriptions.push_back(id.clone());
+        self.subscriptions.insert(id, Owned { owner, peer: peer.clone(), subscription });
+        Ok(())
+    }
+
+    /// Removes a subscription of `owner`.
+    pub fn unsubscribe(
+        &mut self,
+        owner: WorkerId,
+        id: &SubscriptionId,
+    ) -> Result<(), RegisterError> {
+        if self.subscriptions.get(id).is_none_or(|owned| owned.owner != owner) {
+            return Err(RegisterError::Unknown("Subscription".into()));
+        }
+        self.forget_subscription(id);
+        self.worker(owner).subscriptions.retain(|known| known != id);
+        Ok(())
+    }
+
+    /// The worker that a call to `agent` goes to.
+    ///
+    /// Of several that serve the type, a key sticks to one by rendezvous hashing: when a worker
+    /// joins or leaves, only the keys move that must.
+    pub fn route(&self, agent: &AgentId) -> Option<(WorkerId, &P)> {
+        if !self.instances.is_empty()
+            && let Some((id, peer)) = self.instances.get(agent)
+        {
+            return Some((*id, peer));
+        }
+        let members = &self.pools.get(&agent.agent_type)?.members;
+        let chosen = if members.len() == 1 {
+            members.iter().next()
+        } else {
+            let mut hasher = DefaultHasher::new();
+            agent.key.hash(&mut hasher);
+            let key = hasher.finish();
+            members.iter().max_by_key(|(id, _)| mix(key ^ mix(id.0)))
+        };
+        chosen.map(|(id, member)| (*id, &member.peer))
+    }
+
+    /// Where an event on `topic` goes: each worker once, with all that it gets there.
+    pub fn recipients(&self, topic: &TopicId) -> Vec<(WorkerId, P, Recipients)> {
+        let mut found: Vec<(WorkerId, P, Recipients)> = Vec::new();
+        let mut places: std::collections::HashMap<WorkerId, usize> = Default::default();
+        let mut seen: std::collections::HashSet<&AgentType> = Default::default();
+        for owned in self.matching(&topic.topic_type) {
+            let (id, peer) = match &owned.subscription.target {
+                Target::Listener(_) => (owned.owner, &owned.peer),
+                Target::Agent(agent_type) => {
+                    if !seen.insert(agent_type) {
+                        continue;
+                    }
+                    let agent = AgentId::new(agent_type.clone(), topic.source.clone());
+                    match self.route(&agent) {
+                        Some(worker) => worker,
+                        None => continue,
+                    }
+                }
+            };
+            let place = *places.entry(id).or_insert_with(|| {
+                found.push((id, peer.clone(), Recipients::default()));
+                found.len() - 1
+            });
+            let recipients = &mut found[place].2;
+            match &owned.subscription.target {
+                Target::Listener(number) => recipients.listeners.push(*number),
+                Target::Agent(agent_type) => recipients.agents.push(agent_type.clone()),
+            }
+        }
+        found
+    }
+
+    fn matching(&self, topic_type: &TopicType) -> impl Iterator<Item = &Owned<P>> {
+        let exact = self.topics.get(&TopicFilter::Exact(topic_type.clone()));
+        let ends = if self.prefixes == 0 { 0..0 } else { 0..topic_type.as_str().len() + 1 };
+        // Topic types are ASCII, so that each place in one is a boundary.
+        let prefixes = ends.filter_map(|end| {
+            self.topics.get(&TopicFilter::Prefix(topic_type.as_str()[..end].into()))
+        });
+        let ids = exact.into_iter().chain(prefixes).flatten();
+        ids.filter_map(|id| self.subscriptions.get(id))
+    }
+
+    /// Whether `worker` serves this agent, and so may speak in its name.
+    pub fn serves(&self, worker: WorkerId, agent: &AgentId) -> bool {
+        self.serves_type(worker, &agent.agent_type)
+            || self.instances.get(agent).is_some_and(|(owner, _)| *owner == worker)
+    }
+
+    fn serves_type(&self, worker: WorkerId, agent_type: &AgentType) -> bool {
+        self.pools.get(agent_type).is_some_and(|pool| pool.members.contains_key(&worker))
+    }
+
+    /// Every agent type with its workers and their capabilities, and whether it is exclusive.
+    pub fn agent_types(
+        &self,
+    ) -> impl Iterator<Item = (&AgentType, bool, impl Iterator<Item = (WorkerId, &[ByteString])>)>
+    {
+        self.pools.iter().map(|(agent_type, pool)| {
+            let members = pool.members.iter();
+            let members = members.map(|(id, member)| (*id, member.capabilities.as_slice()));
+            (agent_type, pool.exclusive, members)
+        })
+    }
+
+    /// Every agent that is served by itself, apart from its type.
+    pub fn instances(&self) -> impl Iterator<Item = (&AgentId, WorkerId)> {
+        self.instances.iter().map(|(agent, (worker, _))| (agent, *worker))
+    }
+
+    /// Every subscription with its owner.
+    pub fn subscriptions(
+        &self,
+    ) -> impl Iterator<Item = (&SubscriptionId, WorkerId, &Subscription)> {
+        self.subscriptions.iter().map(|(id, owned)| (id, owned.owner, &owned.subscription))
+    }
+
+    /// Agent types that `worker` serves.
+    pub fn types_of(&self, worker: WorkerId) -> impl Iterator<Item = &AgentType> {
+        self.workers.get(&worker).into_iter().flat_map(|worker| &worker.types)
+    }
+
+    fn worker(&mut self, id: WorkerId) -> &mut Worker {
+        self.workers.entry(id).or_default()
+    }
+
+    fn leave_pool(&mut self, worker: WorkerId, agent_type: &AgentType) {
+        if let Some(pool) = self.pools.get_mut(agent_type) {
+            pool.members.remove(&worker);
+            if pool.members.is_empty() {
+                self.pools.remove(agent_type);
+            }
+        }
+    }
+
+    fn forget_subscription(&mut self, id: &SubscriptionId) {
+        let Some(owned) = self.subscriptions.remove(id) else { return };
+        let filter = owned.subscription.filter;
+        if let Some(ids) = self.topics.get_mut(&filter) {
+            ids.retain(|known| known != id);
+            if ids.is_empty() {
+                self.topics.remove(&filter);
+                self.prefixes -= usize::from(matches!(filter, TopicFilter::Prefix(_)));
+            }
+        }
+    }
+}
+
+impl<P> Default for Directory<P> {
+    fn default() -> Self {
+        Self {
+            pools: HashMap::new(),
+            instances: HashMap::new(),
+            subscriptions: HashMap::new(),
+            topics: HashMap::new(),
+            prefixes: 0,
+            workers: HashMap::new(),
+        }
+    }
+}
+
+impl<P> Default for Pool<P> {
+    fn default() -> Self {
+        Self { exclusive: false, members: OrdMap::new() }
+    }
+}
+
+impl<P> fmt::Debug for Directory<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Directory")
+            .field("agent_types", &self.pools.len())
+            .field("instances", &self.instances.len())
+            .field("subscriptions", &self.subscriptions.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Spreads a number's bits, after the finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Key;
+
+    #[test]
+    fn a_key_moves_only_if_its_worker_leaves() {
+        let mut room = Directory::default();
+        for id in 1..=4 {
+            room.register(WorkerId(id), &id, &kind("a"), Registration::default()).unwrap();
+        }
+        let place = |room: &Directory<u64>, n: u32| *room.route(&agent("a", n)).unwrap().1;
+        let before: Vec<u64> = (0..400).map(|n| place(&room, n)).collect();
+        for id in 1..=4 {
+            let keys = before.iter().filter(|&&at| at == id).count();
+            assert!((50..150).contains(&keys), "worker {id} has {keys} of 400 keys");
+        }
+
+        room.remove(WorkerId(2));
+        for (n, &was) in before.iter().enumerate() {
+            let is = place(&room, n as u32);
+            assert!(is == was || was == 2, "key {n} moved from {was} to {is}");
+        }
+    }
+
+    #[test]
+    fn an_exclusive_registration_admits_no_other_and_is_freed_by_death() {
+        let mut room = Directory::default();
+        let only = Registration { exclusive: true, ..Default::default() };
+        room.register(WorkerId(1), &1, &kind("a"), only.clone()).unwrap();
+        let taken = RegisterError::TypeTaken(kind("a"));
+        for wish in [only.clone(), Registration::default()] {
+            assert_eq!(room.register(WorkerId(2), &2, &kind("a"), wish), Err(taken.clone()));
+        }
+        room.remove(WorkerId(1));
+        assert_eq!(room.register(WorkerId(2), &2, &kind("a"), only), Ok(()));
+    }
+
+    #[test]
+    fn one_agent_can_live_apart_from_its_type() {
+        let mut room = Directory::default();
+        room.register(WorkerId(1), &1, &kind("a"), Registration::default()).unwrap();
+        room.register_instance(WorkerId(2), &2, &agent("a", 7)).unwrap();
+        assert_eq!(room.route(&agent("a", 7)), Some((WorkerId(2), &2)));
+        assert_eq!(room.route(&agent("a", 8)), Some((WorkerId(1), &1)));
+        assert!(room.serves(WorkerId(2), &agent("a", 7)));
+        assert!(!room.serves(WorkerId(2), &agent("a", 8)));
+    }
+
+    #[test]
+    fn an_agent_gets_an_event_once_however_many_subscriptions_match() {
+        let mut room = Directory::default();
+        room.register(WorkerId(1), &1, &kind("a"), Registration::default()).unwrap();
+        let filters = ["news.tech", "news.*", "*", "weather", "newsp*"];
+        for (n, filter) in filters.into_iter().enumerate() {
+            let filter = TopicFilter::parse(filter).unwrap();
+            let subscription = Subscription { filter, target: Target::Agent(kind("a")) };
+            let id = SubscriptionId::Numbered(WorkerId(1), n as u64);
+            room.subscribe(WorkerId(1), &1, id, subscription, true).unwrap();
+        }
+        let topic =
+            TopicId::new(TopicType::parse("news.tech").unwrap(), Key::parse("server").unwrap());
+        let to_a = Recipients { agents: vec![kind("a")], listeners: vec![] };
+        assert_eq!(room.recipients(&topic), [(WorkerId(1), 1, to_a)]);
+
+        room.remove(WorkerId(1));
+        assert_eq!(room.recipients(&topic), []);
+        assert_eq!((room.subscriptions().count(), room.prefixes), (0, 0));
+    }
+
+    fn kind(name: &'static str) -> AgentType {
+        AgentType::parse(name).unwrap()
+    }
+
+    fn agent(agent_type: &'static str, key: u32) -> AgentId {
+        AgentId::new(kind(agent_type), Key::parse(key.to_string()).unwrap())
+    }
+}

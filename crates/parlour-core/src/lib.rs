@@ -1,0 +1,26 @@
+//! What a conversation between agents is made of: names, envelopes, and the state machines and wire
+//! codec that move them.
+//!
+//! Nothing here opens a socket, reads a clock, spawns a task or draws a random number. Bytes, frames
+//! and the current [`Instant`](std::time::Instant) come in as arguments; what should happen next
+//! comes out as return values. That is what lets a whole room be driven by a plain loop in a test.
+
+mod directory;
+mod envelope;
+mod fault;
+mod name;
+mod session;
+pub mod wire;
+
+pub use bytes::Bytes;
+pub use bytestring::ByteString;
+pub use directory::{
+    Directory, Listener, Recipients, RegisterError, Registration, Subscription, SubscriptionId,
+    Target, TopicFilter, WorkerId,
+};
+pub use envelope::{
+    Call, Event, Header, MAX_HOPS, Metadata, MetadataError, Payload, Principal, Reply,
+};
+pub use fault::{Fault, FaultKind};
+pub use name::{AgentId, AgentType, InvalidName, Key, MessageId, TopicId, TopicType};
+pub use session::{CallId, Session, Settled};

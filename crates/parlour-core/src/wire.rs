@@ -1,0 +1,33 @@
+//! The frames of `parlour.v1`, and how they are written; `docs/protocol.md` is the contract.
+//!
+//! One WebSocket message (binary) carries one or more frames, one after the other:
+//!
+//! ```text
+//! frame   = kind:u8  header-length:varint  header  payload-length:varint  payload
+//! header  = field*
+//! field   = tag:varint  value          tag = number << 3 | type
+//! value   = varint                     type 0
+//!         | 8 bytes                    type 1, skipped
+//!         | length:varint  bytes       type 2
+//!         | 4 bytes                    type 5, skipped
+//! ```
+//!
+//! A header is thus a Protocol Buffers message; a field number means the same in every frame.
+//! Varints are those of Protocol Buffers too: seven bits a byte, low bits first. A frame of an
+//! unknown kind is skipped, and so is an unknown field; a known field of the wrong type, a text that
+//! is not UTF-8, or a frame that does not end within its message is an error.
+
+mod codec;
+mod frame;
+
+pub use codec::{DecodeError, decode, encode, encode_event};
+pub use frame::{
+    CallFrame, Done, EventFrame, Frame, HeaderFields, Hello, PublishFrame, Register, SharedEvent,
+    Subscribe, Welcome,
+};
+
+/// The WebSocket subprotocol that asks for these frames.
+pub const SUBPROTOCOL: &str = "parlour.v1";
+
+/// The versions of the frames that this code speaks, newest last.
+pub const VERSIONS: &[u64] = &[1];

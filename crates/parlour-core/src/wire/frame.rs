@@ -1,0 +1,202 @@
+use std::time::Duration;
+
+use bytes::Bytes;
+use bytestring::ByteString;
+
+use crate::{
+    AgentId, AgentType, CallId, Key, MessageId, Payload, Principal, Registration, Reply,
+    TopicFilter, TopicId,
+};
+
+/// What a client (a worker, a caller, or both at once) and a host say to each other.
+///
+/// The number in `id` or `request` names a call or request among those of the side that sent it.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Frame {
+    /// Client, first of all: who it is and what it speaks.
+    Hello(Hello),
+    /// Host, in answer: what both will speak.
+    Welcome(Welcome),
+    /// Client: it serves an agent type, or one agent.
+    Register(Register),
+    /// Client: it no longer serves that.
+    Unregister {
+        /// Answered by [`Frame::Done`] or [`Frame::Reply`] with a fault.
+        request: CallId,
+        /// The agent type.
+        agent_type: AgentType,
+        /// The one agent, if not the whole type.
+        key: Option<Key>,
+    },
+    /// Client: it wants events.
+    Subscribe(Subscribe),
+    /// Client: it no longer wants those.
+    Unsubscribe {
+        /// Answered by [`Frame::Done`] or [`Frame::Reply`] with a fault.
+        request: CallId,
+        /// The number the client gave the subscription.
+        subscription: u64,
+    },
+    /// Host: a request other than a call has been carried out.
+    Done(Done),
+    /// Either: a call to one agent.
+    Call(CallFrame),
+    /// Either: how a call ended. Host: also why another request was refused.
+    Reply(CallId, Reply),
+    /// Client: an event for whoever subscribes.
+    Publish(PublishFrame),
+    /// Host: an event for agents or subscriptions of this client.
+    Event(EventFrame),
+    /// Either: nobody waits for this call any more.
+    Cancel(CallId),
+    /// Either: asks for a [`Frame::Pong`] with the same number.
+    Ping(u64),
+    /// Either: the answer.
+    Pong(u64),
+    /// Client: send no new work. Host: it is going away; what runs may end, nothing new is taken.
+    Drain,
+}
+
+/// What a client begins with.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "a frame; its fields are the protocol's")]
+pub struct Hello {
+    /// What the client calls itself, for people.
+    pub name: ByteString,
+    /// The versions it speaks.
+    pub versions: Vec<u64>,
+    /// The optional parts that it can use.
+    pub features: Vec<ByteString>,
+}
+
+/// What the host answers.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "a frame; its fields are the protocol's")]
+pub struct Welcome {
+    /// The version that both speak from here on.
+    pub version: u64,
+    /// The optional parts that both use.
+    pub features: Vec<ByteString>,
+    /// What the host calls itself, for people.
+    pub name: ByteString,
+    /// The largest payload it takes, in bytes.
+    pub max_payload: u64,
+    /// How often it pings; a peer that misses two is dead.
+    pub heartbeat: Duration,
+}
+
+/// A registration.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "a frame; its fields are the protocol's")]
+pub struct Register {
+    /// Answered by [`Frame::Done`] or [`Frame::Reply`] with a fault.
+    pub request: CallId,
+    /// The agent type served.
+    pub agent_type: AgentType,
+    /// The one agent, if not the whole type.
+    pub key: Option<Key>,
+    /// How it is served.
+    pub registration: Registration,
+}
+
+/// A subscription.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "a frame; its fields are the protocol's")]
+pub struct Subscribe {
+    /// Answered by [`Frame::Done`] or [`Frame::Reply`] with a fault.
+    pub request: CallId,
+    /// The client's number for it, under which events come and it can be ended.
+    pub subscription: u64,
+    /// Which topics.
+    pub filter: TopicFilter,
+    /// The agent type that receives them; without, the connection itself.
+    pub agent_type: Option<AgentType>,
+}
+
+/// A request that has been carried out.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "a frame; its fields are the protocol's")]
+pub struct Done {
+    /// Which one.
+    pub request: CallId,
+    /// Of a publish: how many agents and subscriptions the event went to.
+    pub recipients: u64,
+    /// Of a publish: those that did not take it, because their queue was full.
+    pub dropped: Vec<ByteString>,
+}
+
+/// A call. A host fills in what a client leaves out, and puts its own word for what only it knows.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "a frame; its fields are the protocol's")]
+pub struct CallFrame {
+    /// Names the call on this connection.
+    pub id: CallId,
+    /// The agent asked.
+    pub target: AgentId,
+    /// How long the caller waits, counted from when the frame arrives.
+    pub timeout: Option<Duration>,
+    /// What every message carries.
+    pub header: HeaderFields,
+    /// What is asked.
+    pub payload: Payload,
+}
+
+/// An event on its way to the host.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "a frame; its fields are the protocol's")]
+pub struct PublishFrame {
+    /// If present, the host acknowledges with [`Frame::Done`].
+    pub request: Option<CallId>,
+    /// What it is about.
+    pub topic: TopicId,
+    /// What every message carries.
+    pub header: HeaderFields,
+    /// What happened.
+    pub payload: Payload,
+}
+
+/// An event on its way to a client.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "a frame; its fields are the protocol's")]
+pub struct EventFrame {
+    /// Agent types of the client that receive it, each with the topic's source as key.
+    pub agents: Vec<AgentType>,
+    /// Subscriptions of the client that receive it.
+    pub subscriptions: Vec<u64>,
+    /// What it is about.
+    pub topic: TopicId,
+    /// What every message carries.
+    pub header: HeaderFields,
+    /// What happened.
+    pub payload: Payload,
+}
+
+/// The part of an [`EventFrame`] that is the same for all recipients, written once.
+#[derive(Clone, Debug)]
+pub struct SharedEvent {
+    pub(super) header: Bytes,
+    pub(super) payload: Bytes,
+}
+
+/// [`crate::Header`] as far as a frame has it.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "part of frames; its fields are the protocol's")]
+pub struct HeaderFields {
+    /// Names the message.
+    pub id: Option<MessageId>,
+    /// Names the conversation.
+    pub conversation: Option<MessageId>,
+    /// The message that this one follows from.
+    pub cause: Option<MessageId>,
+    /// Who connected. Ignored if a client says it.
+    pub principal: Option<Principal>,
+    /// The agent that sends it.
+    pub sender: Option<AgentId>,
+    /// W3C trace context.
+    pub traceparent: Option<ByteString>,
+    /// How many messages led to this one.
+    pub hops: u8,
+    /// The sender's name for the work.
+    pub idempotency_key: Option<ByteString>,
+}

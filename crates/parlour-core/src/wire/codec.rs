@@ -205,7 +205,7 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
                 let field = field?;
                 match field.number {
                     field::ID => id = Some(CallId(field.number()?)),
-                    _ => _ = payload_field(&mut payload, field)?,
+                    _ => payload_field(&mut payload, field)?,
                 }
             }
             Frame::Reply(id.ok_or_else(missing(field::ID))?, Ok(payload))
@@ -458,7 +458,7 @@ fn message_frame(kind: u8, fields: Fields, payload: Bytes) -> Result<Frame, Deco
             field::TRACEPARENT => header.traceparent = Some(field.text()?),
             field::HOPS => header.hops = u8::try_from(field.number()?).unwrap_or(u8::MAX),
             field::IDEMPOTENCY_KEY => header.idempotency_key = Some(field.text()?),
-            _ => _ = payload_field(&mut payload, field)?,
+            _ => payload_field(&mut payload, field)?,
         }
     }
     if let (Some(agent_type), Some(key)) = (sender_type, sender_key) {

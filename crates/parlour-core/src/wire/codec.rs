@@ -828,40 +828,15 @@ mod tests {
     #[test]
     fn what_is_unknown_is_skipped() {
         // Kind 200; then a ping with fields 100 of every type before its number.
+        #[rustfmt::skip]
         let bytes: &[u8] = &[
-            200,
-            1,
-            0xff,
-            2,
-            1,
-            2, //
-            kind::PING,
-            26,
-            0xa0,
-            6,
-            1,
-            0xa1,
-            6,
-            1,
-            2,
-            3,
-            4,
-            5,
-            6,
-            7,
-            8,
-            0xa2,
-            6,
-            1,
-            9,
-            0xa5,
-            6,
-            1,
-            2,
-            3,
-            4,
-            8,
-            5,
+            200, 1, 0xff, 2, 1, 2,
+            kind::PING, 25,
+            0xa0, 6, 1,
+            0xa1, 6, 1, 2, 3, 4, 5, 6, 7, 8,
+            0xa2, 6, 1, 9,
+            0xa5, 6, 1, 2, 3, 4,
+            8, 5,
             0,
         ];
         let mut message = Bytes::from_static(bytes);

@@ -1,0 +1,157 @@
+use std::time::Duration;
+
+use parlour_core::wire::HeaderFields;
+
+use crate::driver::Driver;
+use crate::handle::Handle;
+use crate::handlers::Handlers;
+use crate::state::State;
+use crate::transport::{Connect, Endpoint, Tcp};
+use crate::{
+    CallRequest, Error, IntoAgentId, IntoPayload, IntoTopicId, PublishRequest, Request,
+    Subscription,
+};
+
+/// How long a request may take unless it is told otherwise.
+pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Calls agents, publishes events and subscribes to topics, over one connection to a host.
+///
+/// Make one and clone it: clones share the connection, which ends when the last of them and of their
+/// [`Subscription`]s is dropped. A connection that is lost is made anew, with waits of random length
+/// up to 5 s in between, and subscriptions go on. Requests whose answer was outstanding fail with
+/// [`ErrorKind::ConnectionLost`](crate::ErrorKind::ConnectionLost); requests made meanwhile wait,
+/// within their deadline.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), parlour::Error> {
+/// use parlour::{Client, PayloadExt};
+///
+/// let client = Client::connect("http://127.0.0.1:9000").await?;
+/// let reply = client.call("upper", "hello").await?;
+/// println!("{}", reply.to_text()?);
+///
+/// let mut news = client.subscribe("news.*").await?;
+/// client.publish("news.tech/paper", "it works").await?;
+/// println!("{:?}", news.next().await);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Client {
+    handle: Handle,
+}
+
+impl Client {
+    /// Connects to the host at `url`, such as `http://127.0.0.1:9000`.
+    ///
+    /// Fails at once if there is none; must be called within a tokio runtime.
+    pub async fn connect(url: &str) -> Result<Self, Error> {
+        Self::builder(url).connect().await
+    }
+
+    /// Begins a client that is not as most are.
+    pub fn builder(url: &str) -> ClientBuilder {
+        ClientBuilder {
+            url: url.to_owned(),
+            token: None,
+            name: "client".to_owned(),
+            default_timeout: DEFAULT_TIMEOUT,
+        }
+    }
+
+    /// Calls an agent, named `type/key`; `type` alone means the key `default`.
+    ///
+    /// Await what this returns, perhaps after setting more on it, to get the reply's payload.
+    pub fn call(&self, agent: impl IntoAgentId, message: impl IntoPayload) -> CallRequest {
+        let parts = agent.into_agent_id().and_then(|agent| Ok((agent, message.into_payload()?)));
+        Request::new(self.handle.clone(), parts, HeaderFields::default(), None)
+    }
+
+    /// Publishes an event to a topic, named `type/source`; `type` alone means the source `default`.
+    ///
+    /// Await what this returns, perhaps after setting more on it, to learn who got the event.
+    pub fn publish(&self, topic: impl IntoTopicId, message: impl IntoPayload) -> PublishRequest {
+        let parts = topic.into_topic_id().and_then(|topic| Ok((topic, message.into_payload()?)));
+        Request::new(self.handle.clone(), parts, HeaderFields::default(), None)
+    }
+
+    /// Subscribes to topics of the type `pattern`, or, if it ends in `*`, of all types that begin
+    /// with the rest. Returns once the host has confirmed it.
+    pub async fn subscribe(&self, pattern: &str) -> Result<Subscription, Error> {
+        Subscription::new(self.handle.clone(), pattern).await
+    }
+
+    /// Says goodbye to the host and ends the connection, for all clones.
+    ///
+    /// What was asked before is still written, but answers are no longer awaited: whoever waits for
+    /// one gets [`ErrorKind::Closed`](crate::ErrorKind::Closed).
+    pub async fn close(&self) {
+        self.handle.close().await;
+    }
+}
+
+/// How a [`Client`] is to be.
+#[derive(Clone)]
+#[must_use = "it connects only when told to"]
+pub struct ClientBuilder {
+    url: String,
+    token: Option<String>,
+    name: String,
+    default_timeout: Duration,
+}
+
+impl ClientBuilder {
+    /// The bearer token that the host asks for.
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.token = Some(token.into());
+        self
+    }
+
+    /// What the client calls itself, for people who look at the host; `client` by default.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// How long a request may take unless it says otherwise; 30 s by default.
+    pub fn default_timeout(mut self, timeout: Duration) -> Self {
+        self.default_timeout = timeout;
+        self
+    }
+
+    /// Connects. Fails at once if that does not work, and within 10 s if nothing answers.
+    pub async fn connect(self) -> Result<Client, Error> {
+        self.connect_with(Tcp).await
+    }
+
+    pub(crate) async fn connect_with<C: Connect>(self, connector: C) -> Result<Client, Error> {
+        let endpoint = Endpoint::new(&self.url, self.token.as_deref(), &self.name)?;
+        let (handle, commands, ids) = Handle::new(self.default_timeout);
+        let driver = Driver {
+            connector,
+            endpoint,
+            commands,
+            state: State::new(ids, Vec::new(), Vec::new()),
+            handlers: Handlers::none(),
+            drain_time: Duration::ZERO,
+            on_connected: None,
+        };
+        let link = driver.connect().await?;
+        tokio::spawn(async move {
+            // Ends well: a client begins with nothing that a host could refuse.
+            let _ = driver.run(link, std::future::pending()).await;
+        });
+        Ok(Client { handle })
+    }
+}
+
+impl std::fmt::Debug for ClientBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientBuilder")
+            .field("url", &self.url)
+            .field("name", &self.name)
+            .field("default_timeout", &self.default_timeout)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,128 @@
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parlour_core::wire::HeaderFields;
+use parlour_core::{AgentId, Header, MessageId, Principal};
+
+use crate::handle::{Handle, now};
+use crate::{CallRequest, IntoAgentId, IntoPayload, IntoTopicId, PublishRequest, Request};
+
+/// The message that a handler has at hand, and the way to send more because of it. Cheap to clone.
+#[derive(Clone)]
+pub struct Cx(Arc<Inner>);
+
+struct Inner {
+    handle: Handle,
+    agent: AgentId,
+    header: Header,
+    deadline: Option<Instant>,
+}
+
+impl Cx {
+    pub(crate) fn new(
+        handle: Handle,
+        agent: AgentId,
+        header: Header,
+        deadline: Option<Instant>,
+    ) -> Self {
+        Self(Arc::new(Inner { handle, agent, header, deadline }))
+    }
+
+    /// The agent that handles the message.
+    pub fn agent(&self) -> &AgentId {
+        &self.0.agent
+    }
+
+    /// Names the message.
+    pub fn message_id(&self) -> &MessageId {
+        &self.0.header.id
+    }
+
+    /// Names the conversation: the id of the message that began it.
+    pub fn conversation(&self) -> &MessageId {
+        &self.0.header.conversation
+    }
+
+    /// The message that this one answers or follows from.
+    pub fn cause(&self) -> Option<&MessageId> {
+        self.0.header.cause.as_ref()
+    }
+
+    /// The agent that sent it, as far as the host could tell.
+    pub fn sender(&self) -> Option<&AgentId> {
+        self.0.header.sender.as_ref()
+    }
+
+    /// Who connected to send it, as the host established it.
+    pub fn principal(&self) -> &Principal {
+        &self.0.header.principal
+    }
+
+    /// W3C trace context, as the sender gave it.
+    pub fn traceparent(&self) -> Option<&str> {
+        self.0.header.traceparent.as_deref()
+    }
+
+    /// The sender's name for the work, so that doing it twice can be avoided.
+    pub fn idempotency_key(&self) -> Option<&str> {
+        self.0.header.idempotency_key.as_deref()
+    }
+
+    /// How many messages of the conversation led to this one, one after the other.
+    pub fn hops(&self) -> u8 {
+        self.0.header.hops
+    }
+
+    /// Which attempt to deliver the message this is, from 1 on.
+    pub fn attempt(&self) -> u32 {
+        1
+    }
+
+    /// When the caller stops waiting; an event has no deadline.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.0.deadline
+    }
+
+    /// How long the caller still waits; an event has no deadline.
+    pub fn time_left(&self) -> Option<Duration> {
+        self.0.deadline.map(|deadline| deadline.saturating_duration_since(now()))
+    }
+
+    /// Calls an agent, as part of this conversation.
+    ///
+    /// The call names this agent as its sender and this message as its cause, and never waits longer
+    /// than this message's own caller does.
+    pub fn call(&self, agent: impl IntoAgentId, message: impl IntoPayload) -> CallRequest {
+        let parts = agent.into_agent_id().and_then(|agent| Ok((agent, message.into_payload()?)));
+        Request::new(self.0.handle.clone(), parts, self.follow_up(), self.0.deadline)
+    }
+
+    /// Publishes an event, as part of this conversation, with the same promises as
+    /// [`call`](Self::call).
+    pub fn publish(&self, topic: impl IntoTopicId, message: impl IntoPayload) -> PublishRequest {
+        let parts = topic.into_topic_id().and_then(|topic| Ok((topic, message.into_payload()?)));
+        Request::new(self.0.handle.clone(), parts, self.follow_up(), self.0.deadline)
+    }
+
+    fn follow_up(&self) -> HeaderFields {
+        HeaderFields {
+            conversation: Some(self.conversation().clone()),
+            cause: Some(self.message_id().clone()),
+            sender: Some(self.agent().clone()),
+            traceparent: self.0.header.traceparent.clone(),
+            hops: self.hops().saturating_add(1),
+            ..HeaderFields::default()
+        }
+    }
+}
+
+impl fmt::Debug for Cx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cx")
+            .field("agent", &self.0.agent)
+            .field("header", &self.0.header)
+            .field("deadline", &self.0.deadline)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,168 @@
+use std::fmt;
+
+use parlour_core::{Fault, FaultKind, InvalidName, MetadataError};
+
+/// Why something did not work: a kind to decide on, a sentence to read, and whether an agent may have
+/// run.
+///
+/// The sentence does not repeat that of its [`source`](std::error::Error::source).
+#[derive(Debug)]
+pub struct Error(Box<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    kind: ErrorKind,
+    message: String,
+    hint: Option<String>,
+    may_have_run: bool,
+    fault: Option<Fault>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// The kinds of [`Error`].
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// No host could be reached at the URL, or what answered there is not one.
+    Connect,
+    /// The connection was lost after the request had been sent and before its answer came.
+    ConnectionLost,
+    /// The deadline passed first, here or at the host.
+    Timeout,
+    /// The host or the agent answered with a fault.
+    Fault(FaultKind),
+    /// The host said something that the protocol does not allow.
+    Protocol,
+    /// A name breaks its rule; nothing was sent.
+    InvalidName,
+    /// Another argument is unusable, such as a URL; nothing was sent.
+    Invalid,
+    /// A value could not be encoded; nothing was sent.
+    Encode,
+    /// An answer came and is not what was expected.
+    Decode,
+    /// The client has been closed.
+    Closed,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        let (message, hint, may_have_run) = (message.into(), None, false);
+        Self(Box::new(Inner { kind, message, hint, may_have_run, fault: None, source: None }))
+    }
+
+    pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint = Some(hint.into());
+        self
+    }
+
+    pub(crate) fn with_source(
+        mut self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    pub(crate) fn may_have_run_if(mut self, may_have_run: bool) -> Self {
+        self.0.may_have_run = may_have_run;
+        self
+    }
+
+    pub(crate) fn connection_lost(sent: bool) -> Self {
+        Self::new(ErrorKind::ConnectionLost, "the connection to the host was lost")
+            .with_hint("if doing it twice does no harm, send it again")
+            .may_have_run_if(sent)
+    }
+
+    pub(crate) fn closed() -> Self {
+        Self::new(ErrorKind::Closed, "the client is closed")
+    }
+
+    /// The kind, which is all a program should decide on.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// The fault that the host or the agent answered with, with all its details.
+    pub fn fault(&self) -> Option<&Fault> {
+        self.0.fault.as_ref()
+    }
+
+    /// Whether an agent may have run. If not, the same request can be sent again at no risk.
+    pub fn may_have_run(&self) -> bool {
+        self.0.may_have_run
+    }
+
+    /// What to type or change next, if anyone knows.
+    pub fn hint(&self) -> Option<&str> {
+        self.0.hint.as_deref().or_else(|| self.fault().and_then(Fault::hint_text))
+    }
+
+    /// Whether sending the same request again later can succeed. Look at
+    /// [`may_have_run`](Self::may_have_run) before doing so.
+    pub fn is_retryable(&self) -> bool {
+        match self.kind() {
+            ErrorKind::Connect | ErrorKind::ConnectionLost | ErrorKind::Timeout => true,
+            ErrorKind::Fault(kind) => kind.is_retryable(),
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}
+
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Self {
+        let kind = match fault.kind() {
+            FaultKind::DeadlineExceeded => ErrorKind::Timeout,
+            kind => ErrorKind::Fault(kind),
+        };
+        let mut error = Self::new(kind, fault.to_string()).may_have_run_if(fault.may_have_run());
+        error.0.fault = Some(fault);
+        error
+    }
+}
+
+impl From<InvalidName> for Error {
+    fn from(error: InvalidName) -> Self {
+        Self::new(ErrorKind::InvalidName, error.to_string())
+    }
+}
+
+impl From<MetadataError> for Error {
+    fn from(error: MetadataError) -> Self {
+        Self::new(ErrorKind::Invalid, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_keeps_its_details() {
+        let fault = Fault::new(FaultKind::Overloaded, "the queue is full").hint("wait");
+        let error = Error::from(fault.clone());
+        assert_eq!(error.kind(), ErrorKind::Fault(FaultKind::Overloaded));
+        assert_eq!(error.to_string(), "the queue is full");
+        assert_eq!((error.hint(), error.fault()), (Some("wait"), Some(&fault)));
+        assert!(error.is_retryable() && !error.may_have_run());
+    }
+
+    #[test]
+    fn a_deadline_is_a_timeout_wherever_it_passed() {
+        let error = Error::from(Fault::new(FaultKind::DeadlineExceeded, "late"));
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+    }
+}

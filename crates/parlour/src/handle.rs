@@ -1,0 +1,217 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parlour_core::wire::{CallFrame, Done, Frame, HeaderFields, PublishFrame};
+use parlour_core::{AgentId, CallId, Event, Payload, TopicFilter, TopicId};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use crate::{Error, ErrorKind};
+
+/// How many requests may wait to be written.
+const QUEUE_MESSAGES: usize = 1024;
+/// How many bytes may wait to be written.
+const QUEUE_BYTES: usize = 8 * 1024 * 1024;
+
+/// The way to a connection's driver. Cheap to clone; the driver ends when the last one is dropped.
+#[derive(Clone, Debug)]
+pub(crate) struct Handle(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    // Needs no bound of its own: what carries a payload holds a permit of `queue`, and of the rest
+    // there is at most one for each of those.
+    commands: mpsc::UnboundedSender<Command>,
+    queue: Arc<Semaphore>,
+    ids: Arc<Ids>,
+    default_timeout: Duration,
+}
+
+/// Numbers for calls, requests and subscriptions. None is used twice, not even by two connections.
+#[derive(Debug, Default)]
+pub(crate) struct Ids(AtomicU64);
+
+impl Ids {
+    /// The next number. Begins with 1: the host answers to 0 when it means the whole connection.
+    pub(crate) fn next(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// What a driver is asked to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Send a call, publish or subscription, and hand on what comes back.
+    Request { request: Box<Request>, deadline: Instant, waiting: Waiting },
+    /// Nobody waits for this one any more.
+    Abandon(CallId),
+    /// End a subscription.
+    Unsubscribe(u64),
+    /// Say goodbye and end.
+    Close,
+}
+
+/// A frame that waits to be written and will be answered.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) id: CallId,
+    pub(crate) frame: Frame,
+    /// Its place in the queue, which is free again when the request is written or given up.
+    pub(crate) _permit: Option<OwnedSemaphorePermit>,
+}
+
+/// Who waits for an answer.
+#[derive(Debug)]
+pub(crate) enum Waiting {
+    Call(Answer<Payload>),
+    Publish(Answer<Done>),
+    Subscribe(LocalSubscription, Answer<Done>),
+    /// The driver itself, for a registration, or a subscription that it makes anew.
+    Setup(Option<LocalSubscription>),
+}
+
+pub(crate) type Answer<T> = oneshot::Sender<Result<T, Error>>;
+
+/// Where the events of a subscription go.
+#[derive(Clone, Debug)]
+pub(crate) struct LocalSubscription {
+    pub(crate) number: u64,
+    pub(crate) filter: TopicFilter,
+    pub(crate) events: mpsc::Sender<Event>,
+    pub(crate) missed: Arc<AtomicU64>,
+}
+
+impl Handle {
+    pub(crate) fn new(
+        default_timeout: Duration,
+    ) -> (Self, mpsc::UnboundedReceiver<Command>, Arc<Ids>) {
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let ids = Arc::new(Ids::default());
+        let queue = Arc::new(Semaphore::new(QUEUE_BYTES));
+        let inner = Inner { commands, queue, ids: Arc::clone(&ids), default_timeout };
+        (Self(Arc::new(inner)), inbox, ids)
+    }
+
+    pub(crate) fn default_timeout(&self) -> Duration {
+        self.0.default_timeout
+    }
+
+    /// Makes a call. Dropping the future gives the call up, at the host too.
+    pub(crate) async fn call(
+        &self,
+        target: AgentId,
+        header: HeaderFields,
+        payload: Payload,
+        deadline: Instant,
+    ) -> Result<Payload, Error> {
+        let permit = self.place(&payload, deadline).await?;
+        let id = CallId(self.0.ids.next());
+        // The time left is filled in when the frame is written.
+        let frame = Frame::Call(CallFrame { id, target, timeout: None, header, payload });
+        let request = Request { id, frame, _permit: Some(permit) };
+        self.request(request, deadline, Waiting::Call).await
+    }
+
+    /// Publishes an event. Dropping the future before the event is written takes it back.
+    pub(crate) async fn publish(
+        &self,
+        topic: TopicId,
+        header: HeaderFields,
+        payload: Payload,
+        deadline: Instant,
+    ) -> Result<Done, Error> {
+        let permit = self.place(&payload, deadline).await?;
+        let id = CallId(self.0.ids.next());
+        let frame = Frame::Publish(PublishFrame { request: Some(id), topic, header, payload });
+        let request = Request { id, frame, _permit: Some(permit) };
+        self.request(request, deadline, Waiting::Publish).await
+    }
+
+    /// Subscribes, under the number that `subscription` has.
+    pub(crate) async fn subscribe(
+        &self,
+        subscription: LocalSubscription,
+        deadline: Instant,
+    ) -> Result<Done, Error> {
+        let id = CallId(self.0.ids.next());
+        let frame = crate::state::subscribe_frame(id, &subscription);
+        let request = Request { id, frame, _permit: None };
+        self.request(request, deadline, |answer| Waiting::Subscribe(subscription, answer)).await
+    }
+
+    /// A number for a new subscription.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.0.ids.next()
+    }
+
+    pub(crate) fn unsubscribe(&self, number: u64) {
+        // A driver that has ended has no subscriptions.
+        let _ = self.0.commands.send(Command::Unsubscribe(number));
+    }
+
+    /// Ends the driver, and waits until it has said goodbye.
+    pub(crate) async fn close(&self) {
+        if self.0.commands.send(Command::Close).is_ok() {
+            self.0.commands.closed().await;
+        }
+    }
+
+    /// Waits for a place in the queue: as many bytes of it as the payload has, and at least so many
+    /// that no more than [`QUEUE_MESSAGES`] fit in.
+    async fn place(
+        &self,
+        payload: &Payload,
+        deadline: Instant,
+    ) -> Result<OwnedSemaphorePermit, Error> {
+        let bytes = payload.weight().clamp(QUEUE_BYTES / QUEUE_MESSAGES, QUEUE_BYTES) as u32;
+        let permit = Arc::clone(&self.0.queue).acquire_many_owned(bytes);
+        match tokio::time::timeout_at(deadline.into(), permit).await {
+            Ok(permit) => permit.map_err(|_| Error::closed()),
+            Err(_) => Err(Error::new(
+                ErrorKind::Timeout,
+                "the deadline passed before the request could be written",
+            )
+            .with_hint("allow more time, or send less at once")),
+        }
+    }
+
+    async fn request<T>(
+        &self,
+        request: Request,
+        deadline: Instant,
+        waiting: impl FnOnce(Answer<T>) -> Waiting,
+    ) -> Result<T, Error> {
+        let (answer, answered) = oneshot::channel();
+        let mut abandon = AbandonOnDrop { handle: self, id: Some(request.id) };
+        let command =
+            Command::Request { request: Box::new(request), deadline, waiting: waiting(answer) };
+        if self.0.commands.send(command).is_err() {
+            abandon.id = None;
+            return Err(Error::closed());
+        }
+        let answer = answered.await;
+        abandon.id = None;
+        // A driver that was closed drops who waits; whether they had been sent is then unknown.
+        answer.unwrap_or_else(|_| Err(Error::closed().may_have_run_if(true)))
+    }
+}
+
+/// Tells the driver that a future was dropped before its answer came.
+struct AbandonOnDrop<'a> {
+    handle: &'a Handle,
+    id: Option<CallId>,
+}
+
+impl Drop for AbandonOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            // A driver that has ended has forgotten the call already.
+            let _ = self.handle.0.commands.send(Command::Abandon(id));
+        }
+    }
+}
+
+/// The time now by tokio's clock, which tests can stop.
+pub(crate) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}

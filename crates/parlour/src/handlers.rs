@@ -1,0 +1,244 @@
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use parlour_core::wire::{CallFrame, EventFrame};
+use parlour_core::{
+    AgentId, AgentType, CallId, Fault, FaultKind, Header, Key, Payload, Reply, TopicId,
+};
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+
+use crate::agent::ErasedAgent;
+use crate::cx::Cx;
+use crate::handle::Handle;
+use crate::state::header;
+
+/// Runs the agents of a worker: each message in a task of its own.
+pub(crate) struct Handlers {
+    /// `None` without agents: a client's connection ends when nobody else has a handle.
+    handle: Option<Handle>,
+    agents: HashMap<AgentType, Arc<Served>>,
+    max_in_flight: usize,
+    tasks: JoinSet<Reply>,
+    /// The call that a task answers; `None` for an event.
+    running: HashMap<Id, Option<CallId>>,
+    calls: HashMap<CallId, AbortHandle>,
+    /// Events that wait for a task, at most as many as may run.
+    waiting: VecDeque<(AgentId, Header, TopicId, Payload)>,
+}
+
+type Factory = dyn Fn(&Key) -> Arc<dyn ErasedAgent> + Send + Sync;
+
+/// An agent type with its instances.
+pub(crate) struct Served {
+    factory: Box<Factory>,
+    instances: Mutex<HashMap<Key, Arc<dyn ErasedAgent>>>,
+}
+
+impl Served {
+    pub(crate) fn new(
+        factory: impl Fn(&Key) -> Arc<dyn ErasedAgent> + Send + Sync + 'static,
+    ) -> Self {
+        Self { factory: Box::new(factory), instances: Mutex::default() }
+    }
+
+    /// The agent for `key`, made if this is the first message for it.
+    fn instance(&self, key: &Key) -> Arc<dyn ErasedAgent> {
+        // A factory that panics has added nothing.
+        let mut instances = self.instances.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(agent) = instances.get(key) {
+            return Arc::clone(agent);
+        }
+        let agent = (self.factory)(key);
+        instances.insert(key.to_kept(), Arc::clone(&agent));
+        agent
+    }
+}
+
+impl Handlers {
+    /// Of a client, which serves nothing.
+    pub(crate) fn none() -> Self {
+        Self::make(None, HashMap::new(), 0)
+    }
+
+    pub(crate) fn new(
+        handle: Handle,
+        agents: HashMap<AgentType, Arc<Served>>,
+        max_in_flight: usize,
+    ) -> Self {
+        Self::make(Some(handle), agents, max_in_flight)
+    }
+
+    fn make(
+        handle: Option<Handle>,
+        agents: HashMap<AgentType, Arc<Served>>,
+        max_in_flight: usize,
+    ) -> Self {
+        Self {
+            handle,
+            agents,
+            max_in_flight,
+            tasks: JoinSet::new(),
+            running: HashMap::new(),
+            calls: HashMap::new(),
+            waiting: VecDeque::new(),
+        }
+    }
+
+    /// Begins to answer a call, or says why not. `unwritten` counts the answers that the host has
+    /// not taken yet: they hold a place as if they still ran.
+    pub(crate) fn call(
+        &mut self,
+        call: CallFrame,
+        unwritten: usize,
+        now: Instant,
+    ) -> Result<(), Fault> {
+        let agent_type = &call.target.agent_type;
+        let (Some(handle), Some(served)) = (&self.handle, self.agents.get(agent_type)) else {
+            let detail = format!("this worker does not serve {agent_type}");
+            return Err(Fault::new(FaultKind::UnknownAgent, detail));
+        };
+        if self.running.len() + unwritten >= self.max_in_flight {
+            let detail = format!("the worker runs {} messages already", self.max_in_flight);
+            return Err(Fault::new(FaultKind::Overloaded, detail)
+                .hint("wait, add a worker, or raise this one's max_in_flight")
+                .retry_after(Duration::from_millis(100)));
+        }
+        let Some(header) = header(&call.header) else {
+            return Err(Fault::new(FaultKind::Invalid, "the call has no id or no conversation"));
+        };
+        let timeout = call.timeout.unwrap_or_else(|| handle.default_timeout());
+        let deadline = now + timeout;
+        let served = Arc::clone(served);
+        let cx = Cx::new(handle.clone(), call.target, header, Some(deadline));
+        let task = self.tasks.spawn(async move {
+            let agent = served.instance(&cx.agent().key);
+            match tokio::time::timeout_at(deadline.into(), agent.call(cx, call.payload)).await {
+                Ok(reply) => reply.map_err(crate::AgentError::into_fault),
+                Err(_) => Err(Fault::new(
+                    FaultKind::DeadlineExceeded,
+                    "the deadline passed before the agent answered",
+                )
+                .may_have_run_if(true)),
+            }
+        });
+        self.running.insert(task.id(), Some(call.id));
+        self.calls.insert(call.id, task);
+        Ok(())
+    }
+
+    /// Hands an event to the agents that it is for.
+    pub(crate) fn event(&mut self, event: &EventFrame) {
+        let Some(header) = header(&event.header) else { return };
+        for agent_type in &event.agents {
+            let agent = AgentId::new(agent_type.clone(), event.topic.source.clone());
+            if self.waiting.len() >= self.max_in_flight {
+                tracing::warn!(%agent, topic = %event.topic, "too many events wait; one is dropped");
+                continue;
+            }
+            let (header, topic) = (header.clone(), event.topic.clone());
+            self.waiting.push_back((agent, header, topic, event.payload.clone()));
+        }
+        self.begin_events();
+    }
+
+    fn begin_events(&mut self) {
+        while self.running.len() < self.max_in_flight
+            && let Some((agent, header, topic, payload)) = self.waiting.pop_front()
+        {
+            // Not served any more, or never: the host's routing was behind.
+            let served = self.agents.get(&agent.agent_type).map(Arc::clone);
+            let (Some(handle), Some(served)) = (&self.handle, served) else { continue };
+            let cx = Cx::new(handle.clone(), agent, header, None);
+            let task = self.tasks.spawn(async move {
+                let agent = served.instance(&cx.agent().key);
+                let handled = agent.event(cx, topic, payload).await;
+                handled.map(|()| Payload::default()).map_err(crate::AgentError::into_fault)
+            });
+            self.running.insert(task.id(), None);
+        }
+    }
+
+    /// Aborts a call that nobody waits for. It is not answered.
+    pub(crate) fn cancel(&mut self, id: CallId) {
+        if let Some(task) = self.calls.remove(&id) {
+            task.abort();
+        }
+    }
+
+    /// Aborts every call, because the connection that they came over is gone.
+    pub(crate) fn abort_calls(&mut self) {
+        self.calls.drain().for_each(|(_, task)| task.abort());
+    }
+
+    /// Aborts everything, and returns what to tell those who wait.
+    pub(crate) fn give_up(&mut self) -> Vec<(CallId, Reply)> {
+        self.waiting.clear();
+        self.tasks.abort_all();
+        let gone =
+            || Fault::new(FaultKind::WorkerLost, "the worker shut down before the agent answered");
+        self.calls.drain().map(|(id, _)| (id, Err(gone()))).collect()
+    }
+
+    /// The next message that has been handled, with the reply if it was a call. Waits for ever while
+    /// nothing runs. Cancel safe.
+    pub(crate) async fn next(&mut self) -> (Option<CallId>, Reply) {
+        loop {
+            let Some(ended) = self.tasks.join_next_with_id().await else {
+                std::future::pending::<()>().await;
+                continue;
+            };
+            let task = match &ended {
+                Ok((task, _)) => *task,
+                Err(error) => error.id(),
+            };
+            let call = self.running.remove(&task).flatten();
+            self.begin_events();
+            let reply = match ended {
+                Ok((_, reply)) => reply,
+                Err(error) if error.is_cancelled() => continue,
+                Err(error) => Err(panicked(error)),
+            };
+            match call {
+                // One that was cancelled while it ended is not answered either.
+                Some(id) if self.calls.remove(&id).is_none() => {}
+                Some(id) => return (Some(id), reply),
+                None => {
+                    if let Err(fault) = &reply {
+                        tracing::warn!(%fault, "an agent failed at an event");
+                    }
+                    return (None, reply);
+                }
+            }
+        }
+    }
+
+    /// Whether nothing runs, or waits to.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+}
+
+fn panicked(error: JoinError) -> Fault {
+    let panic = error.into_panic();
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let detail = format!("the agent panicked: {}", text.unwrap_or("no text given"));
+    Fault::new(FaultKind::AgentFailed, detail)
+}
+
+impl fmt::Debug for Handlers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handlers")
+            .field("agents", &self.agents.keys())
+            .field("running", &self.running.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Served {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Served").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,392 @@
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use parlour_core::wire::{self, Done, EventFrame, Frame, Register, Subscribe, Welcome};
+use parlour_core::{
+    AgentType, CallId, Event, Fault, FaultKind, Header, Payload, Registration, Reply, Session,
+    Settled, TopicFilter,
+};
+
+use crate::handle::{Command, Ids, LocalSubscription, Request, Waiting};
+use crate::{Error, ErrorKind};
+
+/// How much of small frames is put into one message.
+pub(crate) const BATCH_BYTES: usize = 64 * 1024;
+/// How many requests may be unanswered.
+const MAX_IN_FLIGHT: usize = 65_536;
+/// How long the host may take to confirm registrations and subscriptions.
+const SETUP_TIME: Duration = Duration::from_secs(10);
+
+/// What a client and its host owe each other, across connections. Decides; reads and writes nothing.
+///
+/// A request waits in the outbox until it is written. One that was not written when a connection
+/// ended waits for the next.
+#[derive(Debug)]
+pub(crate) struct State {
+    ids: Arc<Ids>,
+    session: Session<Waiting>,
+    outbox: VecDeque<Outgoing>,
+    /// What every connection begins with.
+    registrations: Vec<(AgentType, Registration)>,
+    agent_subscriptions: Vec<(TopicFilter, AgentType)>,
+    subscriptions: BTreeMap<u64, LocalSubscription>,
+    connected: bool,
+    /// Requests of the setup that the host has not confirmed.
+    setup: usize,
+    refused: Option<Error>,
+    max_payload: u64,
+}
+
+/// A frame that waits to be written.
+#[derive(Debug)]
+enum Outgoing {
+    /// Is answered, unless it ended while it waited.
+    Request { request: Box<Request>, deadline: Instant },
+    /// Makes sense on this connection only.
+    Plain(Box<Frame>),
+}
+
+impl State {
+    pub(crate) fn new(
+        ids: Arc<Ids>,
+        registrations: Vec<(AgentType, Registration)>,
+        agent_subscriptions: Vec<(TopicFilter, AgentType)>,
+    ) -> Self {
+        Self {
+            ids,
+            session: Session::new(MAX_IN_FLIGHT),
+            outbox: VecDeque::new(),
+            registrations,
+            agent_subscriptions,
+            subscriptions: BTreeMap::new(),
+            connected: false,
+            setup: 0,
+            refused: None,
+            max_payload: u64::MAX,
+        }
+    }
+
+    /// Takes what an application asks for. [`Command::Close`] is the driver's business.
+    pub(crate) fn handle_command(&mut self, command: Command) {
+        match command {
+            Command::Request { request, deadline, waiting } => {
+                if let Waiting::Subscribe(subscription, _) = &waiting {
+                    self.subscriptions.insert(subscription.number, subscription.clone());
+                }
+                match self.session.begin(request.id, deadline, waiting) {
+                    Ok(()) => self.outbox.push_back(Outgoing::Request { request, deadline }),
+                    Err(waiting) => self.answer(waiting, Err(too_many_in_flight()), None),
+                }
+            }
+            Command::Abandon(id) => {
+                self.session.cancel(id);
+                self.settle(None);
+            }
+            Command::Unsubscribe(number) => {
+                if self.subscriptions.remove(&number).is_some() && self.connected {
+                    let request = CallId(self.ids.next());
+                    self.push(Frame::Unsubscribe { request, subscription: number });
+                }
+            }
+            Command::Close => {}
+        }
+    }
+
+    /// Begins a connection: registrations and subscriptions go out first.
+    pub(crate) fn handle_connected(&mut self, welcome: &Welcome, now: Instant) {
+        self.connected = true;
+        self.max_payload = welcome.max_payload;
+        let mut frames = Vec::new();
+        for (agent_type, registration) in &self.registrations {
+            let request = CallId(self.ids.next());
+            let (agent_type, registration) = (agent_type.clone(), registration.clone());
+            let register = Register { request, agent_type, key: None, registration };
+            frames.push((request, Frame::Register(register), None));
+        }
+        for (filter, agent_type) in &self.agent_subscriptions {
+            let (request, subscription) = (CallId(self.ids.next()), self.ids.next());
+            let (filter, agent_type) = (filter.clone(), Some(agent_type.clone()));
+            let subscribe = Subscribe { request, subscription, filter, agent_type };
+            frames.push((request, Frame::Subscribe(subscribe), None));
+        }
+        for subscription in self.subscriptions.values() {
+            // One whose first request still waits in the outbox is sent by that.
+            let waits = |outgoing: &Outgoing| match outgoing.frame() {
+                Frame::Subscribe(subscribe) => subscribe.subscription == subscription.number,
+                _ => false,
+            };
+            if !self.outbox.iter().any(waits) {
+                let request = CallId(self.ids.next());
+                let frame = subscribe_frame(request, subscription);
+                frames.push((request, frame, Some(subscription.clone())));
+            }
+        }
+        self.setup = frames.len();
+        let deadline = now + SETUP_TIME;
+        for (id, frame, subscription) in frames.into_iter().rev() {
+            let request = Box::new(Request { id, frame, _permit: None });
+            match self.session.begin(id, deadline, Waiting::Setup(subscription)) {
+                Ok(()) => self.outbox.push_front(Outgoing::Request { request, deadline }),
+                Err(_) => self.refused = Some(too_many_in_flight().into()),
+            }
+        }
+    }
+
+    /// Ends a connection. What was written and not answered has failed; the rest waits on.
+    pub(crate) fn handle_disconnect(&mut self) {
+        self.connected = false;
+        self.setup = 0;
+        let mut waiting = HashMap::new();
+        self.outbox.retain(|outgoing| match outgoing {
+            Outgoing::Request { request, deadline } => {
+                waiting.insert(request.id, *deadline);
+                true
+            }
+            Outgoing::Plain(_) => false,
+        });
+        self.session.handle_disconnect();
+        let mut dropped = Vec::new();
+        while let Some(Settled { id, reply_to, reply, .. }) = self.session.poll_settled() {
+            let sent = reply.as_ref().is_err_and(Fault::may_have_run);
+            match (waiting.get(&id), reply_to) {
+                (_, Waiting::Setup(_)) => dropped.push(id),
+                (Some(&deadline), reply_to) => {
+                    // Has room: the session is empty but for those put back.
+                    let _ = self.session.begin(id, deadline, reply_to);
+                }
+                (None, reply_to) => self.fail(reply_to, Error::connection_lost(sent)),
+            }
+        }
+        self.outbox.retain(|outgoing| match outgoing {
+            Outgoing::Request { request, .. } => !dropped.contains(&request.id),
+            Outgoing::Plain(_) => false,
+        });
+    }
+
+    /// Ends everything, because there will be no other connection.
+    pub(crate) fn handle_closed(&mut self) {
+        self.session.handle_disconnect();
+        while let Some(settled) = self.session.poll_settled() {
+            let sent = settled.reply.as_ref().is_err_and(Fault::may_have_run);
+            if !matches!(settled.reply_to, Waiting::Setup(_)) {
+                self.fail(settled.reply_to, Error::closed().may_have_run_if(sent));
+            }
+        }
+    }
+
+    /// Takes the answer to a call, or the refusal of another request.
+    pub(crate) fn handle_reply(&mut self, id: CallId, reply: Reply) {
+        // One that nobody waits for any more goes nowhere.
+        self.session.handle_reply(id, reply);
+        self.settle(None);
+    }
+
+    /// Takes the confirmation of a request.
+    pub(crate) fn handle_done(&mut self, done: Done) {
+        self.session.handle_reply(done.request, Ok(Payload::default()));
+        self.settle(Some(done));
+    }
+
+    /// Hands an event to those of this client's subscriptions that it is for.
+    pub(crate) fn handle_event(&mut self, event: &EventFrame) {
+        let Some(header) = header(&event.header) else {
+            tracing::warn!(topic = %event.topic, "an event came without an id and is dropped");
+            return;
+        };
+        for number in &event.subscriptions {
+            // One that has just ended gets events until the host knows.
+            let Some(subscription) = self.subscriptions.get(number) else { continue };
+            let (header, topic) = (header.clone(), event.topic.clone());
+            let event = Event { header, topic, payload: event.payload.clone() };
+            if subscription.events.try_send(event).is_err() {
+                subscription.missed.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Ends what has come to its deadline.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        self.session.handle_timeout(now);
+        self.settle(None);
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) next has something to do.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.session.poll_timeout()
+    }
+
+    /// Why the host refused a registration or subscription that this connection began with.
+    pub(crate) fn poll_refused(&mut self) -> Option<Error> {
+        self.refused.take()
+    }
+
+    /// Whether the host has confirmed everything that this connection began with.
+    pub(crate) fn is_set_up(&self) -> bool {
+        self.connected && self.setup == 0
+    }
+
+    /// Queues a frame of which nothing is awaited.
+    pub(crate) fn push(&mut self, frame: Frame) {
+        self.outbox.push_back(Outgoing::Plain(Box::new(frame)));
+    }
+
+    /// Queues the answer to a call of the host.
+    pub(crate) fn push_reply(&mut self, id: CallId, reply: Reply) {
+        let reply = reply.and_then(|payload| match self.too_large(&payload) {
+            // It ran, whatever became of its answer.
+            Some(fault) => Err(fault.may_have_run_if(true)),
+            None => Ok(payload),
+        });
+        self.push(Frame::Reply(id, reply));
+    }
+
+    /// How many frames wait to be written.
+    pub(crate) fn outbox_len(&self) -> usize {
+        self.outbox.len()
+    }
+
+    /// The next message to write: as many frames as fit into a batch, or one that is larger.
+    pub(crate) fn poll_message(&mut self, now: Instant) -> Option<BytesMut> {
+        let mut message = BytesMut::new();
+        while let Some(outgoing) = self.outbox.front() {
+            if !message.is_empty() && message.len() + weight(outgoing.frame()) > BATCH_BYTES {
+                break;
+            }
+            match self.outbox.pop_front() {
+                Some(Outgoing::Plain(frame)) => wire::encode(&frame, &mut message),
+                Some(Outgoing::Request { mut request, deadline }) => {
+                    let too_large =
+                        payload(&request.frame).and_then(|payload| self.too_large(payload));
+                    if !self.session.send(request.id) {
+                        continue;
+                    }
+                    if let Some(fault) = too_large {
+                        self.handle_reply(request.id, Err(fault));
+                        continue;
+                    }
+                    if let Frame::Call(call) = &mut request.frame {
+                        call.timeout = Some(deadline.saturating_duration_since(now));
+                    }
+                    wire::encode(&request.frame, &mut message);
+                }
+                None => break,
+            }
+        }
+        (!message.is_empty()).then_some(message)
+    }
+
+    fn too_large(&self, payload: &Payload) -> Option<Fault> {
+        let (length, limit) = (payload.bytes.len() as u64, self.max_payload);
+        (length > limit).then(|| {
+            let detail = format!("the payload has {length} bytes, and the host takes {limit}");
+            Fault::new(FaultKind::TooLarge, detail)
+                .hint("send less, or raise the host's limits.payload_bytes")
+                .limit("limits.payload_bytes", Some(limit))
+        })
+    }
+
+    /// Hands on what ended. `done` belongs to the first of them, if any.
+    fn settle(&mut self, mut done: Option<Done>) {
+        while let Some(settled) = self.session.poll_settled() {
+            if settled.cancel && matches!(settled.reply_to, Waiting::Call(_)) {
+                self.push(Frame::Cancel(settled.id));
+            }
+            let unsent = settled.reply.as_ref().is_err_and(|fault| !fault.may_have_run());
+            if unsent {
+                // Frees its place in the queue, which may stand still while there is no connection.
+                self.outbox.retain(|outgoing| {
+                    !matches!(
+                        outgoing,
+                        Outgoing::Request { request, .. } if request.id == settled.id
+                    )
+                });
+            }
+            self.answer(settled.reply_to, settled.reply, done.take());
+        }
+    }
+
+    fn answer(&mut self, waiting: Waiting, reply: Reply, done: Option<Done>) {
+        // Whoever waited may have gone meanwhile.
+        match (waiting, reply, done) {
+            (Waiting::Setup(_), Ok(_), Some(_)) => self.setup = self.setup.saturating_sub(1),
+            (Waiting::Call(answer), Ok(payload), None) => drop(answer.send(Ok(payload))),
+            (Waiting::Publish(answer) | Waiting::Subscribe(_, answer), Ok(_), Some(done)) => {
+                drop(answer.send(Ok(done)));
+            }
+            (waiting, Err(fault), _) => self.fail(waiting, fault.into()),
+            (waiting, Ok(_), _) => {
+                let error = "the host answered a request as if it were one of another kind";
+                self.fail(waiting, Error::new(ErrorKind::Protocol, error).may_have_run_if(true));
+            }
+        }
+    }
+
+    fn fail(&mut self, waiting: Waiting, error: Error) {
+        match waiting {
+            // What the application subscribed to can be refused alone: its events end.
+            Waiting::Setup(Some(subscription)) => {
+                tracing::warn!(filter = ?subscription.filter, %error, "cannot subscribe again");
+                self.subscriptions.remove(&subscription.number);
+                self.setup = self.setup.saturating_sub(1);
+            }
+            Waiting::Setup(None) => self.refused = Some(error),
+            Waiting::Call(answer) => drop(answer.send(Err(error))),
+            Waiting::Publish(answer) => drop(answer.send(Err(error))),
+            Waiting::Subscribe(subscription, answer) => {
+                self.subscriptions.remove(&subscription.number);
+                drop(answer.send(Err(error)));
+            }
+        }
+    }
+}
+
+impl Outgoing {
+    fn frame(&self) -> &Frame {
+        match self {
+            Self::Request { request, .. } => &request.frame,
+            Self::Plain(frame) => frame,
+        }
+    }
+}
+
+/// A subscription of the connection itself.
+pub(crate) fn subscribe_frame(request: CallId, subscription: &LocalSubscription) -> Frame {
+    let (number, filter) = (subscription.number, subscription.filter.clone());
+    Frame::Subscribe(Subscribe { request, subscription: number, filter, agent_type: None })
+}
+
+/// What every message of a host carries; `None` if it names neither message nor conversation.
+pub(crate) fn header(fields: &wire::HeaderFields) -> Option<Header> {
+    Some(Header {
+        id: fields.id.clone()?,
+        conversation: fields.conversation.clone()?,
+        cause: fields.cause.clone(),
+        principal: fields.principal.clone().unwrap_or(parlour_core::Principal::ANONYMOUS),
+        sender: fields.sender.clone(),
+        traceparent: fields.traceparent.clone(),
+        hops: fields.hops,
+        idempotency_key: fields.idempotency_key.clone(),
+    })
+}
+
+fn too_many_in_flight() -> Fault {
+    let detail = format!("this client has {MAX_IN_FLIGHT} unanswered requests");
+    Fault::new(FaultKind::Overloaded, detail).hint("wait for some answers before asking more")
+}
+
+fn payload(frame: &Frame) -> Option<&Payload> {
+    match frame {
+        Frame::Call(call) => Some(&call.payload),
+        Frame::Publish(publish) => Some(&publish.payload),
+        Frame::Reply(_, Ok(payload)) => Some(payload),
+        _ => None,
+    }
+}
+
+/// About the bytes that a frame takes.
+fn weight(frame: &Frame) -> usize {
+    payload(frame).map_or(0, Payload::weight) + 256
+}

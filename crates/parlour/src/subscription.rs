@@ -1,0 +1,78 @@
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use futures_util::Stream;
+use parlour_core::{Event, TopicFilter};
+use tokio::sync::mpsc;
+
+use crate::Error;
+use crate::handle::{Handle, LocalSubscription, now};
+
+/// How many events may wait to be taken.
+const BUFFER: usize = 1024;
+
+/// Events as they come, from [`Client::subscribe`](crate::Client::subscribe).
+///
+/// Holds up to 1,024 events that were not taken yet; those beyond are dropped, and
+/// [`missed`](Self::missed) counts them. What is published while the client reconnects is missed
+/// without being counted. Dropping it unsubscribes. It is also a [`Stream`].
+pub struct Subscription {
+    handle: Handle,
+    number: u64,
+    events: mpsc::Receiver<Event>,
+    missed: Arc<AtomicU64>,
+}
+
+impl Subscription {
+    pub(crate) async fn new(handle: Handle, pattern: &str) -> Result<Self, Error> {
+        let filter = TopicFilter::parse(pattern)?;
+        let (sender, events) = mpsc::channel(BUFFER);
+        let missed = Arc::new(AtomicU64::new(0));
+        let number = handle.next_number();
+        let deadline = now() + handle.default_timeout();
+        // Made before it is confirmed, so that dropping this future unsubscribes too.
+        let subscription =
+            Self { handle: handle.clone(), number, events, missed: Arc::clone(&missed) };
+        handle
+            .subscribe(LocalSubscription { number, filter, events: sender, missed }, deadline)
+            .await?;
+        Ok(subscription)
+    }
+
+    /// Waits for the next event. `None` once the client is closed. Cancel safe.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// How many events were dropped because nobody took those before.
+    pub fn missed(&self) -> u64 {
+        self.missed.load(Ordering::Relaxed)
+    }
+}
+
+impl Stream for Subscription {
+    type Item = Event;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.events.poll_recv(cx)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.handle.unsubscribe(self.number);
+    }
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription")
+            .field("number", &self.number)
+            .field("waiting", &self.events.len())
+            .field("missed", &self.missed())
+            .finish_non_exhaustive()
+    }
+}

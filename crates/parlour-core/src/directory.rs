@@ -180,9 +180,6 @@ pub struct Recipients {
 }
 
 impl<P: Clone> Directory<P> {
-    /// Subscriptions that one agent type may have.
-    pub const MAX_SUBSCRIPTIONS: usize = 1_000;
-
     /// Records that `worker` serves `agent_type`. Registering it again changes the capabilities.
     pub fn register(
         &mut self,
@@ -281,7 +278,8 @@ impl<P: Clone> Directory<P> {
     /// Adds a subscription that lives as long as its worker.
     ///
     /// With `unique`, one that matches the same for the same agents is refused; without, each worker
-    /// of a pool may have its own, and an agent still gets each event once.
+    /// of a pool may have its own, and an agent still gets each event once. At most `max` of one
+    /// owner are for the same agent type.
     pub fn subscribe(
         &mut self,
         owner: WorkerId,
@@ -289,6 +287,7 @@ impl<P: Clone> Directory<P> {
         id: SubscriptionId,
         subscription: Subscription,
         unique: bool,
+        max: usize,
     ) -> Result<(), RegisterError> {
         let same_filter = self.topics.get(&subscription.filter);
         let twin = |id| self.subscriptions.get(id).is_some_and(|s| s.subscription == subscription);
@@ -301,7 +300,7 @@ impl<P: Clone> Directory<P> {
             let owned = self.workers.get(&owner).map(|worker| &worker.subscriptions);
             let ids = owned.into_iter().flatten();
             let count = ids.filter(|&id| self.subscriptions.get(id).is_some_and(is_same)).count();
-            if count >= Self::MAX_SUBSCRIPTIONS {
+            if count >= max {
                 return Err(RegisterError::TooManySubscriptions(agent_type.clone()));
             }
         }
@@ -552,7 +551,7 @@ mod tests {
             let filter = TopicFilter::parse(filter).unwrap();
             let subscription = Subscription { filter, target: Target::Agent(kind("a")) };
             let id = SubscriptionId::Numbered(WorkerId(1), n as u64);
-            room.subscribe(WorkerId(1), &1, id, subscription, true).unwrap();
+            room.subscribe(WorkerId(1), &1, id, subscription, true, 9).unwrap();
         }
         let topic =
             TopicId::new(TopicType::parse("news.tech").unwrap(), Key::parse("server").unwrap());

@@ -1,1 +1,83 @@
-//! host
+//! The host: one program that routes calls and events between agents, over every door.
+//!
+//! ```no_run
+//! # async fn example() -> std::io::Result<()> {
+//! use parlour_host::{Config, Host};
+//!
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+//! let host = Host::new(Config::default());
+//! host.serve(listener, async { tokio::signal::ctrl_c().await.unwrap_or(()) }).await
+//! # }
+//! ```
+//!
+//! `ARCHITECTURE.md` follows one call through these modules.
+
+mod channel;
+pub mod config;
+mod connection;
+mod event;
+mod exchange;
+mod http;
+mod io;
+mod json;
+mod link;
+mod metrics;
+mod peer;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use tokio_util::task::TaskTracker;
+
+pub use crate::config::{Config, ConfigError, Setting};
+pub use crate::http::server::Listener;
+pub use crate::io::Io;
+
+use crate::exchange::Exchange;
+use crate::http::guard::Guard;
+use crate::http::router::{App, router};
+use crate::http::upgrade::Lobby;
+
+/// A host: the room in memory, and the doors to it.
+pub struct Host {
+    app: App,
+}
+
+impl Host {
+    /// A host that lets in whoever can reach its port.
+    pub fn new(config: Config) -> Self {
+        Self::build(config, None)
+    }
+
+    /// A host that lets in only who shows `token` as a bearer token.
+    pub fn with_token(config: Config, token: &str) -> Self {
+        Self::build(config, Some(token))
+    }
+
+    fn build(config: Config, token: Option<&str>) -> Self {
+        let guard = Arc::new(Guard::new(&config, token));
+        let exchange = Exchange::new(Arc::new(config));
+        let (lobby, tasks) = (Lobby::default(), TaskTracker::new());
+        Self { app: App { exchange, guard, lobby, tasks } }
+    }
+
+    /// Serves `listener` until `shutdown` completes, and then until what is in flight has ended.
+    ///
+    /// From the begin of the shutdown `/readyz` answers 503 and new calls are refused, but for those
+    /// that running ones make; when all have ended, or after `server.drain_timeout`, the port
+    /// closes and channels are closed with 1001.
+    pub async fn serve(
+        self,
+        listener: impl Listener,
+        shutdown: impl Future<Output = ()>,
+    ) -> std::io::Result<()> {
+        let router = router(self.app.clone());
+        http::server::serve(self.app, router, listener, shutdown).await
+    }
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,4 @@
+//! The protocols that are spoken on a channel.
+
+pub(crate) mod dialect;
+pub(crate) mod native;

@@ -1,0 +1,375 @@
+//! Every setting of a host: its key, its default and what it is for, said once.
+
+use std::fmt;
+use std::time::Duration;
+
+use thiserror::Error;
+
+/// A setting as documentation and tools see it.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Setting {
+    /// The dotted key, such as `limits.payload_bytes`.
+    pub key: &'static str,
+    /// The default, as it would be written.
+    pub default: &'static str,
+    /// What it is for.
+    pub doc: &'static str,
+}
+
+/// Why a setting is refused.
+#[derive(Clone, Debug, Eq, Error, PartialEq)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// There is no such key.
+    #[error("there is no setting `{key}`")]
+    UnknownKey {
+        /// The key as given.
+        key: String,
+        /// The key that was probably meant.
+        suggestion: Option<&'static str>,
+    },
+    /// The value does not fit.
+    #[error("`{value}` is not a value of `{key}`: expected {expected}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// The value as given.
+        value: String,
+        /// What a value looks like.
+        expected: &'static str,
+    },
+}
+
+/// A value that a setting can have.
+trait Value: Sized {
+    const EXPECTED: &'static str;
+    fn read(text: &str) -> Option<Self>;
+    fn write(&self) -> String;
+    /// The value as a plain number, if it is one.
+    fn number(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// Defines [`Config`] and [`Config::SETTINGS`] from one table.
+macro_rules! settings {
+    ($($section:ident { $($name:ident: $type:ty = $default:literal, $doc:literal;)* })*) => {
+        /// The settings of a host, all with defaults.
+        #[derive(Clone, Debug)]
+        #[expect(clippy::exhaustive_structs, reason = "made by `default` and changed by `set`")]
+        pub struct Config {
+            $(#[doc = concat!("Settings under `", stringify!($section), "`.")]
+              pub $section: $section::Section,)*
+        }
+
+        $(
+            #[doc = concat!("Settings under `", stringify!($section), "`.")]
+            pub mod $section {
+                #[expect(unused_imports, reason = "not every section uses every type")]
+                use super::{Bytes, Duration, List};
+
+                /// The values.
+                #[derive(Clone, Debug)]
+                #[non_exhaustive]
+                pub struct Section { $(#[doc = $doc] pub $name: $type,)* }
+
+                $(#[doc = concat!("The key of `", stringify!($name), "`.")]
+                  #[allow(non_upper_case_globals, reason = "the name of the field it is the key of")]
+                  pub(crate) const $name: &str =
+                    concat!(stringify!($section), ".", stringify!($name));)*
+            }
+        )*
+
+        impl Config {
+            /// Every setting.
+            pub const SETTINGS: &[Setting] = &[$($(Setting {
+                key: concat!(stringify!($section), ".", stringify!($name)),
+                default: $default,
+                doc: $doc,
+            },)*)*];
+
+            /// Changes the setting of this key.
+            pub fn set(&mut self, key: &str, value: &str) -> Result<(), ConfigError> {
+                $($(if key == $section::$name {
+                    self.$section.$name = read($section::$name, value)?;
+                    return Ok(());
+                })*)*
+                Err(ConfigError::UnknownKey { key: key.into(), suggestion: suggestion(key) })
+            }
+
+            /// Every limit as a plain number: messages, or bytes.
+            pub(crate) fn limits(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                let all = [$($(($section::$name, self.$section.$name.number()),)*)*];
+                let all = all.into_iter().filter_map(|(key, number)| Some((key, number?)));
+                all.filter(|(key, _)| key.starts_with("limits."))
+            }
+
+            /// The value of the setting of this key, as it would be written.
+            pub fn value(&self, key: &str) -> Option<String> {
+                $($(if key == $section::$name {
+                    return Some(self.$section.$name.write());
+                })*)*
+                None
+            }
+        }
+
+        impl Default for Config {
+            fn default() -> Self {
+                Self { $($section: $section::Section {
+                    $($name: read($section::$name, $default)
+                        .expect("a test reads every default"),)*
+                },)* }
+            }
+        }
+    };
+}
+
+settings! {
+    server {
+        listen: String = "127.0.0.1:9000",
+            "Address and port of all doors. Port 0 takes a free one.";
+        name: String = "parlour",
+            "What the host calls itself, for people.";
+        threads: usize = "0",
+            "Threads that serve connections; 0 is one per core.";
+        log: String = "warn",
+            "What is logged on stderr: error, warn, info, debug, trace, or a filter per module.";
+        token_file: String = "",
+            "File with the one bearer token that clients must show. Empty: none is asked for.";
+        allowed_hosts: List = "",
+            "Host names, beside loopback and the listen address, that requests may name.";
+        allowed_origins: List = "",
+            "Web origins, such as https://app.example.com, whose pages may talk to the host.";
+        drain_timeout: Duration = "25s",
+            "How long calls in flight may take to end after SIGTERM.";
+    }
+    calls {
+        default_timeout: Duration = "30s",
+            "The deadline of a call that states none.";
+        max_timeout: Duration = "10m",
+            "The longest deadline a call may ask for; a longer one is shortened to it.";
+    }
+    limits {
+        payload_bytes: Bytes = "1MiB",
+            "The largest payload of a message. A channel's frame may have 64 KiB more.";
+        json_body_bytes: Bytes = "1MiB",
+            "The largest body of a JSON-RPC request.";
+        json_depth: usize = "64",
+            "How deep JSON may nest.";
+        batch: usize = "50",
+            "Requests in one JSON-RPC batch.";
+        headers: usize = "64",
+            "Header fields of a request.";
+        header_bytes: Bytes = "16KiB",
+            "Bytes of a request's line and header fields.";
+        http2_streams: usize = "100",
+            "Requests at once on one HTTP/2 connection.";
+        body_bytes_per_second: Bytes = "1KiB",
+            "The slowest a body may come, once it has come for as long as timeouts.body_stall.";
+        connections: usize = "16000",
+            "Connections at once.";
+        worker_in_flight: usize = "1024",
+            "Calls that one worker may have at once; further ones are answered `overloaded`.";
+        caller_in_flight: usize = "4096",
+            "Calls that one channel may have made and not yet heard of.";
+        queue_messages: usize = "4096",
+            "Messages that may wait for one connection.";
+        queue_bytes: Bytes = "8MiB",
+            "Bytes of messages that may wait for one connection.";
+        subscriptions: usize = "1000",
+            "Subscriptions that one connection may have for one agent type.";
+        fan_out: usize = "10000",
+            "Connections that one event may go to.";
+        hops: usize = "16",
+            "Messages that may follow from one another.";
+    }
+    timeouts {
+        first_byte: Duration = "10s",
+            "From the opening of a connection until its protocol is known.";
+        headers: Duration = "5s",
+            "From the first byte of a request until the end of its headers.";
+        body_stall: Duration = "10s",
+            "Between two pieces of a body.";
+        idle: Duration = "30s",
+            "Between two requests on one connection.";
+        stalled_write: Duration = "10s",
+            "Without a byte taken by a peer that has output waiting; then it is cut.";
+        handshake: Duration = "10s",
+            "From the opening of a `parlour.v1` channel until its first frame.";
+        attach: Duration = "60s",
+            "From the registration of a 0.1.0 worker until it opens its socket.";
+        heartbeat: Duration = "15s",
+            "Between two pings of a channel; two without any answer, and the peer is dead.";
+    }
+}
+
+/// A number of bytes, written `1048576`, `16KiB` or `1MiB`.
+pub type Bytes = ByteCount;
+
+/// A number of bytes.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[expect(clippy::exhaustive_structs, reason = "a number with a unit")]
+pub struct ByteCount(pub usize);
+
+/// Texts separated by commas.
+pub type List = Vec<String>;
+
+impl Value for String {
+    const EXPECTED: &'static str = "a text";
+
+    fn read(text: &str) -> Option<Self> {
+        Some(text.into())
+    }
+
+    fn write(&self) -> String {
+        self.clone()
+    }
+}
+
+impl Value for usize {
+    const EXPECTED: &'static str = "a whole number";
+
+    fn read(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+
+    fn write(&self) -> String {
+        self.to_string()
+    }
+
+    fn number(&self) -> Option<u64> {
+        Some(*self as u64)
+    }
+}
+
+impl Value for List {
+    const EXPECTED: &'static str = "texts separated by commas";
+
+    fn read(text: &str) -> Option<Self> {
+        Some(text.split(',').map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect())
+    }
+
+    fn write(&self) -> String {
+        self.join(",")
+    }
+}
+
+const BYTE_UNITS: [(&str, usize); 4] =
+    [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+impl Value for ByteCount {
+    const EXPECTED: &'static str = "a number of bytes such as 65536, 64KiB or 1MiB";
+
+    fn read(text: &str) -> Option<Self> {
+        let (number, unit) = split_unit(text);
+        let (_, factor) = BYTE_UNITS.into_iter().find(|(name, _)| {
+            name.eq_ignore_ascii_case(unit) || (unit.is_empty() && *name == "B")
+        })?;
+        number.parse::<usize>().ok()?.checked_mul(factor).map(Self)
+    }
+
+    fn write(&self) -> String {
+        self.to_string()
+    }
+
+    fn number(&self) -> Option<u64> {
+        Some(self.0 as u64)
+    }
+}
+
+impl fmt::Display for ByteCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_whole = |&(_, factor): &(&str, usize)| self.0 >= factor && self.0 % factor == 0;
+        match BYTE_UNITS.into_iter().find(is_whole) {
+            Some((_, 1)) | None => write!(f, "{}", self.0),
+            Some((unit, factor)) => write!(f, "{}{unit}", self.0 / factor),
+        }
+    }
+}
+
+const TIME_UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+
+impl Value for Duration {
+    const EXPECTED: &'static str = "a time such as 500ms, 30s or 10m";
+
+    fn read(text: &str) -> Option<Self> {
+        let (number, unit) = split_unit(text);
+        let (_, factor) = TIME_UNITS.into_iter().find(|(name, _)| *name == unit)?;
+        number.parse::<u64>().ok()?.checked_mul(factor).map(Self::from_millis)
+    }
+
+    fn write(&self) -> String {
+        let millis = self.as_millis() as u64;
+        let is_whole = |&(_, factor): &(&str, u64)| millis >= factor && millis % factor == 0;
+        let (unit, factor) = TIME_UNITS.into_iter().find(is_whole).unwrap_or(("ms", 1));
+        format!("{}{unit}", millis / factor)
+    }
+}
+
+fn split_unit(text: &str) -> (&str, &str) {
+    let text = text.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    (&text[..end], text[end..].trim_start())
+}
+
+fn read<T: Value>(key: &'static str, value: &str) -> Result<T, ConfigError> {
+    T::read(value).ok_or_else(|| ConfigError::Value {
+        key,
+        value: value.into(),
+        expected: T::EXPECTED,
+    })
+}
+
+fn suggestion(key: &str) -> Option<&'static str> {
+    let last = |key: &'static str| key.rsplit('.').next().unwrap_or(key);
+    let distance = |setting: &Setting| {
+        strsim::damerau_levenshtein(key, setting.key)
+            .min(strsim::damerau_levenshtein(key, last(setting.key)) + 1)
+    };
+    let nearest = Config::SETTINGS.iter().min_by_key(|setting| distance(setting))?;
+    (distance(nearest) <= 1 + key.len() / 3).then_some(nearest.key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_reads_and_writes_back() {
+        let config = Config::default();
+        for setting in Config::SETTINGS {
+            assert_eq!(config.value(setting.key).as_deref(), Some(setting.default));
+            Config::default().set(setting.key, setting.default).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_wrong_key_is_told_which_was_meant() {
+        let mut config = Config::default();
+        let meant = |error| match error {
+            ConfigError::UnknownKey { suggestion, .. } => suggestion,
+            other => panic!("{other}"),
+        };
+        let error = config.set("limits.payload_byte", "1").unwrap_err();
+        assert_eq!(meant(error), Some("limits.payload_bytes"));
+        assert_eq!(meant(config.set("heartbeet", "1s").unwrap_err()), Some("timeouts.heartbeat"));
+        assert_eq!(meant(config.set("colour", "red").unwrap_err()), None);
+    }
+
+    #[test]
+    fn a_wrong_value_is_told_what_one_looks_like() {
+        let mut config = Config::default();
+        for (key, value) in [
+            ("calls.default_timeout", "30"),
+            ("limits.payload_bytes", "1 parsec"),
+            ("limits.batch", "-1"),
+            ("limits.queue_bytes", "99999999999GiB"),
+        ] {
+            let error = config.set(key, value).unwrap_err();
+            assert!(matches!(error, ConfigError::Value { .. }), "{error}");
+        }
+        config.set("limits.payload_bytes", "64 kib").unwrap();
+        assert_eq!(config.limits.payload_bytes, ByteCount(65536));
+    }
+}

@@ -1,0 +1,476 @@
+//! One channel, from its opening to its end: the task that owns a worker's or caller's socket.
+
+use std::collections::{HashMap, VecDeque};
+use std::pin::{Pin, pin};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use parlour_core::wire::{self, CallFrame, Done, Frame, Hello, PublishFrame, Register, Welcome};
+use parlour_core::{
+    AgentId, Call, CallId, Event, Fault, FaultKind, Reply, Session, Subscription, SubscriptionId,
+    Target,
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::config::limits;
+use crate::exchange::{Exchange, Origin, Published, Ticket};
+use crate::link::{Link, Received, Sendable};
+use crate::peer::{Close, Dispatched, Outgoing, Peer, RETRY_AFTER, ReplyTo};
+
+/// A channel's task.
+pub(crate) struct Connection<L> {
+    exchange: Exchange,
+    peer: Peer,
+    origin: Origin,
+    inbox: mpsc::UnboundedReceiver<Outgoing>,
+    /// What was taken from the inbox and waits for room on the link.
+    outbox: VecDeque<Outgoing>,
+    /// Calls that the peer was given, or will be.
+    session: Session<ReplyTo>,
+    /// Calls that the peer made, under its own names.
+    made: HashMap<CallId, Option<Ticket>>,
+    greeted: bool,
+    link: std::marker::PhantomData<fn(L)>,
+}
+
+/// Messages taken from the inbox before the socket gets its turn.
+const BATCH: usize = 256;
+/// How long a peer may take to answer a close.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+
+impl<L: Link> Connection<L> {
+    /// A channel whose peer has a place in the exchange.
+    pub(crate) fn new(
+        exchange: Exchange,
+        peer: Peer,
+        inbox: mpsc::UnboundedReceiver<Outgoing>,
+    ) -> Self {
+        let origin = Origin { principal: peer.principal.clone(), worker: Some(peer.id) };
+        let session = Session::new(exchange.config().limits.worker_in_flight);
+        Self {
+            exchange,
+            peer,
+            origin,
+            inbox,
+            outbox: VecDeque::new(),
+            session,
+            made: HashMap::new(),
+            greeted: !L::GREETS,
+            link: std::marker::PhantomData,
+        }
+    }
+
+    /// Waits until the peer's socket is there, while calls for it wait or end; then serves it.
+    ///
+    /// A 0.1.0 worker registers before it opens its socket.
+    pub(crate) async fn run_once_attached(
+        mut self,
+        attached: oneshot::Receiver<L>,
+        until: Instant,
+    ) -> Option<L> {
+        let mut attached = pin!(attached);
+        let link = loop {
+            self.hand_on_settled();
+            let due = self.session.poll_timeout().map_or(until, |at| until.min(at.into()));
+            tokio::select! {
+                link = &mut attached => break link.ok(),
+                Some(item) = self.inbox.recv() => self.take(item),
+                () = sleep_until(due) => {
+                    let now = Instant::now();
+                    self.session.handle_timeout(now.into_std());
+                    if now >= until {
+                        break None;
+                    }
+                }
+            }
+        };
+        match link {
+            Some(link) => Some(self.run(link).await),
+            None => {
+                self.finish();
+                None
+            }
+        }
+    }
+
+    /// Serves the peer on `link` until one of the two closes it. The link comes back to
+    /// [`linger`](Link::linger).
+    pub(crate) async fn run(mut self, mut link: L) -> L {
+        let metrics = self.exchange.metrics().clone();
+        metrics.channels.inc();
+        metrics.channels_opened.inc();
+        self.peer.connected.store(true, Relaxed);
+        let end = self.serve(&mut link).await;
+        tracing::debug!(worker = self.peer.id.0, end, "channel ended");
+        metrics.channels.dec();
+        self.finish();
+        link
+    }
+
+    /// Moves messages both ways until the channel ends, and says why it did.
+    async fn serve(&mut self, link: &mut L) -> &'static str {
+        let timeouts = &self.exchange.config().clone().timeouts;
+        let opened = Instant::now();
+        let mut next_beat = opened + timeouts.heartbeat;
+        let (mut heard, mut missed) = (false, 0);
+        let mut closes: Option<Instant> = None;
+        let mut timer: Pin<Box<Sleep>> = Box::pin(sleep_until(next_beat));
+        let mut frames = Vec::new();
+        loop {
+            for _ in 0..BATCH {
+                let Ok(item) = self.inbox.try_recv() else { break };
+                self.take(item);
+            }
+            self.hand_on_settled();
+            if closes.is_none() && self.fill(link) {
+                closes = Some(Instant::now() + CLOSE_PATIENCE);
+            }
+
+            let mut due = closes.unwrap_or(next_beat);
+            if let Some(deadline) = self.session.poll_timeout() {
+                due = due.min(deadline.into());
+            }
+            if !self.greeted {
+                due = due.min(opened + timeouts.handshake);
+            }
+            // One that fires early does no harm; it is moved only where it would fire late.
+            if due < timer.deadline() {
+                timer.as_mut().reset(due);
+            }
+            let reads = closes.is_some() || !self.peer.is_choked();
+            let wants_room = closes.is_none() && !self.outbox.is_empty();
+            tokio::select! {
+                biased;
+                received = link.receive(reads, wants_room, &mut frames) => match received {
+                    Received::Room => {}
+                    Received::Closed => return "closed",
+                    Received::Stalled => {
+                        self.exchange.metrics().stalled_writes.inc();
+                        return "cut: it took no byte for too long";
+                    }
+                    received => {
+                        heard = true;
+                        let taken = frames.drain(..).filter(|_| closes.is_none());
+                        let handled: Result<(), Close> =
+                            taken.map(|frame| self.handle(frame)).collect();
+                        let refused = match received {
+                            Received::Refused(close) => Err(close),
+                            _ => handled,
+                        };
+                        if let Err(close) = refused {
+                            self.refuse(close);
+                        }
+                    }
+                },
+                item = self.inbox.recv() => match item {
+                    Some(item) => self.take(item),
+                    None => return "forgotten",
+                },
+                () = &mut timer => {
+                    let now = Instant::now();
+                    self.session.handle_timeout(now.into_std());
+                    if closes.is_some_and(|at| now >= at) {
+                        return "cut: it did not answer the close";
+                    }
+                    if !self.greeted && now >= opened + timeouts.handshake {
+                        self.greeted = true;
+                        self.refuse(Close::new(Close::POLICY, "no HELLO within timeouts.handshake"));
+                    }
+                    if now >= next_beat {
+                        missed = if std::mem::take(&mut heard) { 0 } else { missed + 1 };
+                        if missed >= 2 {
+                            self.exchange.metrics().missed_heartbeats.inc();
+                            return "cut: it missed two heartbeats";
+                        }
+                        next_beat = now + timeouts.heartbeat;
+                        if closes.is_none() {
+                            self.send(link, Sendable::Ping);
+                        }
+                    }
+                    timer.as_mut().reset(next_beat);
+                }
+            }
+        }
+    }
+
+    // What the exchange has for the peer.
+
+    fn take(&mut self, item: Outgoing) {
+        match item {
+            Outgoing::Call(mut dispatched) => {
+                let Some(reply_to) = dispatched.reply_to.take() else { return };
+                let Dispatched { id, call, .. } = &*dispatched;
+                let begun = self.session.begin(*id, call.deadline, reply_to);
+                let item = Outgoing::Call(dispatched);
+                match begun {
+                    Ok(()) => self.outbox.push_back(item),
+                    Err(reply_to) => {
+                        self.peer.wrote(item.weight());
+                        reply_to.send(Err(self.too_busy()));
+                    }
+                }
+                self.peer.in_flight.store(self.session.in_flight(), Relaxed);
+            }
+            Outgoing::Cancel(id) => {
+                self.peer.wrote(item.weight());
+                self.session.cancel(id);
+            }
+            item => self.outbox.push_back(item),
+        }
+    }
+
+    /// Queues something of the connection's own.
+    fn push(&mut self, item: Outgoing) {
+        self.peer.holds(item.weight());
+        self.outbox.push_back(item);
+    }
+
+    fn hand_on_settled(&mut self) {
+        let mut any = false;
+        while let Some(settled) = self.session.poll_settled() {
+            any = true;
+            if settled.cancel {
+                self.push(Outgoing::Withdraw(settled.id));
+            }
+            settled.reply_to.send(settled.reply);
+        }
+        if any {
+            self.peer.in_flight.store(self.session.in_flight(), Relaxed);
+        }
+    }
+
+    /// Moves what waits onto the link, as far as it has room. Returns whether the link closes now.
+    fn fill(&mut self, link: &mut L) -> bool {
+        while link.has_room()
+            && let Some(item) = self.outbox.pop_front()
+        {
+            self.peer.wrote(item.weight());
+            match item {
+                Outgoing::Call(dispatched) => self.send_call(link, &dispatched),
+                Outgoing::Withdraw(id) => self.send(link, Sendable::Withdraw(id)),
+                Outgoing::Reply(id, reply) => {
+                    self.made.remove(&id);
+                    self.send(link, Sendable::Reply(id, &reply));
+                }
+                Outgoing::Event(event, to) => self.send(link, Sendable::Event(&event, &to)),
+                Outgoing::Frame(frame) => self.send(link, Sendable::Frame(&frame)),
+                Outgoing::Drain => self.send(link, Sendable::Drain),
+                Outgoing::Close(close) => {
+                    link.close(&close);
+                    return true;
+                }
+                Outgoing::Cancel(id) => self.session.cancel(id),
+            }
+        }
+        false
+    }
+
+    fn send_call(&mut self, link: &mut L, dispatched: &Dispatched) {
+        let Dispatched { id, call, .. } = dispatched;
+        let remaining = Instant::from_std(call.deadline) - Instant::now();
+        if self.session.send(*id)
+            && let Err(fault) = link.send(Sendable::Call(*id, call, remaining))
+        {
+            self.session.handle_reply(*id, Err(fault));
+        }
+    }
+
+    /// Sends what has no other way to fail than that the protocol has no word for it.
+    fn send(&self, link: &mut L, item: Sendable<'_>) {
+        if let Err(fault) = link.send(item) {
+            tracing::debug!(worker = self.peer.id.0, %fault, "not sent");
+        }
+    }
+
+    // What the peer says.
+
+    fn handle(&mut self, frame: Frame) -> Result<(), Close> {
+        if !self.greeted {
+            return match frame {
+                Frame::Hello(hello) => self.greet(&hello),
+                _ => Err(Close::new(Close::PROTOCOL, "the first frame must be HELLO")),
+            };
+        }
+        match frame {
+            Frame::Call(call) => return self.handle_call(call),
+            Frame::Reply(id, reply) => {
+                if !self.session.handle_reply(id, self.checked(reply)) {
+                    self.exchange.metrics().replies_unasked.inc();
+                }
+            }
+            Frame::Cancel(id) => {
+                if let Some(Some(ticket)) = self.made.get(&id) {
+                    ticket.cancel();
+                }
+            }
+            Frame::Publish(publish) => self.handle_publish(publish),
+            Frame::Register(register) => {
+                let Register { request, agent_type, key, registration } = register;
+                let done = match key {
+                    None => self.exchange.register(&self.peer, &agent_type, registration),
+                    Some(key) => {
+                        let agent = AgentId::new(agent_type, key);
+                        self.exchange.register_instance(&self.peer, &agent)
+                    }
+                };
+                self.answer(request, done);
+            }
+            Frame::Unregister { request, agent_type, key } => {
+                let done = match key {
+                    None => self.exchange.unregister(&self.peer, &agent_type),
+                    Some(key) => {
+                        let agent = AgentId::new(agent_type, key);
+                        self.exchange.unregister_instance(&self.peer, &agent)
+                    }
+                };
+                self.answer(request, done);
+            }
+            Frame::Subscribe(subscribe) => {
+                let number = subscribe.subscription;
+                let id = SubscriptionId::Numbered(self.peer.id, number);
+                let target = subscribe.agent_type.map_or(Target::Listener(number), Target::Agent);
+                let subscription = Subscription { filter: subscribe.filter, target };
+                let done = self.exchange.subscribe(&self.peer, id, subscription, false);
+                self.answer(subscribe.request, done);
+            }
+            Frame::Unsubscribe { request, subscription } => {
+                let id = SubscriptionId::Numbered(self.peer.id, subscription);
+                let done = self.exchange.unsubscribe(&self.peer, &id);
+                self.answer(request, done);
+            }
+            Frame::Ping(number) => self.push(Outgoing::Frame(Box::new(Frame::Pong(number)))),
+            Frame::Pong(_) => {}
+            Frame::Drain => self.exchange.drain(&self.peer),
+            Frame::Hello(_) => return Err(Close::new(Close::PROTOCOL, "a second HELLO")),
+            _ => return Err(Close::new(Close::PROTOCOL, "a frame that only a host sends")),
+        }
+        Ok(())
+    }
+
+    fn greet(&mut self, hello: &Hello) -> Result<(), Close> {
+        let spoken = |version: &&u64| wire::VERSIONS.contains(version);
+        let Some(&version) = hello.versions.iter().filter(spoken).max() else {
+            let reason = format!(
+                "no common version: the client speaks {:?}, the host {:?}",
+                hello.versions,
+                wire::VERSIONS
+            );
+            return Err(Close::new(Close::PROTOCOL, reason));
+        };
+        self.greeted = true;
+        self.peer.set_name(&hello.name.chars().take(128).collect::<String>());
+        let config = self.exchange.config();
+        let welcome = Welcome {
+            version,
+            features: Vec::new(),
+            name: config.server.name.as_str().into(),
+            max_payload: config.limits.payload_bytes.0 as u64,
+            heartbeat: config.timeouts.heartbeat,
+        };
+        self.push(Outgoing::Frame(Box::new(Frame::Welcome(welcome))));
+        if self.exchange.is_draining() {
+            self.push(Outgoing::Drain);
+        }
+        Ok(())
+    }
+
+    fn handle_call(&mut self, frame: CallFrame) -> Result<(), Close> {
+        let CallFrame { id, target, timeout, header, payload } = frame;
+        if self.made.contains_key(&id) {
+            let reason = format!("call {} is in flight already", id.0);
+            return Err(Close::new(Close::PROTOCOL, reason));
+        }
+        let metrics = self.exchange.metrics();
+        let reply_to = ReplyTo::peer(self.peer.clone(), id, metrics);
+        let limit = self.exchange.config().limits.caller_in_flight;
+        if self.made.len() >= limit {
+            metrics.limit_hit(limits::caller_in_flight);
+            let detail = "this connection has as many calls in flight as it may have";
+            reply_to.send(Err(Fault::new(FaultKind::Overloaded, detail)
+                .hint("wait for replies before sending more")
+                .retry_after(RETRY_AFTER)
+                .limit(limits::caller_in_flight, Some(limit as u64))));
+            return Ok(());
+        }
+        let header = self.exchange.stamp(header, &self.origin);
+        let deadline = self.exchange.deadline(timeout).into_std();
+        let call = Call { header, target, deadline, payload };
+        let ticket = self.exchange.dispatch(call, reply_to);
+        self.made.insert(id, ticket);
+        Ok(())
+    }
+
+    fn handle_publish(&mut self, frame: PublishFrame) {
+        let header = self.exchange.stamp(frame.header, &self.origin);
+        let event = Event { header, topic: frame.topic, payload: frame.payload };
+        // The dialect's publishers get nothing of their own.
+        let except = (!L::GREETS).then_some(self.peer.id);
+        let published = self.exchange.publish(event, except);
+        let Some(request) = frame.request else { return };
+        match published {
+            Ok(Published { recipients, dropped, .. }) => {
+                let done = Done { request, recipients, dropped };
+                self.push(Outgoing::Frame(Box::new(Frame::Done(done))));
+            }
+            Err(fault) => self.answer(request, Err(fault)),
+        }
+    }
+
+    /// A worker's reply, as it may be passed on.
+    fn checked(&self, reply: Reply) -> Reply {
+        match reply {
+            Ok(payload) if payload.bytes.len() > self.exchange.config().limits.payload_bytes.0 => {
+                Err(self.exchange.too_large(payload.bytes.len()).may_have_run_if(true))
+            }
+            reply => reply,
+        }
+    }
+
+    fn answer(&mut self, request: CallId, done: Result<(), Fault>) {
+        match done {
+            Ok(()) => {
+                let done = Done { request, recipients: 0, dropped: Vec::new() };
+                self.push(Outgoing::Frame(Box::new(Frame::Done(done))));
+            }
+            Err(fault) => self.push(Outgoing::Reply(request, Box::new(Err(fault)))),
+        }
+    }
+
+    /// Tells the peer why the channel ends, and ends it.
+    fn refuse(&mut self, close: Close) {
+        if L::GREETS {
+            let fault = Fault::new(FaultKind::Invalid, close.reason.clone())
+                .hint("docs/protocol.md describes parlour.v1");
+            self.push(Outgoing::Reply(CallId(0), Box::new(Err(fault))));
+        }
+        self.push(Outgoing::Close(close));
+    }
+
+    fn too_busy(&self) -> Fault {
+        self.exchange.metrics().limit_hit(limits::worker_in_flight);
+        let limit = self.exchange.config().limits.worker_in_flight;
+        Fault::new(FaultKind::Overloaded, "the worker has as many calls as it may have")
+            .hint("try again later, or start another worker for this agent type")
+            .retry_after(RETRY_AFTER)
+            .limit(limits::worker_in_flight, Some(limit as u64))
+    }
+
+    /// Leaves the exchange and ends all that is in flight, both ways.
+    fn finish(&mut self) {
+        self.exchange.leave(self.peer.id);
+        self.session.handle_disconnect();
+        self.hand_on_settled();
+        self.made.values().flatten().for_each(Ticket::cancel);
+        self.inbox.close();
+        while let Ok(item) = self.inbox.try_recv() {
+            if let Outgoing::Call(mut dispatched) = item
+                && let Some(reply_to) = dispatched.reply_to.take()
+            {
+                let fault =
+                    Fault::new(FaultKind::WorkerLost, "the worker left before it had the call");
+                reply_to.send(Err(fault.may_have_run_if(false)));
+            }
+        }
+    }
+}

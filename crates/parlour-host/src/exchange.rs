@@ -1,0 +1,472 @@
+//! The middle of the host, and all that bindings know of it: every call and event passes through
+//! here, whichever door it came in by.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use bytestring::ByteString;
+use parking_lot::Mutex;
+use parlour_core::wire::HeaderFields;
+use parlour_core::{
+    AgentId, AgentType, Call, CallId, Directory, Event, Fault, FaultKind, Header, MessageId,
+    Payload, Principal, RegisterError, Registration, Reply, Subscription, SubscriptionId, Target,
+    TopicId, WorkerId,
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::Config;
+use crate::config::limits;
+use crate::event::SharedEvent;
+use crate::metrics::Metrics;
+use crate::peer::{Bounds, Dispatched, Outgoing, Peer, RETRY_AFTER, Refused, ReplyTo};
+
+/// Where every call and event of a host passes through. Cloning gives another handle to the same.
+#[derive(Clone)]
+pub(crate) struct Exchange(Arc<Inner>);
+
+struct Inner {
+    config: Arc<Config>,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    /// Read without a lock by every message; replaced, under `peers`, by every registration.
+    directory: ArcSwap<Directory<Peer>>,
+    peers: Mutex<BTreeMap<WorkerId, Peer>>,
+    next_call: AtomicU64,
+    next_worker: AtomicU64,
+    draining: AtomicBool,
+}
+
+/// The time of day, read from the runtime's clock so that a simulation can turn it.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    started: Instant,
+    started_unix: Duration,
+}
+
+/// Who sends a message: what its connection or request is known by.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    /// Who connected.
+    pub(crate) principal: Principal,
+    /// The connection, if it has one that can serve agents.
+    pub(crate) worker: Option<WorkerId>,
+}
+
+/// A call that was handed to a worker, by which its caller can give it up.
+#[derive(Clone, Debug)]
+pub(crate) struct Ticket {
+    peer: Peer,
+    id: CallId,
+}
+
+impl Ticket {
+    /// Tells the worker's connection that nobody waits any more. Harmless for a call that ended.
+    pub(crate) fn cancel(&self) {
+        self.peer.push(Outgoing::Cancel(self.id));
+    }
+}
+
+/// What became of a publish.
+#[derive(Debug)]
+pub(crate) struct Published {
+    /// Names the event.
+    pub(crate) id: MessageId,
+    /// Names its conversation.
+    pub(crate) conversation: MessageId,
+    /// Agents and subscriptions it went to.
+    pub(crate) recipients: u64,
+    /// Those whose queue was full.
+    pub(crate) dropped: Vec<ByteString>,
+}
+
+impl Exchange {
+    pub(crate) fn new(config: Arc<Config>) -> Self {
+        let started_unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(Arc::new(Inner {
+            metrics: Arc::new(Metrics::new(&config)),
+            config,
+            clock: Clock { started: Instant::now(), started_unix },
+            directory: ArcSwap::default(),
+            peers: Mutex::default(),
+            next_call: AtomicU64::new(1),
+            next_worker: AtomicU64::new(1),
+            draining: AtomicBool::new(false),
+        }))
+    }
+
+    pub(crate) fn config(&self) -> &Arc<Config> {
+        &self.0.config
+    }
+
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.0.metrics
+    }
+
+    /// The time of day, since the Unix epoch.
+    pub(crate) fn unix_time(&self) -> Duration {
+        self.0.clock.started_unix + self.0.clock.started.elapsed()
+    }
+
+    /// From now on only calls are taken that running ones depend on.
+    pub(crate) fn begin_drain(&self) {
+        self.0.draining.store(true, Relaxed);
+        self.0.peers.lock().values().for_each(|peer| peer.push(Outgoing::Drain));
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.0.draining.load(Relaxed)
+    }
+
+    // Connections.
+
+    /// Makes a place for a connection, which is known until [`leave`](Self::leave).
+    pub(crate) fn join(
+        &self,
+        protocol: &'static str,
+        principal: Principal,
+    ) -> (Peer, mpsc::UnboundedReceiver<Outgoing>) {
+        let id = WorkerId(self.0.next_worker.fetch_add(1, Relaxed));
+        let limits = &self.0.config.limits;
+        let bounds = Bounds { messages: limits.queue_messages, bytes: limits.queue_bytes.0 };
+        let (peer, inbox) = Peer::new(id, protocol, principal, bounds);
+        self.0.peers.lock().insert(id, peer.clone());
+        (peer, inbox)
+    }
+
+    /// Forgets a connection and all that it served.
+    pub(crate) fn leave(&self, worker: WorkerId) {
+        let mut peers = self.0.peers.lock();
+        peers.remove(&worker);
+        self.change(|directory| directory.remove(worker));
+    }
+
+    /// Every connection that can serve agents or receive events.
+    pub(crate) fn peers(&self) -> Vec<Peer> {
+        self.0.peers.lock().values().cloned().collect()
+    }
+
+    pub(crate) fn directory(&self) -> Arc<Directory<Peer>> {
+        self.0.directory.load_full()
+    }
+
+    // Registrations.
+
+    /// Records that `peer` serves an agent type.
+    pub(crate) fn register(
+        &self,
+        peer: &Peer,
+        agent_type: &AgentType,
+        registration: Registration,
+    ) -> Result<(), Fault> {
+        self.try_change(|d| d.register(peer.id, peer, agent_type, registration))
+    }
+
+    /// Records that `peer` serves one agent.
+    pub(crate) fn register_instance(&self, peer: &Peer, agent: &AgentId) -> Result<(), Fault> {
+        self.try_change(|d| d.register_instance(peer.id, peer, agent))
+    }
+
+    /// Forgets that `peer` serves an agent type.
+    pub(crate) fn unregister(&self, peer: &Peer, agent_type: &AgentType) -> Result<(), Fault> {
+        self.try_change(|d| d.unregister(peer.id, agent_type))
+    }
+
+    /// Forgets that `peer` serves one agent.
+    pub(crate) fn unregister_instance(&self, peer: &Peer, agent: &AgentId) -> Result<(), Fault> {
+        self.try_change(|d| d.unregister_instance(peer.id, agent))
+    }
+
+    /// Adds a subscription of `peer`.
+    pub(crate) fn subscribe(
+        &self,
+        peer: &Peer,
+        id: SubscriptionId,
+        subscription: Subscription,
+        unique: bool,
+    ) -> Result<(), Fault> {
+        let max = self.config().limits.subscriptions;
+        self.try_change(|d| d.subscribe(peer.id, peer, id, subscription, unique, max))
+    }
+
+    /// Removes a subscription of `peer`.
+    pub(crate) fn unsubscribe(&self, peer: &Peer, id: &SubscriptionId) -> Result<(), Fault> {
+        self.try_change(|d| d.unsubscribe(peer.id, id))
+    }
+
+    /// Gives `peer` no new work from here on.
+    pub(crate) fn drain(&self, peer: &Peer) {
+        peer.draining.store(true, Relaxed);
+        let _peers = self.0.peers.lock();
+        self.change(|directory| directory.drain(peer.id));
+    }
+
+    fn try_change(
+        &self,
+        edit: impl FnOnce(&mut Directory<Peer>) -> Result<(), RegisterError>,
+    ) -> Result<(), Fault> {
+        let _peers = self.0.peers.lock();
+        let mut next = Directory::clone(&self.0.directory.load());
+        edit(&mut next).map_err(|error| self.refusal(&error))?;
+        self.0.directory.store(Arc::new(next));
+        Ok(())
+    }
+
+    /// Replaces the directory by a changed copy. Whoever calls holds the lock on `peers`.
+    fn change(&self, edit: impl FnOnce(&mut Directory<Peer>)) {
+        let mut next = Directory::clone(&self.0.directory.load());
+        edit(&mut next);
+        self.0.directory.store(Arc::new(next));
+    }
+
+    fn refusal(&self, error: &RegisterError) -> Fault {
+        let detail = error.to_string();
+        match error {
+            RegisterError::TypeTaken(_) | RegisterError::AgentTaken(_) => {
+                Fault::new(FaultKind::Conflict, detail)
+                    .hint("stop the worker that has it (`parlour workers`), or register shared")
+            }
+            RegisterError::SubscriptionTaken => Fault::new(FaultKind::Conflict, detail)
+                .hint("remove the other subscription first, or keep it"),
+            RegisterError::TooManySubscriptions(_) => {
+                self.0.metrics.limit_hit(limits::subscriptions);
+                Fault::new(FaultKind::Overloaded, detail)
+                    .hint("subscribe to a prefix instead")
+                    .limit(limits::subscriptions, Some(self.config().limits.subscriptions as u64))
+            }
+            _ => Fault::new(FaultKind::NotFound, detail),
+        }
+    }
+
+    // Messages.
+
+    /// Completes what a client says of a message with what only the host knows.
+    pub(crate) fn stamp(&self, fields: HeaderFields, origin: &Origin) -> Header {
+        let id = fields.id.unwrap_or_else(|| self.new_message_id());
+        let sender = fields.sender.filter(|sender| {
+            let directory = self.0.directory.load();
+            let serves = origin.worker.is_some_and(|worker| directory.serves(worker, sender));
+            if !serves {
+                self.0.metrics.senders_refused.inc();
+            }
+            serves
+        });
+        Header {
+            conversation: fields.conversation.unwrap_or_else(|| id.clone()),
+            id,
+            cause: fields.cause,
+            principal: origin.principal.clone(),
+            sender,
+            traceparent: fields.traceparent,
+            hops: fields.hops,
+            idempotency_key: fields.idempotency_key,
+        }
+    }
+
+    /// A new name for a message: a UUID of version 7 (RFC 9562).
+    fn new_message_id(&self) -> MessageId {
+        let millis = self.unix_time().as_millis() as u64;
+        let mut random = [0; 10];
+        fastrand::fill(&mut random);
+        let uuid = uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid();
+        let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+        let text: &str = uuid.hyphenated().encode_lower(&mut text);
+        MessageId::parse(text).expect("a UUID is a short text")
+    }
+
+    /// The deadline of a call that asks for `timeout` now.
+    pub(crate) fn deadline(&self, timeout: Option<Duration>) -> Instant {
+        let calls = &self.0.config.calls;
+        Instant::now() + timeout.unwrap_or(calls.default_timeout).min(calls.max_timeout)
+    }
+
+    /// Sends `call` on its way; its reply will go to `reply_to`, exactly once and by its deadline.
+    ///
+    /// Returns the ticket by which it can be given up, unless it has ended already.
+    pub(crate) fn dispatch(&self, call: Call, reply_to: ReplyTo) -> Option<Ticket> {
+        match self.admit(&call).and_then(|()| self.route(&call.target)) {
+            Err(fault) => {
+                reply_to.send(Err(fault));
+                None
+            }
+            Ok(peer) => {
+                let id = CallId(self.0.next_call.fetch_add(1, Relaxed));
+                let ticket = Ticket { peer: peer.clone(), id };
+                let work =
+                    Outgoing::Call(Box::new(Dispatched { id, call, reply_to: Some(reply_to) }));
+                match peer.offer(work) {
+                    Ok(()) => Some(ticket),
+                    Err(refused) => {
+                        self.refuse(refused);
+                        None
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends `call` and waits for its reply. Dropping the future gives the call up.
+    pub(crate) async fn call(&self, call: Call) -> Reply {
+        let (reply_to, reply) = ReplyTo::waiter(&self.0.metrics);
+        let mut waiting = Waiting { ticket: self.dispatch(call, reply_to), reply };
+        let reply = (&mut waiting.reply).await;
+        waiting.ticket = None;
+        reply.unwrap_or_else(|_| Err(Fault::new(FaultKind::Internal, "a reply was lost")))
+    }
+
+    /// Sends `event` to every recipient but those at the connection `except`.
+    pub(crate) fn publish(
+        &self,
+        event: Event,
+        except: Option<WorkerId>,
+    ) -> Result<Published, Fault> {
+        self.admit_message(&event.header, &event.payload)?;
+        let metrics = &self.0.metrics;
+        metrics.events.inc();
+        let mut found = self.0.directory.load().recipients(&event.topic);
+        found.retain(|(id, ..)| Some(*id) != except);
+        let limit = self.0.config.limits.fan_out;
+        if found.len() > limit {
+            metrics.limit_hit(limits::fan_out);
+            let detail = format!("the event would go to {} connections", found.len());
+            return Err(Fault::new(FaultKind::TooLarge, detail)
+                .hint("split the topic, or raise the limit")
+                .limit(limits::fan_out, Some(limit as u64)));
+        }
+        let mut published = Published {
+            id: event.header.id.clone(),
+            conversation: event.header.conversation.clone(),
+            recipients: 0,
+            dropped: Vec::new(),
+        };
+        let event = Arc::new(SharedEvent::new(event));
+        for (_, peer, recipients) in found {
+            let count = (recipients.agents.len() + recipients.listeners.len()) as u64;
+            match peer.offer(Outgoing::Event(event.clone(), Box::new(recipients))) {
+                Ok(()) => {
+                    published.recipients += count;
+                    metrics.events_delivered.inc_by(count);
+                }
+                Err(Refused::Full(Outgoing::Event(event, recipients), (key, _))) => {
+                    metrics.limit_hit(key);
+                    metrics.events_dropped.inc_by(count);
+                    let source = &event.event().topic.source;
+                    let agents = recipients.agents.iter();
+                    let agents = agents.map(|agent_type| format!("{agent_type}/{source}").into());
+                    published.dropped.extend(agents);
+                    let listeners = recipients.listeners.iter();
+                    let listeners = listeners.map(|n| format!("listener:{}:{n}", peer.id.0).into());
+                    published.dropped.extend(listeners);
+                }
+                // It left while the event was on its way: it is no recipient any more.
+                Err(_) => {}
+            }
+        }
+        Ok(published)
+    }
+
+    /// Whether anyone would receive calls for this agent now.
+    fn route(&self, target: &AgentId) -> Result<Peer, Fault> {
+        let directory = self.0.directory.load();
+        directory.route(target).map(|(_, peer)| peer.clone()).ok_or_else(|| {
+            let agent_type = &target.agent_type;
+            Fault::new(FaultKind::UnknownAgent, format!("agent type {agent_type} not registered"))
+                .hint(format!("start one: parlour worker {agent_type} --echo"))
+        })
+    }
+
+    fn admit(&self, call: &Call) -> Result<(), Fault> {
+        self.admit_message(&call.header, &call.payload)?;
+        if call.deadline <= Instant::now().into_std() {
+            return Err(Fault::new(
+                FaultKind::DeadlineExceeded,
+                "the deadline had passed when the call arrived",
+            )
+            .hint("allow more time"));
+        }
+        Ok(())
+    }
+
+    fn admit_message(&self, header: &Header, payload: &Payload) -> Result<(), Fault> {
+        let limits = &self.0.config.limits;
+        if self.is_draining() && header.cause.is_none() && header.sender.is_none() {
+            return Err(Fault::new(FaultKind::Unavailable, "the host is shutting down")
+                .hint("try another host, or wait until it is back")
+                .retry_after(Duration::from_secs(1)));
+        }
+        if usize::from(header.hops) > limits.hops {
+            self.0.metrics.limit_hit(limits::hops);
+            let detail = format!("this conversation is {} messages deep", header.hops);
+            return Err(Fault::new(FaultKind::Invalid, detail)
+                .hint("do agents call each other in a loop? If not, raise the limit")
+                .limit(limits::hops, Some(limits.hops as u64)));
+        }
+        if payload.bytes.len() > limits.payload_bytes.0 {
+            return Err(self.too_large(payload.bytes.len()));
+        }
+        Ok(())
+    }
+
+    /// The fault of a payload over the limit.
+    pub(crate) fn too_large(&self, length: usize) -> Fault {
+        let limit = self.0.config.limits.payload_bytes;
+        self.0.metrics.limit_hit(limits::payload_bytes);
+        Fault::new(
+            FaultKind::TooLarge,
+            format!("the payload has {length} bytes, {limit} are allowed"),
+        )
+        .hint("send less, or raise the limit")
+        .limit(limits::payload_bytes, Some(limit.0 as u64))
+    }
+
+    /// Answers a call that a worker's queue did not take.
+    fn refuse(&self, refused: Refused) {
+        let (item, fault) = match refused {
+            Refused::Closed(item) => {
+                let fault = Fault::new(FaultKind::WorkerLost, "the worker has just left");
+                (item, fault.may_have_run_if(false))
+            }
+            Refused::Full(item, (key, limit)) => {
+                self.0.metrics.limit_hit(key);
+                let fault = Fault::new(FaultKind::Overloaded, "the worker's queue is full")
+                    .hint("try again later, or start another worker for this agent type")
+                    .retry_after(RETRY_AFTER)
+                    .limit(key, Some(limit as u64));
+                (item, fault)
+            }
+        };
+        if let Outgoing::Call(mut dispatched) = item
+            && let Some(reply_to) = dispatched.reply_to.take()
+        {
+            reply_to.send(Err(fault));
+        }
+    }
+}
+
+/// A call that a task waits for. Dropped before its end, it gives the call up.
+struct Waiting {
+    ticket: Option<Ticket>,
+    reply: oneshot::Receiver<Reply>,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(ticket) = &self.ticket {
+            ticket.cancel();
+        }
+    }
+}
+
+/// A listening connection's subscription to topics.
+pub(crate) fn listen(filter: parlour_core::TopicFilter, number: u64) -> Subscription {
+    Subscription { filter, target: Target::Listener(number) }
+}
+
+/// The address of an event.
+pub(crate) fn topic(topic_type: &str, source: &str) -> Result<TopicId, parlour_core::InvalidName> {
+    let topic_type = parlour_core::TopicType::parse(topic_type)?;
+    Ok(TopicId::new(topic_type, parlour_core::Key::parse(source)?))
+}

@@ -1,0 +1,14 @@
+//! The doors: HTTP/1.1 and HTTP/2 on one port, and what stands behind each path.
+
+mod answer;
+mod body;
+pub(crate) mod guard;
+mod operators;
+pub(crate) mod phase;
+mod problem;
+mod rest;
+pub(crate) mod router;
+mod rpc;
+pub(crate) mod server;
+mod sse;
+pub(crate) mod upgrade;

@@ -1,0 +1,151 @@
+//! Responses, and the one way in which a fault becomes one.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header};
+use http_body::{Body, Frame, SizeHint};
+use parlour_core::{Fault, FaultKind};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::phase::Phase;
+use super::problem::{Problem, status};
+
+/// A fault on its way to an HTTP client.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    fault: Fault,
+    /// What only HTTP knows: 405, 408, 415, 431.
+    status: Option<StatusCode>,
+    conversation: Option<String>,
+    allow: Option<&'static str>,
+}
+
+impl From<Fault> for Refusal {
+    fn from(fault: Fault) -> Self {
+        Self { fault, status: None, conversation: None, allow: None }
+    }
+}
+
+impl From<parlour_core::InvalidName> for Refusal {
+    fn from(error: parlour_core::InvalidName) -> Self {
+        invalid(error.to_string()).into()
+    }
+}
+
+impl Refusal {
+    /// A fault of kind `invalid` with a status of its own.
+    pub(crate) fn invalid(status: StatusCode, detail: impl Into<Box<str>>) -> Self {
+        Self { status: Some(status), ..invalid(detail).into() }
+    }
+
+    /// Answers with this status instead of the one of the fault's kind.
+    pub(crate) fn status(self, status: StatusCode) -> Self {
+        Self { status: Some(status), ..self }
+    }
+
+    pub(crate) fn hint(self, hint: impl Into<Box<str>>) -> Self {
+        Self { fault: self.fault.hint(hint), ..self }
+    }
+
+    pub(crate) fn allow(self, methods: &'static str) -> Self {
+        Self { allow: Some(methods), ..self }
+    }
+
+    pub(crate) fn conversation(self, conversation: &str) -> Self {
+        Self { conversation: Some(conversation.into()), ..self }
+    }
+}
+
+/// A fault of kind `invalid`.
+pub(crate) fn invalid(detail: impl Into<Box<str>>) -> Fault {
+    Fault::new(FaultKind::Invalid, detail)
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = self.status.unwrap_or_else(|| status(self.fault.kind()));
+        let problem = Problem::new(&self.fault, status, self.conversation.as_deref());
+        let mut response = json_as(status, "application/problem+json", &problem);
+        let headers = response.headers_mut();
+        if let Some(wait) = self.fault.retry_after_time() {
+            // The header has whole seconds; `retry_after_ms` is exact.
+            let seconds = wait.as_millis().div_ceil(1000) as u64;
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(methods) = self.allow {
+            headers.insert(header::ALLOW, HeaderValue::from_static(methods));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+/// A JSON answer.
+pub(crate) fn json(value: &impl Serialize) -> Response {
+    json_as(StatusCode::OK, "application/json", value)
+}
+
+/// A JSON answer that is written already.
+pub(crate) fn json_text(text: impl Into<Bytes>) -> Response {
+    let mut response = Response::new(axum::body::Body::from(text.into()));
+    let media_type = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, media_type);
+    response
+}
+
+fn json_as(status: StatusCode, media_type: &'static str, value: &impl Serialize) -> Response {
+    // Maps with keys other than texts could fail; none of ours has such.
+    let text = serde_json::to_vec(value).unwrap_or_default();
+    let mut response = json_text(text);
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    response
+}
+
+/// A response's body that tells the connection's phase when it ends.
+pub(crate) struct Tracked {
+    body: axum::body::Body,
+    phase: Arc<Phase>,
+}
+
+impl Tracked {
+    pub(crate) fn new(response: Response, phase: Arc<Phase>) -> http::Response<Self> {
+        response.map(|body| Self { body, phase })
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        self.phase.request_ended(Instant::now());
+    }
+}
+
+impl Body for Tracked {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// What a handler answers with.
+pub(crate) type Answer = Result<Response, Refusal>;

@@ -1,0 +1,80 @@
+//! Reading a request's body, within its size and its time.
+
+use bytes::{Bytes, BytesMut};
+use http::StatusCode;
+use http_body::Body as _;
+use http_body_util::BodyExt;
+use parlour_core::{Fault, FaultKind};
+use tokio::time::{Instant, timeout};
+
+use super::answer::Refusal;
+use crate::Config;
+use crate::config::{ByteCount, limits, timeouts};
+
+/// Reads the whole of `body`, at most `limit` bytes; `key` names that limit.
+pub(crate) async fn read(
+    mut body: axum::body::Body,
+    (key, limit): (&'static str, ByteCount),
+    config: &Config,
+) -> Result<Bytes, Refusal> {
+    let too_large = |length: &str| {
+        Refusal::from(
+            Fault::new(
+                FaultKind::TooLarge,
+                format!("the body has {length} bytes, {limit} are allowed"),
+            )
+            .hint("send less, or raise the limit")
+            .limit(key, Some(limit.0 as u64)),
+        )
+    };
+    if let Some(length) = body.size_hint().exact()
+        && length > limit.0 as u64
+    {
+        return Err(too_large(&length.to_string()));
+    }
+    let began = Instant::now();
+    let stall = config.timeouts.body_stall;
+    let rate = config.limits.body_bytes_per_second.0 as f64;
+    let mut first: Option<Bytes> = None;
+    let mut rest = BytesMut::new();
+    loop {
+        let frame = match timeout(stall, body.frame()).await {
+            Err(_) => return Err(slow("the body stalled", timeouts::body_stall)),
+            Ok(None) => break,
+            Ok(Some(Err(error))) => {
+                return Err(Refusal::invalid(
+                    StatusCode::BAD_REQUEST,
+                    format!("the body broke off: {error}"),
+                ));
+            }
+            Ok(Some(Ok(frame))) => frame,
+        };
+        // Trailers say nothing here.
+        let Ok(data) = frame.into_data() else { continue };
+        let length = first.as_ref().map_or(0, Bytes::len) + rest.len() + data.len();
+        if length > limit.0 {
+            return Err(too_large(&format!("more than {}", limit.0)));
+        }
+        let elapsed = began.elapsed();
+        if elapsed > stall && (length as f64) < rate * elapsed.as_secs_f64() {
+            return Err(slow("the body comes too slowly", limits::body_bytes_per_second));
+        }
+        match &first {
+            // Most bodies come in one piece, which is then not copied.
+            None => first = Some(data),
+            Some(head) => {
+                if rest.is_empty() {
+                    rest.extend_from_slice(head);
+                    first = Some(Bytes::new());
+                }
+                rest.extend_from_slice(&data);
+            }
+        }
+    }
+    Ok(if rest.is_empty() { first.unwrap_or_default() } else { rest.freeze() })
+}
+
+fn slow(detail: &str, key: &'static str) -> Refusal {
+    let fault = Fault::new(FaultKind::Invalid, detail).limit(key, None);
+    Refusal::from(fault).status(StatusCode::REQUEST_TIMEOUT).hint("send it faster, or in one piece")
+}

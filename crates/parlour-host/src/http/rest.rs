@@ -1,0 +1,246 @@
+//! The REST door: calls, events, and what is in the room.
+
+use std::time::Duration;
+
+use axum::extract::{Path, Request, State};
+use axum::response::Response;
+use bytestring::ByteString;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use parlour_core::wire::HeaderFields;
+use parlour_core::{
+    AgentId, AgentType, Call, Event, Fault, Key, MessageId, Metadata, Payload, Principal, Target,
+    TopicFilter,
+};
+use serde_json::{Value, json};
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::answer::{Answer, Refusal, invalid, json as json_answer};
+use super::body;
+use super::router::App;
+use crate::config::limits;
+use crate::exchange::{Origin, topic};
+
+const DATA_TYPE: HeaderName = HeaderName::from_static("parlour-data-type");
+const DEADLINE_MS: HeaderName = HeaderName::from_static("parlour-deadline-ms");
+const CONVERSATION: HeaderName = HeaderName::from_static("parlour-conversation");
+const CAUSE: HeaderName = HeaderName::from_static("parlour-cause");
+const HOPS: HeaderName = HeaderName::from_static("parlour-hops");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const META: &str = "parlour-meta-";
+
+/// `POST /v1/agents/{type}/{key}/call`
+pub(crate) async fn call(
+    State(app): State<App>,
+    Path((agent_type, key)): Path<(String, String)>,
+    request: Request,
+) -> Answer {
+    let target = AgentId::new(AgentType::parse(agent_type)?, Key::parse(key)?);
+    let origin = origin(&request);
+    let (parts, body) = request.into_parts();
+    let timeout = number(&parts.headers, DEADLINE_MS)?.map(Duration::from_millis);
+    // The caller's patience begins when it asks, not when its body has come.
+    let deadline = app.exchange.deadline(timeout).into_std();
+    let header = app.exchange.stamp(header_fields(&parts.headers)?, &origin);
+    let conversation = header.conversation.clone();
+    let payload = payload(&app, &parts.headers, body).await?;
+    let call = Call { header, target, deadline, payload };
+    let reply = app.exchange.call(call).await;
+    let payload =
+        reply.map_err(|fault| Refusal::from(fault).conversation(conversation.as_str()))?;
+    let mut response = Response::new(axum::body::Body::from(payload.bytes));
+    let headers = response.headers_mut();
+    set(headers, CONVERSATION, conversation.as_str());
+    if !payload.content_type.is_empty() {
+        set(headers, header::CONTENT_TYPE, &payload.content_type);
+    }
+    if !payload.data_type.is_empty() {
+        set(headers, DATA_TYPE, &payload.data_type);
+    }
+    for (name, value) in payload.metadata.iter() {
+        if let Ok(name) = HeaderName::try_from(format!("{META}{name}")) {
+            set(headers, name, value);
+        }
+    }
+    Ok(response)
+}
+
+/// `POST /v1/topics/{type}/{source}`
+pub(crate) async fn publish(
+    State(app): State<App>,
+    Path((topic_type, source)): Path<(String, String)>,
+    request: Request,
+) -> Answer {
+    let topic = topic(&topic_type, &source)?;
+    let origin = origin(&request);
+    let (parts, body) = request.into_parts();
+    let header = app.exchange.stamp(header_fields(&parts.headers)?, &origin);
+    let payload = payload(&app, &parts.headers, body).await?;
+    let published = app.exchange.publish(Event { header, topic, payload }, None)?;
+    Ok(json_answer(&json!({
+        "id": published.id.as_str(),
+        "conversation": published.conversation.as_str(),
+        "ack": "memory",
+        "recipients": published.recipients,
+        "dropped": published.dropped.iter().map(|name| &**name).collect::<Vec<_>>(),
+    })))
+}
+
+/// `GET /v1/agents`
+pub(crate) async fn agents(State(app): State<App>) -> Answer {
+    let directory = app.exchange.directory();
+    let names: std::collections::HashMap<_, _> =
+        app.exchange.peers().into_iter().map(|peer| (peer.id, peer.name())).collect();
+    let mut agents = std::collections::BTreeMap::<String, Value>::new();
+    for (agent_type, exclusive, workers) in directory.agent_types() {
+        let workers: Vec<_> = workers.collect();
+        let mut capabilities: Vec<&str> =
+            workers.iter().flat_map(|(_, names)| names.iter()).map(|name| &**name).collect();
+        capabilities.sort_unstable();
+        capabilities.dedup();
+        let workers = workers
+            .iter()
+            .map(|(id, _)| json!({"id": id.0, "name": names.get(id).map_or("", |name| &**name)}));
+        agents.insert(
+            agent_type.as_str().into(),
+            json!({
+                "type": agent_type.as_str(),
+                "exclusive": exclusive,
+                "workers": workers.collect::<Vec<_>>(),
+                "capabilities": capabilities,
+                "instances": [],
+            }),
+        );
+    }
+    for (agent, worker) in directory.instances() {
+        let entry = agents.entry(agent.agent_type.as_str().into()).or_insert_with(|| {
+            json!({
+                "type": agent.agent_type.as_str(),
+                "exclusive": false,
+                "workers": [{
+                    "id": worker.0,
+                    "name": names.get(&worker).map_or("", |name| &**name),
+                }],
+                "capabilities": [],
+                "instances": [],
+            })
+        });
+        if let Some(instances) = entry["instances"].as_array_mut() {
+            instances.push(agent.key.as_str().into());
+        }
+    }
+    Ok(json_answer(&json!({"agents": agents.into_values().collect::<Vec<_>>()})))
+}
+
+/// `GET /v1/workers`
+pub(crate) async fn workers(State(app): State<App>) -> Answer {
+    let directory = app.exchange.directory();
+    let workers = app.exchange.peers().into_iter().map(|peer| {
+        let (queued, queued_bytes) = peer.waiting();
+        let types: Vec<_> = directory.types_of(peer.id).map(AgentType::as_str).collect();
+        json!({
+            "id": peer.id.0,
+            "name": &*peer.name(),
+            "protocol": peer.protocol,
+            "principal": peer.principal.as_str(),
+            "connected": peer.connected.load(Relaxed),
+            "draining": peer.draining.load(Relaxed),
+            "agent_types": types,
+            "in_flight": peer.in_flight.load(Relaxed),
+            "queued": queued,
+            "queued_bytes": queued_bytes,
+            "connected_ms": peer.opened.elapsed().as_millis() as u64,
+        })
+    });
+    Ok(json_answer(&json!({"workers": workers.collect::<Vec<_>>()})))
+}
+
+/// `GET /v1/subscriptions`
+pub(crate) async fn subscriptions(State(app): State<App>) -> Answer {
+    let directory = app.exchange.directory();
+    let mut all: Vec<_> = directory.subscriptions().collect();
+    all.sort_by_key(|(id, worker, _)| (*worker, id.to_string()));
+    let all = all.into_iter().map(|(id, worker, subscription)| {
+        let (key, pattern) = match &subscription.filter {
+            TopicFilter::Exact(topic_type) => ("topic_type", topic_type.as_str()),
+            TopicFilter::Prefix(prefix) => ("topic_type_prefix", &**prefix),
+        };
+        let agent_type = match &subscription.target {
+            Target::Agent(agent_type) => Some(agent_type.as_str()),
+            Target::Listener(_) => None,
+        };
+        json!({
+            "id": id.to_string(),
+            key: pattern,
+            "agent_type": agent_type,
+            "worker": worker.0,
+        })
+    });
+    Ok(json_answer(&json!({"subscriptions": all.collect::<Vec<_>>()})))
+}
+
+/// Whom a request comes from. A request has no connection that serves agents.
+pub(crate) fn origin(request: &Request) -> Origin {
+    let principal = request.extensions().get::<Principal>().cloned();
+    Origin { principal: principal.unwrap_or(Principal::ANONYMOUS), worker: None }
+}
+
+fn header_fields(headers: &HeaderMap) -> Result<HeaderFields, Fault> {
+    let id = |name: HeaderName| {
+        let id = text(headers, name)?.map(MessageId::parse).transpose();
+        id.map_err(|error| invalid(error.to_string()))
+    };
+    Ok(HeaderFields {
+        conversation: id(CONVERSATION)?,
+        cause: id(CAUSE)?,
+        traceparent: text(headers, TRACEPARENT)?,
+        hops: number(headers, HOPS)?.unwrap_or(0).min(u8::MAX.into()) as u8,
+        idempotency_key: text(headers, IDEMPOTENCY_KEY)?,
+        ..HeaderFields::default()
+    })
+}
+
+async fn payload(
+    app: &App,
+    headers: &HeaderMap,
+    body: axum::body::Body,
+) -> Result<Payload, Refusal> {
+    let mut metadata = Metadata::default();
+    for name in headers.keys() {
+        if let Some(short) = name.as_str().strip_prefix(META) {
+            let value = text(headers, name.clone())?.unwrap_or_default();
+            metadata.insert(short, value).map_err(|error| invalid(error.to_string()))?;
+        }
+    }
+    let config = app.exchange.config();
+    let limit = (limits::payload_bytes, config.limits.payload_bytes);
+    Ok(Payload {
+        data_type: text(headers, DATA_TYPE)?.unwrap_or_default(),
+        content_type: text(headers, header::CONTENT_TYPE)?.unwrap_or_default(),
+        metadata,
+        bytes: body::read(body, limit, config).await?,
+    })
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Result<Option<ByteString>, Fault> {
+    let Some(value) = headers.get(&name) else { return Ok(None) };
+    match std::str::from_utf8(value.as_bytes()) {
+        Ok(text) => Ok(Some(text.into())),
+        Err(_) => Err(invalid(format!("the header {name} is not UTF-8"))),
+    }
+}
+
+fn number(headers: &HeaderMap, name: HeaderName) -> Result<Option<u64>, Fault> {
+    let Some(text) = text(headers, name.clone())? else { return Ok(None) };
+    let number = text.parse().map_err(|_| {
+        invalid(format!("the header {name} is not a whole number: `{}`", text.escape_debug()))
+    })?;
+    Ok(Some(number))
+}
+
+/// Sets a header from text that a worker chose; what no header can hold is left out.
+fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {
+        headers.insert(name, value);
+    }
+}

@@ -1,0 +1,66 @@
+//! Which path is which door.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::response::IntoResponse;
+use axum::routing::{MethodRouter, get, post};
+use http::StatusCode;
+use parlour_core::{Fault, FaultKind};
+use tokio_util::task::TaskTracker;
+
+use super::answer::Refusal;
+use super::guard::Guard;
+use super::upgrade::Lobby;
+use super::{operators, rest, rpc, sse, upgrade};
+use crate::exchange::Exchange;
+
+/// What the handlers share.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub(crate) exchange: Exchange,
+    pub(crate) guard: Arc<Guard>,
+    /// Clients of the 0.1.0 dialect, by the id they gave themselves.
+    pub(crate) lobby: Lobby,
+    /// Every channel's task, so that a shutdown can wait for them.
+    pub(crate) tasks: TaskTracker,
+}
+
+/// All doors.
+pub(crate) fn router(app: App) -> Router {
+    Router::new()
+        .route("/open_channel", only(get(upgrade::open_channel), "GET"))
+        .route("/rpc", only(post(rpc::rpc), "POST"))
+        .route("/v1/agents", only(get(rest::agents), "GET"))
+        .route("/v1/agents/{type}/{key}/call", only(post(rest::call), "POST"))
+        .route("/v1/topics/{type}/events", only(get(sse::events), "GET"))
+        .route("/v1/topics/{type}/{source}", only(post(rest::publish), "POST"))
+        .route("/v1/workers", only(get(rest::workers), "GET"))
+        .route("/v1/subscriptions", only(get(rest::subscriptions), "GET"))
+        .route("/livez", only(get(operators::livez), "GET"))
+        .route("/readyz", only(get(operators::readyz), "GET"))
+        .route("/healthz", only(get(operators::healthz), "GET"))
+        .route("/version", only(get(operators::version), "GET"))
+        .route("/metrics", only(get(operators::metrics), "GET"))
+        .fallback(nothing_here)
+        .with_state(app)
+}
+
+/// Answers every other method with the ones that are there.
+fn only(methods: MethodRouter<App>, allow: &'static str) -> MethodRouter<App> {
+    methods.fallback(move |request: Request| async move {
+        let detail = format!("{} is not a method of {}", request.method(), request.uri().path());
+        Refusal::invalid(StatusCode::METHOD_NOT_ALLOWED, detail)
+            .hint(format!("use {allow}"))
+            .allow(allow)
+            .into_response()
+    })
+}
+
+async fn nothing_here(State(_): State<App>, request: Request) -> Refusal {
+    let detail = format!("there is nothing at {}", request.uri().path().escape_debug());
+    Fault::new(FaultKind::NotFound, detail)
+        .hint("the doors: /v1/agents, /v1/topics/{type}/{source}, /rpc, /open_channel, /healthz")
+        .into()
+}

@@ -1,0 +1,386 @@
+//! `POST /rpc`: JSON-RPC 2.0 with the methods of `autogen-http-runtime` 0.1.0.
+
+use std::borrow::Cow;
+use std::future::Future;
+use std::pin::Pin;
+
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::{HeaderMap, StatusCode, header};
+use parlour_core::{
+    AgentType, Call, CallId, Event, Fault, FaultKind, Principal, Registration, Subscription,
+    SubscriptionId, Target, TopicFilter, TopicType,
+};
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use super::answer::{Answer, Refusal, invalid, json_text};
+use super::body;
+use super::problem::{Problem, RpcCode, status};
+use super::rest::origin;
+use super::router::App;
+use crate::channel::dialect::{self, AgentIn, Incoming};
+use crate::config::limits;
+use crate::exchange::{Exchange, Origin};
+use crate::json;
+
+/// One request, or several in an array.
+pub(crate) async fn rpc(State(app): State<App>, request: Request) -> Answer {
+    if !is_json(request.headers()) {
+        let detail = "the body of /rpc is JSON";
+        return Err(Refusal::invalid(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)
+            .hint("send Content-Type: application/json"));
+    }
+    let client = request.headers().get("x-client-id").and_then(|value| value.to_str().ok());
+    let client = client.filter(|id| !id.is_empty() && id.len() <= 128).map(str::to_owned);
+    let caller = Caller { app, client, principal: origin(&request).principal };
+    let config = caller.app.exchange.config().clone();
+    let limit = (limits::json_body_bytes, config.limits.json_body_bytes);
+    let body = body::read(request.into_body(), limit, &config).await?;
+
+    let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
+    if first != Some(&b'[') {
+        return Ok(match caller.answer(&body, &body).await {
+            Some(text) => json_text(text),
+            None => StatusCode::NO_CONTENT.into_response(),
+        });
+    }
+    let requests = match json::parse::<Vec<&RawValue>>(&body, config.limits.json_depth) {
+        Ok(requests) => requests,
+        Err(error) => return Ok(refused(RpcCode::ParseError, &error.to_string())),
+    };
+    if requests.is_empty() {
+        return Ok(refused(RpcCode::InvalidRequest, "a batch needs at least one request"));
+    }
+    let max = config.limits.batch;
+    if requests.len() > max {
+        caller.app.exchange.metrics().limit_hit(limits::batch);
+        let fault =
+            invalid(format!("the batch has {} requests, {max} are allowed", requests.len()))
+                .hint("split it, or raise the limit")
+                .limit(limits::batch, Some(max as u64));
+        return Ok(json_text(error(None, RpcCode::InvalidRequest, fault.detail(), Some(&fault))));
+    }
+    let answers = requests.iter().map(|request| caller.answer(request.get().as_bytes(), &body));
+    let answers: Vec<String> = join_all(answers).await.into_iter().flatten().collect();
+    if answers.is_empty() {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    Ok(json_text(format!("[{}]", answers.join(","))))
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    media_type.is_some_and(|media_type| {
+        media_type.get(..16).is_some_and(|m| m.eq_ignore_ascii_case("application/json"))
+    })
+}
+
+/// Whoever sent the requests of one body.
+struct Caller {
+    app: App,
+    client: Option<String>,
+    principal: Principal,
+}
+
+/// A request's envelope.
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow, default)]
+    jsonrpc: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    method: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    params: Option<&'a RawValue>,
+    /// Absent in a notification. The clients of 0.1.0 send `null` where they wait for an answer.
+    #[serde(borrow, default, deserialize_with = "present")]
+    id: Option<&'a RawValue>,
+}
+
+/// Tells `null` from absent.
+fn present<'de, D>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+/// Why a method failed: the envelope's fault, or the method's.
+struct Failure {
+    code: RpcCode,
+    fault: Fault,
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Self { code: RpcCode::Fault, fault }
+    }
+}
+
+impl Failure {
+    fn params(error: impl std::fmt::Display) -> Self {
+        Self { code: RpcCode::InvalidParams, fault: invalid(error.to_string()) }
+    }
+}
+
+/// A method's result, as JSON text.
+type MethodResult = Result<Cow<'static, str>, Failure>;
+
+const OK: Cow<'static, str> = Cow::Borrowed(r#"{"ok":true}"#);
+
+impl Caller {
+    /// The answer to one request; none to a notification. `body` is what `request` is a part of.
+    async fn answer(&self, request: &[u8], body: &Bytes) -> Option<String> {
+        let max_depth = self.exchange().config().limits.json_depth;
+        let envelope = match json::parse::<Envelope<'_>>(request, max_depth) {
+            Ok(envelope) => envelope,
+            Err(json::JsonError::Syntax(e)) if e.is_data() => {
+                return Some(error(None, RpcCode::InvalidRequest, &e.to_string(), None));
+            }
+            Err(e) => return Some(error(None, RpcCode::ParseError, &e.to_string(), None)),
+        };
+        let id = envelope.id.map(RawValue::get);
+        if let Err(problem) = check(&envelope) {
+            return Some(error(id.filter(|id| is_id(id)), RpcCode::InvalidRequest, problem, None));
+        }
+        let method = envelope.method.as_deref().unwrap_or_default();
+        // Boxed, so that the many small methods do not all take the room of the largest.
+        let params = envelope.params.map_or("{}", RawValue::get);
+        let params = if params == "null" { "{}" } else { params };
+        let result: Pin<Box<dyn Future<Output = MethodResult> + Send>> =
+            Box::pin(self.run(method, params, body));
+        let result = result.await;
+        let id = id?;
+        Some(match result {
+            Ok(result) => {
+                let mut text = String::with_capacity(result.len() + id.len() + 32);
+                text.push_str(r#"{"jsonrpc":"2.0","result":"#);
+                text.push_str(&result);
+                text.push_str(r#","id":"#);
+                text.push_str(id);
+                text.push('}');
+                text
+            }
+            Err(Failure { code, fault }) => error(Some(id), code, fault.detail(), Some(&fault)),
+        })
+    }
+
+    async fn run(&self, method: &str, params: &str, body: &Bytes) -> MethodResult {
+        match method {
+            "agent.call" => self.call(params, body).await,
+            "agent.publish" => self.publish(params, body),
+            "runtime.register_agent" => self.register_agent(params),
+            "runtime.register_agent_instance" => self.register_instance(params),
+            "runtime.add_subscription" => self.add_subscription(params),
+            "runtime.remove_subscription" => self.remove_subscription(params),
+            "runtime.get_subscriptions" => Ok(self.subscriptions()),
+            _ => {
+                let detail = format!("Unknown method {}", method.escape_debug());
+                let hint = "agent.call, agent.publish, runtime.register_agent, \
+                            runtime.register_agent_instance, runtime.add_subscription, \
+                            runtime.remove_subscription, runtime.get_subscriptions";
+                Err(Failure { code: RpcCode::MethodNotFound, fault: invalid(detail).hint(hint) })
+            }
+        }
+    }
+
+    async fn call(&self, params: &str, body: &Bytes) -> MethodResult {
+        let request: Incoming<'_> = serde_json::from_str(params).map_err(Failure::params)?;
+        let frame = request.call(CallId(0), body).map_err(Failure::params)?;
+        let origin = self.origin()?;
+        let exchange = self.exchange();
+        let header = exchange.stamp(frame.header, &origin);
+        let id = header.id.clone();
+        let deadline = exchange.deadline(None).into_std();
+        let call = Call { header, target: frame.target, deadline, payload: frame.payload };
+        let payload = exchange.call(call).await?;
+        let response = dialect::response(id.as_str(), &payload);
+        let response = response.map_err(|fault| fault.may_have_run_if(true))?;
+        Ok(Cow::Owned(response.to_string()))
+    }
+
+    fn publish(&self, params: &str, body: &Bytes) -> MethodResult {
+        let event: Incoming<'_> = serde_json::from_str(params).map_err(Failure::params)?;
+        let frame = event.publish(body).map_err(Failure::params)?;
+        let origin = self.origin()?;
+        let header = self.exchange().stamp(frame.header, &origin);
+        let event = Event { header, topic: frame.topic, payload: frame.payload };
+        self.exchange().publish(event, origin.worker)?;
+        Ok(Cow::Borrowed("null"))
+    }
+
+    fn register_agent(&self, params: &str) -> MethodResult {
+        #[derive(Deserialize)]
+        struct Params<'a> {
+            #[serde(rename = "type", borrow)]
+            agent_type: Cow<'a, str>,
+        }
+        let params: Params<'_> = serde_json::from_str(params).map_err(Failure::params)?;
+        let agent_type = AgentType::parse(params.agent_type.as_ref()).map_err(Failure::params)?;
+        let peer = self.enter()?;
+        if self.exchange().directory().types_of(peer.id).any(|known| *known == agent_type) {
+            let detail = format!("agent type {agent_type} already registered.");
+            return Err(Fault::new(FaultKind::Conflict, detail).into());
+        }
+        // AutoGen's rule: a type has one worker.
+        let registration = Registration { exclusive: true, ..Registration::default() };
+        self.exchange().register(&peer, &agent_type, registration)?;
+        Ok(OK)
+    }
+
+    fn register_instance(&self, params: &str) -> MethodResult {
+        #[derive(Deserialize)]
+        struct Params<'a> {
+            #[serde(borrow)]
+            agent_id: AgentIn<'a>,
+        }
+        let params: Params<'_> = serde_json::from_str(params).map_err(Failure::params)?;
+        let agent = params.agent_id.parse().map_err(Failure::params)?;
+        self.exchange().register_instance(&self.enter()?, &agent)?;
+        Ok(OK)
+    }
+
+    fn add_subscription(&self, params: &str) -> MethodResult {
+        #[derive(Deserialize)]
+        struct Params<'a> {
+            #[serde(borrow)]
+            id: Cow<'a, str>,
+            #[serde(borrow, default)]
+            type_subscription: Option<Exact<'a>>,
+            #[serde(borrow, default)]
+            type_prefix_subscription: Option<Prefix<'a>>,
+        }
+        #[derive(Deserialize)]
+        struct Exact<'a> {
+            #[serde(borrow)]
+            topic_type: Cow<'a, str>,
+            #[serde(borrow)]
+            agent_type: Cow<'a, str>,
+        }
+        #[derive(Deserialize)]
+        struct Prefix<'a> {
+            #[serde(borrow)]
+            topic_type_prefix: Cow<'a, str>,
+            #[serde(borrow)]
+            agent_type: Cow<'a, str>,
+        }
+        let params: Params<'_> = serde_json::from_str(params).map_err(Failure::params)?;
+        let (filter, agent_type) =
+            match (&params.type_subscription, &params.type_prefix_subscription) {
+                (Some(exact), None) => {
+                    let topic_type = TopicType::parse(exact.topic_type.as_ref());
+                    (topic_type.map(TopicFilter::Exact), &exact.agent_type)
+                }
+                (None, Some(prefix)) => {
+                    (TopicFilter::prefix(&prefix.topic_type_prefix), &prefix.agent_type)
+                }
+                _ => {
+                    let detail = "give type_subscription or type_prefix_subscription, and only one";
+                    return Err(Failure::params(detail));
+                }
+            };
+        let filter = filter.map_err(Failure::params)?;
+        let agent_type = AgentType::parse(agent_type.as_ref()).map_err(Failure::params)?;
+        if params.id.is_empty() || params.id.len() > 256 {
+            return Err(Failure::params("a subscription's id has 1 to 256 bytes"));
+        }
+        let id = SubscriptionId::Named(params.id.as_ref().into());
+        let subscription = Subscription { filter, target: Target::Agent(agent_type.to_kept()) };
+        self.exchange().subscribe(&self.enter()?, id, subscription, true)?;
+        Ok(OK)
+    }
+
+    fn remove_subscription(&self, params: &str) -> MethodResult {
+        #[derive(Deserialize)]
+        struct Params<'a> {
+            #[serde(borrow)]
+            id: Cow<'a, str>,
+        }
+        let params: Params<'_> = serde_json::from_str(params).map_err(Failure::params)?;
+        let id = SubscriptionId::Named(params.id.as_ref().into());
+        self.exchange().unsubscribe(&self.enter()?, &id)?;
+        Ok(OK)
+    }
+
+    fn subscriptions(&self) -> Cow<'static, str> {
+        let directory = self.exchange().directory();
+        let all = directory.subscriptions().filter_map(|(id, _, subscription)| {
+            let Target::Agent(agent_type) = &subscription.target else { return None };
+            let agent_type = agent_type.as_str();
+            let id = id.to_string();
+            Some(match &subscription.filter {
+                TopicFilter::Exact(topic) => json!({"id": id, "type_subscription": {
+                    "topic_type": topic.as_str(), "agent_type": agent_type,
+                }}),
+                TopicFilter::Prefix(prefix) => json!({"id": id, "type_prefix_subscription": {
+                    "topic_type_prefix": &**prefix, "agent_type": agent_type,
+                }}),
+            })
+        });
+        Cow::Owned(json!({"subscriptions": all.collect::<Vec<_>>()}).to_string())
+    }
+
+    fn exchange(&self) -> &Exchange {
+        &self.app.exchange
+    }
+
+    fn client(&self) -> Result<&str, Fault> {
+        self.client.as_deref().ok_or_else(|| {
+            invalid("Missing client_id header")
+                .hint("send the header x-client-id with an id of your own making")
+        })
+    }
+
+    /// The client's place in the room, made if it is new.
+    fn enter(&self) -> Result<crate::peer::Peer, Fault> {
+        self.app.lobby.enter(&self.app, self.client()?, &self.principal)
+    }
+
+    /// Whom calls and events come from: the client's connection, if it has one.
+    fn origin(&self) -> Result<Origin, Fault> {
+        let peer = self.app.lobby.find(self.client()?, &self.principal);
+        Ok(Origin { principal: self.principal.clone(), worker: peer.map(|peer| peer.id) })
+    }
+}
+
+fn check(envelope: &Envelope<'_>) -> Result<(), &'static str> {
+    if envelope.jsonrpc.as_deref() != Some("2.0") {
+        return Err("`jsonrpc` must be \"2.0\"");
+    }
+    if envelope.method.is_none() {
+        return Err("`method` is missing");
+    }
+    if !envelope.id.map(RawValue::get).is_none_or(is_id) {
+        return Err("`id` must be a short text, a number or null");
+    }
+    if !envelope.params.is_none_or(|p| p.get().starts_with('{') || p.get() == "null") {
+        return Err("`params` must be an object");
+    }
+    Ok(())
+}
+
+fn is_id(id: &str) -> bool {
+    id.len() <= 256 && !id.starts_with(['{', '[', 't', 'f'])
+}
+
+/// A whole answer that is one error about nobody's request.
+fn refused(code: RpcCode, message: &str) -> Response {
+    json_text(error(None, code, message, None))
+}
+
+fn error(id: Option<&str>, code: RpcCode, message: &str, fault: Option<&Fault>) -> String {
+    let envelope_fault;
+    let fault = match fault {
+        Some(fault) => fault,
+        None => {
+            envelope_fault = invalid(message).hint("see https://www.jsonrpc.org/specification");
+            &envelope_fault
+        }
+    };
+    let data = Problem::new(fault, status(fault.kind()), None);
+    let error = json!({"code": code as i32, "message": message, "data": data});
+    format!(r#"{{"jsonrpc":"2.0","error":{error},"id":{}}}"#, id.unwrap_or("null"))
+}

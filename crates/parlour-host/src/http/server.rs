@@ -1,0 +1,240 @@
+//! The port: connections from the first byte to the last, and the shutdown.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use axum::Router;
+use axum::response::IntoResponse;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::AsyncReadExt;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::Service as _;
+
+use super::answer::Tracked;
+use super::phase::Phase;
+use super::router::App;
+use crate::config::limits;
+use crate::io::{Io, Socket};
+use crate::peer::{Close, Outgoing};
+
+/// Where connections come from. Nothing in the host binds a port by itself.
+pub trait Listener: Send {
+    /// Waits for the next connection.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses no connection.
+    fn accept(&mut self) -> impl Future<Output = io::Result<Box<dyn Io>>> + Send;
+}
+
+impl Listener for tokio::net::TcpListener {
+    async fn accept(&mut self) -> io::Result<Box<dyn Io>> {
+        let (stream, _) = Self::accept(self).await?;
+        // A small frame must not wait for the acknowledgement of the one before.
+        stream.set_nodelay(true)?;
+        Ok(Box::new(stream))
+    }
+}
+
+/// How an HTTP/2 connection begins (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How long `accept` rests after it failed, such as for want of descriptors.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// Serves `listener` until `shutdown`, then lets what is in flight end.
+pub(crate) async fn serve(
+    app: App,
+    router: Router,
+    mut listener: impl Listener,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let config = app.exchange.config().clone();
+    let places = Arc::new(Semaphore::new(config.limits.connections));
+    let closing = CancellationToken::new();
+    let connections = TaskTracker::new();
+    let mut ending = pin!(end(&app, shutdown));
+    loop {
+        let io = tokio::select! {
+            () = &mut ending => break,
+            accepted = listener.accept() => accepted,
+        };
+        let io = match io {
+            Ok(io) => io,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                sleep(ACCEPT_REST).await;
+                continue;
+            }
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            // Nothing is read from it and nothing written: the socket closes.
+            app.exchange.metrics().limit_hit(limits::connections);
+            continue;
+        };
+        let (app, router, closing) = (app.clone(), router.clone(), closing.clone());
+        connections.spawn(async move {
+            let metrics = app.exchange.metrics().clone();
+            metrics.connections.inc();
+            let socket = Socket::new(io, app.exchange.config().timeouts.stalled_write);
+            Box::pin(connection(app, router, socket, closing)).await;
+            metrics.connections.dec();
+            drop(place);
+        });
+    }
+
+    drop(listener);
+    closing.cancel();
+    app.exchange.peers().iter().for_each(|peer| {
+        peer.push(Outgoing::Close(Close::new(Close::GOING_AWAY, "the host is shutting down")));
+    });
+    connections.close();
+    app.tasks.close();
+    let rest = async {
+        connections.wait().await;
+        app.tasks.wait().await;
+    };
+    // Whoever has not taken its last bytes by then loses them.
+    let _ = timeout(Duration::from_secs(3), rest).await;
+    Ok(())
+}
+
+/// Waits for `shutdown`, and then until all calls have ended or their time is up.
+async fn end(app: &App, shutdown: impl Future<Output = ()>) {
+    shutdown.await;
+    app.exchange.begin_drain();
+    let in_flight = || app.exchange.metrics().calls_in_flight.get();
+    tracing::info!(calls = in_flight(), "draining");
+    let drained = async {
+        while in_flight() > 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+        // Replies that have just been handed on reach their callers' sockets.
+        let writing = || {
+            app.exchange
+                .peers()
+                .iter()
+                .any(|peer| peer.connected.load(Relaxed) && peer.waiting().0 > 0)
+        };
+        while writing() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    if timeout(app.exchange.config().server.drain_timeout, drained).await.is_err() {
+        tracing::warn!(calls = in_flight(), "not everything ended within server.drain_timeout");
+    }
+}
+
+/// Serves one connection, whichever version of HTTP it speaks.
+async fn connection(app: App, router: Router, mut socket: Socket, closing: CancellationToken) {
+    let config = app.exchange.config().clone();
+    let sniffed = timeout(config.timeouts.first_byte, sniff(&mut socket)).await;
+    let Ok(Ok(Some(is_http2))) = sniffed else { return };
+    let phase = Arc::new(Phase::new(Instant::now(), config.timeouts.idle, config.timeouts.headers));
+    if !is_http2 {
+        phase.bytes_came(Instant::now());
+        socket.report_to(Some(phase.clone()));
+    }
+
+    let (serving, began) = (app.clone(), phase.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        began.request_began();
+        let (app, mut router, phase) = (serving.clone(), router.clone(), began.clone());
+        async move {
+            let mut request = request.map(axum::body::Body::new);
+            let response = match app.guard.admit(&request) {
+                Err(refusal) => refusal.into_response(),
+                Ok(principal) => {
+                    request.extensions_mut().insert(principal);
+                    match router.call(request).await {
+                        Ok(response) => response,
+                        Err(never) => match never {},
+                    }
+                }
+            };
+            Ok::<_, Infallible>(Tracked::new(response, phase))
+        }
+    });
+
+    let io = TokioIo::new(socket);
+    if is_http2 {
+        let limits = &config.limits;
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(limits.http2_streams as u32)
+            .max_header_list_size(limits.header_bytes.0 as u32)
+            .initial_stream_window_size(64 * 1024)
+            .initial_connection_window_size(1024 * 1024)
+            .keep_alive_interval(config.timeouts.heartbeat)
+            .keep_alive_timeout(config.timeouts.heartbeat);
+        let mut serving = pin!(builder.serve_connection(io, service));
+        let ended = phase.guard(std::future::poll_fn(|cx| {
+            if closing.is_cancelled() {
+                serving.as_mut().graceful_shutdown();
+            }
+            serving.as_mut().poll(cx)
+        }));
+        or_closing(ended, &closing).await;
+    } else {
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(None)
+            .max_headers(config.limits.headers)
+            .max_buf_size(config.limits.header_bytes.0.max(8192));
+        let serving = builder.serve_connection(io, service).with_upgrades();
+        let mut serving = pin!(serving);
+        let ended = phase.guard(std::future::poll_fn(|cx| {
+            if closing.is_cancelled() {
+                serving.as_mut().graceful_shutdown();
+            }
+            serving.as_mut().poll(cx)
+        }));
+        or_closing(ended, &closing).await;
+    }
+}
+
+/// Drives a connection, and wakes it once more when the host begins to close.
+async fn or_closing(serving: impl Future, closing: &CancellationToken) {
+    let mut serving = pin!(serving);
+    tokio::select! {
+        biased;
+        _ = &mut serving => return,
+        () = closing.cancelled() => {}
+    }
+    serving.await;
+}
+
+/// Reads until it is clear whether the connection speaks HTTP/2, and gives those bytes back.
+///
+/// Returns `None` if the peer closed without a word.
+async fn sniff(socket: &mut Socket) -> io::Result<Option<bool>> {
+    let mut seen = BytesMut::with_capacity(PREFACE.len());
+    let is_http2 = loop {
+        let have = seen.len();
+        if socket.read_buf(&mut (&mut seen).limit(PREFACE.len() - have)).await? == 0 {
+            return Ok(None);
+        }
+        if !PREFACE.starts_with(&seen) {
+            break false;
+        }
+        if seen.len() == PREFACE.len() {
+            break true;
+        }
+    };
+    socket.put_back(Bytes::from(seen));
+    Ok(Some(is_http2))
+}

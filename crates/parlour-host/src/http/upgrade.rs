@@ -1,0 +1,217 @@
+//! `GET /open_channel`: the WebSocket handshake (RFC 6455 §4), and the clients of the 0.1.0 dialect.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use parlour_core::wire::SUBPROTOCOL;
+use parlour_core::{Fault, FaultKind, Principal};
+use percent_encoding::percent_decode_str;
+use sha1_smol::Sha1;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tokio_websockets::{Limits, ServerBuilder};
+
+use super::answer::{Answer, Refusal, invalid};
+use super::rest::origin;
+use super::router::App;
+use crate::channel::dialect::{self, Dialect};
+use crate::channel::native::{self, Native};
+use crate::connection::Connection;
+use crate::exchange::Exchange;
+use crate::io::Socket;
+use crate::link::{Link as _, Protocol, WebSocketLink};
+use crate::peer::Peer;
+
+/// A channel's frame may be this much longer than the largest payload.
+const HEADER_ROOM: usize = 64 * 1024;
+
+/// Opens a channel: `parlour.v1` if it is asked for, else the dialect.
+pub(crate) async fn open_channel(State(app): State<App>, request: Request) -> Answer {
+    let native = asks_for_native(request.headers())?;
+    let accept = accept_key(request.headers())?;
+    let client_id = client_id(request.uri());
+    if !native && client_id.is_none() {
+        return Err(Refusal::from(invalid("the query parameter `client_id` is missing"))
+            .hint("ask for subprotocol parlour.v1, or give a client_id"));
+    }
+    if app.exchange.is_draining() {
+        let fault = Fault::new(FaultKind::Unavailable, "the host is shutting down");
+        return Err(fault.hint("connect again later").into());
+    }
+    let principal = origin(&request).principal;
+    let claim = match client_id.filter(|_| !native) {
+        Some(id) => Some(app.lobby.claim(&app, &id, principal.clone())?),
+        None => None,
+    };
+
+    let exchange = app.exchange.clone();
+    let upgrade = hyper::upgrade::on(request);
+    app.tasks.spawn(async move {
+        let Ok(upgraded) = upgrade.await else { return };
+        // Every connection of this server is of this type.
+        let Ok(parts) = upgraded.downcast::<TokioIo<Socket>>() else { return };
+        let mut socket = parts.io.into_inner();
+        socket.report_to(None);
+        socket.put_back(parts.read_buf);
+        match claim {
+            None => {
+                let (peer, inbox) = exchange.join(native::NAME, principal);
+                let link = link(socket, Native::default(), &exchange);
+                Box::pin(Connection::new(exchange, peer, inbox).run(link)).await.linger().await;
+            }
+            Some(attach) => {
+                let dialect = Dialect::new(exchange.config().limits.json_depth);
+                // The task that waits for this socket is the connection's.
+                let _ = attach.send(link(socket, dialect, &exchange));
+            }
+        }
+    });
+
+    let mut response = Response::new(axum::body::Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    if native {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    }
+    Ok(response)
+}
+
+fn link<P: Protocol>(socket: Socket, protocol: P, exchange: &Exchange) -> WebSocketLink<P> {
+    let limit = exchange.config().limits.payload_bytes.0 + HEADER_ROOM;
+    let limits = Limits::default().max_payload_len(Some(limit));
+    WebSocketLink::new(ServerBuilder::new().limits(limits).serve(socket), protocol)
+}
+
+fn asks_for_native(headers: &HeaderMap) -> Result<bool, Refusal> {
+    let mut asked = headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .peekable();
+    if asked.peek().is_none() {
+        return Ok(false);
+    }
+    if asked.any(|name| name == SUBPROTOCOL) {
+        return Ok(true);
+    }
+    Err(Refusal::from(invalid("none of the subprotocols asked for is known"))
+        .hint("ask for parlour.v1, or for none to speak the dialect of autogen-http-runtime"))
+}
+
+/// The answer to the client's key, once the request is a handshake.
+fn accept_key(headers: &HeaderMap) -> Result<HeaderValue, Refusal> {
+    let has = |name, word: &str| {
+        let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|v| v.trim().eq_ignore_ascii_case(word))
+    };
+    if !has(header::CONNECTION, "upgrade") || !has(header::UPGRADE, "websocket") {
+        return Err(Refusal::invalid(StatusCode::UPGRADE_REQUIRED, "this door is a WebSocket")
+            .hint("connect with a WebSocket client over HTTP/1.1"));
+    }
+    if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err(Refusal::invalid(
+            StatusCode::UPGRADE_REQUIRED,
+            "the WebSocket version is not 13",
+        )
+        .hint("send Sec-WebSocket-Version: 13"));
+    }
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes);
+    let Some(key) = key.filter(|key| key.len() == 24) else {
+        return Err(invalid("Sec-WebSocket-Key is missing or not 16 bytes in base64").into());
+    };
+    let mut sha1 = Sha1::from(key);
+    sha1.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    let accept = STANDARD.encode(sha1.digest().bytes());
+    Ok(HeaderValue::try_from(accept).expect("base64 is a header value"))
+}
+
+fn client_id(uri: &Uri) -> Option<String> {
+    let pairs = uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
+    let (_, value) = pairs.into_iter().find(|(name, _)| *name == "client_id")?;
+    let value = percent_decode_str(value).decode_utf8().ok()?;
+    (!value.is_empty() && value.len() <= 128).then(|| value.into_owned())
+}
+
+/// The clients of the dialect, by the id that each gave itself.
+///
+/// They register over `/rpc` before they open their socket, so that one is known before it connects;
+/// its task then waits for the socket, and is forgotten if none comes.
+#[derive(Clone, Default)]
+pub(crate) struct Lobby(Arc<Mutex<HashMap<Box<str>, Client>>>);
+
+struct Client {
+    peer: Peer,
+    /// Takes the socket, as long as none has come.
+    attach: Option<oneshot::Sender<WebSocketLink<Dialect>>>,
+}
+
+impl Lobby {
+    /// The client of this id, made if it is new.
+    pub(crate) fn enter(&self, app: &App, id: &str, who: &Principal) -> Result<Peer, Fault> {
+        let mut clients = self.0.lock();
+        self.enter_locked(&mut clients, app, id, who)
+    }
+
+    /// The client of this id, if it is known.
+    pub(crate) fn find(&self, id: &str, who: &Principal) -> Option<Peer> {
+        let clients = self.0.lock();
+        clients.get(id).map(|client| client.peer.clone()).filter(|peer| peer.principal == *who)
+    }
+
+    /// The place where the client's socket is waited for; each has one socket.
+    fn claim(
+        &self,
+        app: &App,
+        id: &str,
+        who: Principal,
+    ) -> Result<oneshot::Sender<WebSocketLink<Dialect>>, Fault> {
+        let mut clients = self.0.lock();
+        self.enter_locked(&mut clients, app, id, &who)?;
+        clients.get_mut(id).and_then(|client| client.attach.take()).ok_or_else(|| {
+            Fault::new(FaultKind::Conflict, "a client of this id is connected")
+                .hint("each client makes an id of its own")
+        })
+    }
+
+    fn enter_locked(
+        &self,
+        clients: &mut HashMap<Box<str>, Client>,
+        app: &App,
+        id: &str,
+        who: &Principal,
+    ) -> Result<Peer, Fault> {
+        if let Some(client) = clients.get(id) {
+            if client.peer.principal != *who {
+                return Err(Fault::new(FaultKind::Forbidden, "this client id belongs to another"));
+            }
+            return Ok(client.peer.clone());
+        }
+        let (peer, inbox) = app.exchange.join(dialect::NAME, who.clone());
+        peer.set_name(id);
+        let (attach, attached) = oneshot::channel();
+        clients.insert(id.into(), Client { peer: peer.clone(), attach: Some(attach) });
+        let connection = Connection::new(app.exchange.clone(), peer.clone(), inbox);
+        let until = Instant::now() + app.exchange.config().timeouts.attach;
+        let (lobby, id) = (self.clone(), Box::<str>::from(id));
+        app.tasks.spawn(async move {
+            let link = Box::pin(connection.run_once_attached(attached, until)).await;
+            lobby.0.lock().remove(&id);
+            if let Some(link) = link {
+                link.linger().await;
+            }
+        });
+        Ok(peer)
+    }
+}

@@ -1,0 +1,256 @@
+//! What a channel's task needs of a socket, and how a WebSocket gives it.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use bytestring::ByteString;
+use futures_util::{Sink as _, Stream as _};
+use parlour_core::wire::Frame;
+use parlour_core::{Call, CallId, Fault, Recipients, Reply};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_websockets::{CloseCode, Error, Message, WebSocketStream};
+
+use crate::event::SharedEvent;
+use crate::io::{Socket, is_stalled};
+use crate::peer::Close;
+
+/// A socket that carries whole frames, whatever protocol they are written in.
+pub(crate) trait Link: Send {
+    /// Whether the first frame must be [`Frame::Hello`].
+    const GREETS: bool;
+
+    /// Takes frames that came into `frames`, and meanwhile writes what was sent.
+    ///
+    /// Reading and writing are driven together so that neither can starve the other. Without `read`
+    /// nothing is taken; with `wants_room` it also returns as soon as there is room to send more.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses no frame.
+    fn receive(
+        &mut self,
+        read: bool,
+        wants_room: bool,
+        frames: &mut Vec<Frame>,
+    ) -> impl Future<Output = Received> + Send;
+
+    /// Queues `item` to be written, or says why this protocol cannot carry it.
+    fn send(&mut self, item: Sendable<'_>) -> Result<(), Fault>;
+
+    /// Whether more may be sent without keeping much in memory.
+    fn has_room(&self) -> bool;
+
+    /// Begins to close; [`receive`](Self::receive) says when that is done.
+    fn close(&mut self, close: &Close);
+
+    /// Lets the peer read what was written last before the socket goes.
+    fn linger(self) -> impl Future<Output = ()> + Send;
+}
+
+/// What [`Link::receive`] returns with.
+#[derive(Debug)]
+pub(crate) enum Received {
+    /// The peer is alive; its frames, if any, were taken.
+    Heard,
+    /// There is room to send more.
+    Room,
+    /// The peer said something that ends the channel.
+    Refused(Close),
+    /// The socket is closed.
+    Closed,
+    /// The peer took nothing for too long.
+    Stalled,
+}
+
+/// What can be sent.
+#[derive(Debug)]
+pub(crate) enum Sendable<'a> {
+    Call(CallId, &'a Call, Duration),
+    Withdraw(CallId),
+    Reply(CallId, &'a Reply),
+    Event(&'a SharedEvent, &'a Recipients),
+    Frame(&'a Frame),
+    Drain,
+    Ping,
+}
+
+/// A protocol on a WebSocket: its translation to and from frames.
+pub(crate) trait Protocol: Send {
+    const GREETS: bool;
+
+    /// Reads one message.
+    fn decode(&mut self, message: Message, frames: &mut Vec<Frame>) -> Result<(), Close>;
+
+    /// Writes one item.
+    fn encode(&mut self, item: Sendable<'_>, out: &mut Outbox) -> Result<(), Fault>;
+}
+
+/// Where a protocol writes to.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    /// Frames of one binary message to come.
+    pub(crate) batch: BytesMut,
+    /// Whole text messages.
+    pub(crate) texts: Vec<ByteString>,
+    /// A ping of the WebSocket's own is due.
+    pub(crate) ping: bool,
+}
+
+/// Unwritten bytes up to which more is taken from the queue.
+const ROOM: usize = 64 * 1024;
+/// A binary message is not filled further than this: with one frame more it stays below what a peer
+/// takes at the least.
+const FULL_BATCH: usize = 32 * 1024;
+/// Messages taken before what they ask for is begun.
+const FRAMES_AT_ONCE: usize = 256;
+/// How long, and for how many bytes, a closed peer may go on sending before the socket goes.
+const LINGER: (Duration, usize) = (Duration::from_secs(1), 8 * 1024 * 1024);
+
+/// A WebSocket that speaks protocol `P`.
+pub(crate) struct WebSocketLink<P> {
+    socket: WebSocketStream<Socket>,
+    protocol: P,
+    outbox: Outbox,
+    /// Bytes given to the socket, counted like those it has written.
+    given: u64,
+    failed: bool,
+}
+
+impl<P: Protocol> WebSocketLink<P> {
+    pub(crate) fn new(socket: WebSocketStream<Socket>, protocol: P) -> Self {
+        Self { socket, protocol, outbox: Outbox::default(), given: 0, failed: false }
+    }
+
+    fn pending(&self) -> usize {
+        let unwritten = self.given.saturating_sub(self.socket.get_ref().written());
+        unwritten as usize + self.outbox.batch.len()
+    }
+
+    /// Hands what the protocol wrote to the socket's queue.
+    fn seal(&mut self) {
+        for text in std::mem::take(&mut self.outbox.texts) {
+            self.give(Message::text(text.into_bytes()));
+        }
+        if !self.outbox.batch.is_empty() {
+            let batch = std::mem::take(&mut self.outbox.batch).freeze();
+            self.give(Message::binary(batch));
+        }
+        if std::mem::take(&mut self.outbox.ping) {
+            self.give(Message::ping(""));
+        }
+    }
+
+    fn give(&mut self, message: Message) {
+        let length = message.as_payload().len();
+        // A socket that is closed already takes nothing, and reading from it will say so.
+        if Pin::new(&mut self.socket).start_send(message).is_ok() {
+            self.given += length as u64;
+        }
+    }
+
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        (read, wants_room): (bool, bool),
+        frames: &mut Vec<Frame>,
+    ) -> Poll<Received> {
+        self.seal();
+        match Pin::new(&mut self.socket).poll_flush(cx) {
+            Poll::Ready(Ok(())) => self.given = self.socket.get_ref().written(),
+            Poll::Ready(Err(error)) => return Poll::Ready(ended(&error)),
+            Poll::Pending => {}
+        }
+        if wants_room && self.has_room() {
+            return Poll::Ready(Received::Room);
+        }
+        if !read {
+            return Poll::Pending;
+        }
+        let mut heard = false;
+        while frames.len() < FRAMES_AT_ONCE {
+            match Pin::new(&mut self.socket).poll_next(cx) {
+                Poll::Pending => break,
+                Poll::Ready(None) if frames.is_empty() => return Poll::Ready(Received::Closed),
+                Poll::Ready(None) => break,
+                // After a breach of the WebSocket protocol the socket writes its close frame and
+                // then ends.
+                Poll::Ready(Some(Err(error))) => match ended(&error) {
+                    Received::Closed if !self.failed && !matches!(error, Error::Io(_)) => {
+                        self.failed = true;
+                    }
+                    end => return Poll::Ready(end),
+                },
+                Poll::Ready(Some(Ok(message))) => {
+                    heard = true;
+                    if message.is_text() || message.is_binary() {
+                        if let Err(close) = self.protocol.decode(message, frames) {
+                            return Poll::Ready(Received::Refused(close));
+                        }
+                    } else if message.is_ping() {
+                        // Its answer is written before more is read, so that pings cannot pile up.
+                        break;
+                    }
+                }
+            }
+        }
+        if heard { Poll::Ready(Received::Heard) } else { Poll::Pending }
+    }
+}
+
+fn ended(error: &Error) -> Received {
+    match error {
+        Error::Io(error) if is_stalled(error) => Received::Stalled,
+        _ => Received::Closed,
+    }
+}
+
+impl<P: Protocol> Link for WebSocketLink<P> {
+    const GREETS: bool = P::GREETS;
+
+    async fn receive(&mut self, read: bool, wants_room: bool, frames: &mut Vec<Frame>) -> Received {
+        poll_fn(|cx| self.poll_receive(cx, (read, wants_room), frames)).await
+    }
+
+    fn send(&mut self, item: Sendable<'_>) -> Result<(), Fault> {
+        self.protocol.encode(item, &mut self.outbox)?;
+        if self.outbox.batch.len() >= FULL_BATCH {
+            self.seal();
+        }
+        Ok(())
+    }
+
+    fn has_room(&self) -> bool {
+        self.pending() < ROOM
+    }
+
+    fn close(&mut self, close: &Close) {
+        self.seal();
+        let code = CloseCode::try_from(close.code).unwrap_or(CloseCode::NORMAL_CLOSURE);
+        // A control frame has room for 123 bytes of reason.
+        let end =
+            (0..=123.min(close.reason.len())).rev().find(|&n| close.reason.is_char_boundary(n));
+        self.give(Message::close(Some(code), &close.reason[..end.unwrap_or(0)]));
+    }
+
+    async fn linger(self) {
+        // Closing a socket with unread bytes resets it, and what was written last may be lost.
+        let mut socket = self.socket.into_inner();
+        let (time, mut left) = LINGER;
+        let discard = async {
+            if socket.shutdown().await.is_err() {
+                return;
+            }
+            let mut buffer = vec![0; 16 * 1024];
+            while left > 0 {
+                match socket.read(&mut buffer).await {
+                    Ok(n) if n > 0 => left = left.saturating_sub(n),
+                    _ => return,
+                }
+            }
+        };
+        let _ = tokio::time::timeout(time, discard).await;
+    }
+}

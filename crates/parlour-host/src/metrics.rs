@@ -1,0 +1,118 @@
+//! What a host counts, and how `/metrics` writes it.
+
+use std::sync::atomic::AtomicI64;
+
+use parlour_core::FaultKind;
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::Config;
+
+/// All counters and gauges of one host.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    pub(crate) calls_in_flight: Gauge<i64, AtomicI64>,
+    calls_ok: Counter,
+    calls_faulted: Vec<(FaultKind, Counter)>,
+    pub(crate) events: Counter,
+    pub(crate) events_delivered: Counter,
+    pub(crate) events_dropped: Counter,
+    pub(crate) connections: Gauge<i64, AtomicI64>,
+    pub(crate) channels: Gauge<i64, AtomicI64>,
+    pub(crate) channels_opened: Counter,
+    pub(crate) stalled_writes: Counter,
+    pub(crate) missed_heartbeats: Counter,
+    pub(crate) replies_unasked: Counter,
+    pub(crate) senders_refused: Counter,
+    limit_hits: Family<Key, Counter>,
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+struct Key {
+    key: String,
+}
+
+impl Metrics {
+    pub(crate) fn new(config: &Config) -> Self {
+        let mut registry = Registry::with_prefix("parlour");
+        let calls = Family::<Outcome, Counter>::default();
+        registry.register("calls", "Calls that ended, by outcome", calls.clone());
+        let outcome = |outcome| calls.get_or_create_owned(&Outcome { outcome });
+        let limits = Family::<Key, Gauge>::default();
+        registry.register("limit", "Configured limits, in messages or bytes", limits.clone());
+        for (key, value) in config.limits() {
+            limits.get_or_create(&Key { key: key.into() }).set(value as i64);
+        }
+        let limit_hits = Family::<Key, Counter>::default();
+        registry.register("limit_hits", "Times a limit was met", limit_hits.clone());
+
+        let mut counter = |name: &str, help: &str| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let events = counter("events", "Events published");
+        let events_delivered = counter("events_delivered", "Events handed to a connection");
+        let events_dropped = counter("events_dropped", "Events a full queue did not take");
+        let channels_opened = counter("channels_opened", "Channels opened");
+        let stalled_writes = counter("stalled_writes", "Peers cut because they took no byte");
+        let missed_heartbeats = counter("missed_heartbeats", "Peers cut because they were silent");
+        let replies_unasked = counter("replies_unasked", "Replies to calls not in flight");
+        let senders_refused = counter("senders_refused", "Senders that were not passed on");
+        let mut gauge = |name: &str, help: &str| {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        Self {
+            calls_in_flight: gauge("calls_in_flight", "Calls that have not ended"),
+            connections: gauge("connections", "Open connections"),
+            channels: gauge("channels", "Open channels"),
+            calls_ok: outcome("ok"),
+            calls_faulted: FaultKind::ALL.iter().map(|&k| (k, outcome(k.name()))).collect(),
+            events,
+            events_delivered,
+            events_dropped,
+            channels_opened,
+            stalled_writes,
+            missed_heartbeats,
+            replies_unasked,
+            senders_refused,
+            limit_hits,
+            registry,
+        }
+    }
+
+    /// Counts the end of a call.
+    pub(crate) fn call_ended(&self, fault: Option<FaultKind>) {
+        let counter = match fault {
+            None => Some(&self.calls_ok),
+            Some(kind) => self.calls_faulted.iter().find(|(k, _)| *k == kind).map(|(_, c)| c),
+        };
+        if let Some(counter) = counter {
+            counter.inc();
+        }
+    }
+
+    /// Counts that the limit of this key was met.
+    pub(crate) fn limit_hit(&self, key: &str) {
+        self.limit_hits.get_or_create(&Key { key: key.into() }).inc();
+    }
+
+    /// All of them in the text format of Prometheus (OpenMetrics 1.0).
+    pub(crate) fn render(&self) -> String {
+        let mut out = String::new();
+        // Writing into a string cannot fail.
+        let _ = text::encode(&mut out, &self.registry);
+        out
+    }
+}

@@ -1,0 +1,307 @@
+//! The way to a connection: a bounded queue that never makes its sender wait, and the return
+//! address of a call.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytestring::ByteString;
+use parking_lot::Mutex;
+use parlour_core::wire::Frame;
+use parlour_core::{Call, CallId, Fault, FaultKind, Principal, Recipients, Reply, WorkerId};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::config::limits;
+use crate::event::SharedEvent;
+use crate::metrics::Metrics;
+
+/// A way to reach one connection. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Peer(Arc<Shared>);
+
+/// What is known of a connection outside of its task.
+pub(crate) struct Shared {
+    pub(crate) id: WorkerId,
+    pub(crate) protocol: &'static str,
+    pub(crate) principal: Principal,
+    pub(crate) opened: Instant,
+    name: Mutex<ByteString>,
+    pub(crate) connected: AtomicBool,
+    pub(crate) draining: AtomicBool,
+    /// Calls that the peer has been given and that have not ended.
+    pub(crate) in_flight: AtomicUsize,
+    queue: mpsc::UnboundedSender<Outgoing>,
+    /// What of `queue`, and behind it, has not been written to the socket yet.
+    messages: AtomicUsize,
+    bytes: AtomicUsize,
+    bounds: Bounds,
+}
+
+/// How much may wait for one connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) messages: usize,
+    pub(crate) bytes: usize,
+}
+
+/// Something on its way to a peer.
+#[derive(Debug)]
+pub(crate) enum Outgoing {
+    /// A call to an agent there, under the host's name for it.
+    Call(Box<Dispatched>),
+    /// The caller of the call of that name has given it up.
+    Cancel(CallId),
+    /// The peer is told so.
+    Withdraw(CallId),
+    /// The end of a call that the peer made, or why a request of its was refused, under its own name.
+    Reply(CallId, Box<Reply>),
+    /// An event.
+    Event(Arc<SharedEvent>, Box<Recipients>),
+    /// Something that only this protocol says.
+    Frame(Box<Frame>),
+    /// The host is going away.
+    Drain,
+    /// The channel is to be closed, once what waits before this has been written.
+    Close(Close),
+}
+
+/// A call with its name and, until the connection's session keeps it, its return address.
+#[derive(Debug)]
+pub(crate) struct Dispatched {
+    pub(crate) id: CallId,
+    pub(crate) call: Call,
+    pub(crate) reply_to: Option<ReplyTo>,
+}
+
+/// Why a host closes a channel: a WebSocket close code (RFC 6455 §7.4) and a reason.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Close {
+    pub(crate) code: u16,
+    pub(crate) reason: Box<str>,
+}
+
+impl Close {
+    pub(crate) const GOING_AWAY: u16 = 1001;
+    pub(crate) const PROTOCOL: u16 = 1002;
+    pub(crate) const UNSUPPORTED: u16 = 1003;
+    pub(crate) const POLICY: u16 = 1008;
+
+    pub(crate) fn new(code: u16, reason: impl Into<Box<str>>) -> Self {
+        Self { code, reason: reason.into() }
+    }
+}
+
+/// What a message costs in the queue beside its payload.
+const OVERHEAD: usize = 256;
+
+impl Outgoing {
+    /// Roughly the memory it holds while it waits.
+    pub(crate) fn weight(&self) -> usize {
+        OVERHEAD
+            + match self {
+                Self::Call(dispatched) => dispatched.call.payload.weight(),
+                Self::Reply(_, reply) => reply.as_ref().as_ref().map_or(0, |p| p.weight()),
+                Self::Event(event, _) => event.weight(),
+                _ => 0,
+            }
+    }
+}
+
+impl Peer {
+    /// A peer and the queue in which everything for it arrives.
+    pub(crate) fn new(
+        id: WorkerId,
+        protocol: &'static str,
+        principal: Principal,
+        bounds: Bounds,
+    ) -> (Self, mpsc::UnboundedReceiver<Outgoing>) {
+        let (queue, inbox) = mpsc::unbounded_channel();
+        let shared = Shared {
+            id,
+            protocol,
+            principal,
+            opened: Instant::now(),
+            name: Mutex::default(),
+            connected: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            in_flight: AtomicUsize::new(0),
+            queue,
+            messages: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            bounds,
+        };
+        (Self(Arc::new(shared)), inbox)
+    }
+
+    /// Queues `item`, unless too much waits already: then gives it back.
+    ///
+    /// Never waits: the caller is another connection's task, and must go on reading its own socket
+    /// however slow this peer is.
+    pub(crate) fn offer(&self, item: Outgoing) -> Result<(), Refused> {
+        let weight = item.weight();
+        let messages = self.0.messages.fetch_add(1, Relaxed);
+        let bytes = self.0.bytes.fetch_add(weight, Relaxed);
+        // A message larger than the whole bound passes when nothing else waits.
+        let full = messages >= self.0.bounds.messages
+            || (messages > 0 && bytes + weight > self.0.bounds.bytes);
+        if full {
+            self.wrote(weight);
+            let key = if messages >= self.0.bounds.messages {
+                (limits::queue_messages, self.0.bounds.messages)
+            } else {
+                (limits::queue_bytes, self.0.bounds.bytes)
+            };
+            return Err(Refused::Full(item, key));
+        }
+        self.0.queue.send(item).map_err(|mpsc::error::SendError(item)| {
+            self.wrote(weight);
+            Refused::Closed(item)
+        })
+    }
+
+    /// Queues what must not be refused: there is at most one for each request of the peer's own, and
+    /// while much of it waits the peer's requests are not read.
+    pub(crate) fn push(&self, item: Outgoing) {
+        let weight = item.weight();
+        self.holds(weight);
+        if self.0.queue.send(item).is_err() {
+            self.wrote(weight);
+        }
+    }
+
+    /// Records that a message of this weight waits.
+    pub(crate) fn holds(&self, weight: usize) {
+        self.0.messages.fetch_add(1, Relaxed);
+        self.0.bytes.fetch_add(weight, Relaxed);
+    }
+
+    /// Records that a message of this weight no longer waits.
+    pub(crate) fn wrote(&self, weight: usize) {
+        self.0.messages.fetch_sub(1, Relaxed);
+        self.0.bytes.fetch_sub(weight, Relaxed);
+    }
+
+    /// Messages and bytes that wait.
+    pub(crate) fn waiting(&self) -> (usize, usize) {
+        (self.0.messages.load(Relaxed), self.0.bytes.load(Relaxed))
+    }
+
+    /// Whether so much waits that the peer's requests are not read for now.
+    pub(crate) fn is_choked(&self) -> bool {
+        let (messages, bytes) = self.waiting();
+        messages >= self.0.bounds.messages || bytes >= self.0.bounds.bytes
+    }
+
+    pub(crate) fn name(&self) -> ByteString {
+        self.0.name.lock().clone()
+    }
+
+    pub(crate) fn set_name(&self, name: &str) {
+        *self.0.name.lock() = name.into();
+    }
+}
+
+impl std::ops::Deref for Peer {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Peer").field(&self.0.id.0).finish()
+    }
+}
+
+/// Why a peer does not take a message, and the message.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// Too much waits already; the limit that was met.
+    Full(Outgoing, (&'static str, usize)),
+    /// The connection is gone.
+    Closed(Outgoing),
+}
+
+/// Where a reply goes.
+///
+/// A call cannot be forgotten: dropping its return address answers that the worker is lost.
+pub(crate) struct ReplyTo {
+    address: Option<Address>,
+    metrics: Arc<Metrics>,
+}
+
+enum Address {
+    /// Back down the connection that the call came in on, under the name its caller gave it.
+    Peer(Peer, CallId),
+    /// To a task that waits, such as a request's.
+    Waiter(oneshot::Sender<Reply>),
+}
+
+impl ReplyTo {
+    pub(crate) fn peer(peer: Peer, id: CallId, metrics: &Arc<Metrics>) -> Self {
+        Self::new(Address::Peer(peer, id), metrics)
+    }
+
+    pub(crate) fn waiter(metrics: &Arc<Metrics>) -> (Self, oneshot::Receiver<Reply>) {
+        let (waiter, reply) = oneshot::channel();
+        (Self::new(Address::Waiter(waiter), metrics), reply)
+    }
+
+    fn new(address: Address, metrics: &Arc<Metrics>) -> Self {
+        metrics.calls_in_flight.inc();
+        Self { address: Some(address), metrics: metrics.clone() }
+    }
+
+    /// Hands the reply on. Whether anyone still wants it is their affair.
+    pub(crate) fn send(mut self, reply: Reply) {
+        self.settle(reply);
+    }
+
+    fn settle(&mut self, reply: Reply) {
+        let Some(address) = self.address.take() else { return };
+        self.metrics.calls_in_flight.dec();
+        self.metrics.call_ended(reply.as_ref().err().map(Fault::kind));
+        match address {
+            // Whoever asked and has gone has no use for it.
+            Address::Waiter(waiter) => drop(waiter.send(reply)),
+            Address::Peer(peer, id) => {
+                let reply = if reply.is_ok() && peer.is_choked() {
+                    self.metrics.limit_hit(limits::queue_bytes);
+                    Err(too_slow(&peer))
+                } else {
+                    reply
+                };
+                peer.push(Outgoing::Reply(id, Box::new(reply)));
+            }
+        }
+    }
+}
+
+impl Drop for ReplyTo {
+    fn drop(&mut self) {
+        if self.address.is_some() {
+            self.settle(Err(Fault::new(FaultKind::WorkerLost, "the worker is gone")));
+        }
+    }
+}
+
+impl fmt::Debug for ReplyTo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplyTo").finish_non_exhaustive()
+    }
+}
+
+/// How long to wait before a full queue is worth another try.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(250);
+
+fn too_slow(peer: &Peer) -> Fault {
+    Fault::new(FaultKind::Overloaded, "the agent answered, but too many replies wait to be read")
+        .may_have_run_if(true)
+        .hint("read replies faster, or have fewer calls in flight")
+        .retry_after(RETRY_AFTER)
+        .limit(limits::queue_bytes, Some(peer.bounds.bytes as u64))
+}

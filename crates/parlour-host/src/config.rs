@@ -197,7 +197,7 @@ settings! {
             "Without a byte taken by a peer that has output waiting; then it is cut.";
         handshake: Duration = "10s",
             "From the opening of a `parlour.v1` channel until its first frame.";
-        attach: Duration = "60s",
+        attach: Duration = "1m",
             "From the registration of a 0.1.0 worker until it opens its socket.";
         heartbeat: Duration = "15s",
             "Between two pings of a channel; two without any answer, and the peer is dead.";
@@ -280,7 +280,8 @@ impl Value for ByteCount {
 
 impl fmt::Display for ByteCount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let is_whole = |&(_, factor): &(&str, usize)| self.0 >= factor && self.0 % factor == 0;
+        let is_whole =
+            |&(_, factor): &(&str, usize)| self.0 >= factor && self.0.is_multiple_of(factor);
         match BYTE_UNITS.into_iter().find(is_whole) {
             Some((_, 1)) | None => write!(f, "{}", self.0),
             Some((unit, factor)) => write!(f, "{}{unit}", self.0 / factor),
@@ -301,7 +302,8 @@ impl Value for Duration {
 
     fn write(&self) -> String {
         let millis = self.as_millis() as u64;
-        let is_whole = |&(_, factor): &(&str, u64)| millis >= factor && millis % factor == 0;
+        let is_whole =
+            |&(_, factor): &(&str, u64)| millis >= factor && millis.is_multiple_of(factor);
         let (unit, factor) = TIME_UNITS.into_iter().find(is_whole).unwrap_or(("ms", 1));
         format!("{}{unit}", millis / factor)
     }

@@ -151,9 +151,8 @@ impl<L: Link> Connection<L> {
                     }
                     received => {
                         heard = true;
-                        let taken = frames.drain(..).filter(|_| closes.is_none());
-                        let handled: Result<(), Close> =
-                            taken.map(|frame| self.handle(frame)).collect();
+                        let mut taken = frames.drain(..).filter(|_| closes.is_none());
+                        let handled = taken.try_for_each(|frame| self.handle(frame));
                         let refused = match received {
                             Received::Refused(close) => Err(close),
                             _ => handled,

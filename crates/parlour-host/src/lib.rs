@@ -6,7 +6,7 @@
 //!
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
 //! let host = Host::new(Config::default());
-//! host.serve(listener, async { tokio::signal::ctrl_c().await.unwrap_or(()) }).await
+//! host.serve(listener, std::future::pending()).await
 //! # }
 //! ```
 //!

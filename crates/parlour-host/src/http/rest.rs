@@ -38,7 +38,7 @@ pub(crate) async fn call(
     let target = AgentId::new(AgentType::parse(agent_type)?, Key::parse(key)?);
     let origin = origin(&request);
     let (parts, body) = request.into_parts();
-    let timeout = number(&parts.headers, DEADLINE_MS)?.map(Duration::from_millis);
+    let timeout = number(&parts.headers, &DEADLINE_MS)?.map(Duration::from_millis);
     // The caller's patience begins when it asks, not when its body has come.
     let deadline = app.exchange.deadline(timeout).into_std();
     let header = app.exchange.stamp(header_fields(&parts.headers)?, &origin);
@@ -186,16 +186,16 @@ pub(crate) fn origin(request: &Request) -> Origin {
 }
 
 fn header_fields(headers: &HeaderMap) -> Result<HeaderFields, Fault> {
-    let id = |name: HeaderName| {
+    let id = |name: &HeaderName| {
         let id = text(headers, name)?.map(MessageId::parse).transpose();
         id.map_err(|error| invalid(error.to_string()))
     };
     Ok(HeaderFields {
-        conversation: id(CONVERSATION)?,
-        cause: id(CAUSE)?,
-        traceparent: text(headers, TRACEPARENT)?,
-        hops: number(headers, HOPS)?.unwrap_or(0).min(u8::MAX.into()) as u8,
-        idempotency_key: text(headers, IDEMPOTENCY_KEY)?,
+        conversation: id(&CONVERSATION)?,
+        cause: id(&CAUSE)?,
+        traceparent: text(headers, &TRACEPARENT)?,
+        hops: number(headers, &HOPS)?.unwrap_or(0).min(u8::MAX.into()) as u8,
+        idempotency_key: text(headers, &IDEMPOTENCY_KEY)?,
         ..HeaderFields::default()
     })
 }
@@ -208,30 +208,30 @@ async fn payload(
     let mut metadata = Metadata::default();
     for name in headers.keys() {
         if let Some(short) = name.as_str().strip_prefix(META) {
-            let value = text(headers, name.clone())?.unwrap_or_default();
+            let value = text(headers, name)?.unwrap_or_default();
             metadata.insert(short, value).map_err(|error| invalid(error.to_string()))?;
         }
     }
     let config = app.exchange.config();
     let limit = (limits::payload_bytes, config.limits.payload_bytes);
     Ok(Payload {
-        data_type: text(headers, DATA_TYPE)?.unwrap_or_default(),
-        content_type: text(headers, header::CONTENT_TYPE)?.unwrap_or_default(),
+        data_type: text(headers, &DATA_TYPE)?.unwrap_or_default(),
+        content_type: text(headers, &header::CONTENT_TYPE)?.unwrap_or_default(),
         metadata,
         bytes: body::read(body, limit, config).await?,
     })
 }
 
-fn text(headers: &HeaderMap, name: HeaderName) -> Result<Option<ByteString>, Fault> {
-    let Some(value) = headers.get(&name) else { return Ok(None) };
+fn text(headers: &HeaderMap, name: &HeaderName) -> Result<Option<ByteString>, Fault> {
+    let Some(value) = headers.get(name) else { return Ok(None) };
     match std::str::from_utf8(value.as_bytes()) {
         Ok(text) => Ok(Some(text.into())),
         Err(_) => Err(invalid(format!("the header {name} is not UTF-8"))),
     }
 }
 
-fn number(headers: &HeaderMap, name: HeaderName) -> Result<Option<u64>, Fault> {
-    let Some(text) = text(headers, name.clone())? else { return Ok(None) };
+fn number(headers: &HeaderMap, name: &HeaderName) -> Result<Option<u64>, Fault> {
+    let Some(text) = text(headers, name)? else { return Ok(None) };
     let number = text.parse().map_err(|_| {
         invalid(format!("the header {name} is not a whole number: `{}`", text.escape_debug()))
     })?;

@@ -47,7 +47,7 @@ pub(crate) async fn open_channel(State(app): State<App>, request: Request) -> An
     }
     let principal = origin(&request).principal;
     let claim = match client_id.filter(|_| !native) {
-        Some(id) => Some(app.lobby.claim(&app, &id, principal.clone())?),
+        Some(id) => Some(app.lobby.claim(&app, &id, &principal)?),
         None => None,
     };
 
@@ -175,10 +175,10 @@ impl Lobby {
         &self,
         app: &App,
         id: &str,
-        who: Principal,
+        who: &Principal,
     ) -> Result<oneshot::Sender<WebSocketLink<Dialect>>, Fault> {
         let mut clients = self.0.lock();
-        self.enter_locked(&mut clients, app, id, &who)?;
+        self.enter_locked(&mut clients, app, id, who)?;
         clients.get_mut(id).and_then(|client| client.attach.take()).ok_or_else(|| {
             Fault::new(FaultKind::Conflict, "a client of this id is connected")
                 .hint("each client makes an id of its own")

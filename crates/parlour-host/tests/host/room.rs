@@ -1,0 +1,172 @@
+//! A whole host in memory, on a paused clock, and clients that speak to it byte by byte.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{SinkExt, StreamExt};
+use parlour_core::wire::{self, CallFrame, Frame, HeaderFields, Hello, Register};
+use parlour_core::{AgentId, AgentType, CallId, Payload, Registration};
+use parlour_host::{Config, Host, Io, Listener};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use tokio_websockets::{ClientBuilder, Message, WebSocketStream};
+
+/// A host that is reached through [`Room::connect`] alone.
+pub(crate) struct Room {
+    connections: mpsc::UnboundedSender<DuplexStream>,
+}
+
+struct InMemory(mpsc::UnboundedReceiver<DuplexStream>);
+
+impl Listener for InMemory {
+    async fn accept(&mut self) -> io::Result<Box<dyn Io>> {
+        match self.0.recv().await {
+            Some(stream) => Ok(Box::new(stream)),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Room {
+    /// A host with these settings changed.
+    pub(crate) fn open(settings: &[(&str, &str)]) -> Self {
+        let mut config = Config::default();
+        for (key, value) in settings {
+            config.set(key, value).unwrap();
+        }
+        let (connections, incoming) = mpsc::unbounded_channel();
+        let host = Host::new(config);
+        tokio::spawn(host.serve(InMemory(incoming), std::future::pending()));
+        Self { connections }
+    }
+
+    /// A connection with room for 64 KiB each way.
+    pub(crate) fn connect(&self) -> DuplexStream {
+        let (client, host) = duplex(64 * 1024);
+        self.connections.send(host).unwrap();
+        client
+    }
+
+    /// The whole answer to one request.
+    pub(crate) async fn request(&self, request: &str) -> String {
+        let mut stream = self.connect();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let _ = timeout(Duration::from_secs(3600), stream.read_to_string(&mut answer)).await;
+        answer
+    }
+
+    /// `POST` of `body` with more header lines.
+    pub(crate) async fn post(&self, path: &str, headers: &str, body: &str) -> String {
+        let length = body.len();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+             content-length: {length}\r\n{headers}\r\n{body}"
+        );
+        self.request(&request).await
+    }
+
+    /// A channel of `parlour.v1` that has been greeted.
+    pub(crate) async fn channel(&self) -> Channel {
+        let builder = ClientBuilder::new().uri("ws://localhost/open_channel").unwrap();
+        let builder = builder
+            .add_header("sec-websocket-protocol".parse().unwrap(), "parlour.v1".parse().unwrap())
+            .unwrap();
+        let (socket, _) = builder.connect_on(self.connect()).await.unwrap();
+        let mut channel = Channel { socket, received: Bytes::new() };
+        let hello = Hello { name: "test".into(), versions: vec![1], features: vec![] };
+        channel.send(Frame::Hello(hello)).await;
+        assert!(matches!(channel.next().await, Some(Frame::Welcome(_))));
+        channel
+    }
+
+    /// A channel that serves `agent_type`.
+    pub(crate) async fn worker(&self, agent_type: &'static str) -> Channel {
+        let mut channel = self.channel().await;
+        let register = Register {
+            request: CallId(1),
+            agent_type: AgentType::parse(agent_type).unwrap(),
+            key: None,
+            registration: Registration::default(),
+        };
+        channel.send(Frame::Register(register)).await;
+        assert!(matches!(channel.next().await, Some(Frame::Done(_))));
+        channel
+    }
+}
+
+/// One side of a `parlour.v1` channel.
+pub(crate) struct Channel {
+    socket: WebSocketStream<DuplexStream>,
+    received: Bytes,
+}
+
+impl Channel {
+    /// Sends one frame.
+    pub(crate) async fn send(&mut self, frame: Frame) {
+        let mut bytes = BytesMut::new();
+        wire::encode(&frame, &mut bytes);
+        self.socket.send(Message::binary(bytes.freeze())).await.unwrap();
+    }
+
+    /// Calls `agent` with `text`, under the name `id`.
+    pub(crate) async fn call(&mut self, id: u64, agent: &str, text: &str, limit: Option<Duration>) {
+        let frame = CallFrame {
+            id: CallId(id),
+            target: AgentId::parse(agent).unwrap(),
+            timeout: limit,
+            header: HeaderFields::default(),
+            payload: Payload::text(text),
+        };
+        self.send(Frame::Call(frame)).await;
+    }
+
+    /// The next frame but for pings; none once the channel is closed.
+    pub(crate) async fn next(&mut self) -> Option<Frame> {
+        loop {
+            while self.received.is_empty() {
+                let message = self.socket.next().await?.ok()?;
+                if message.is_close() {
+                    return None;
+                }
+                self.received = Bytes::from(message.into_payload());
+            }
+            match wire::decode(&mut self.received).unwrap() {
+                Some(Frame::Ping(number)) => self.send(Frame::Pong(number)).await,
+                Some(frame) => return Some(frame),
+                None => {}
+            }
+        }
+    }
+
+    /// The next frame, which must be a call.
+    pub(crate) async fn next_call(&mut self) -> CallFrame {
+        match self.next().await {
+            Some(Frame::Call(call)) => call,
+            other => panic!("not a call: {other:?}"),
+        }
+    }
+
+    /// The next frame, which must be a reply.
+    pub(crate) async fn next_reply(&mut self) -> (u64, parlour_core::Reply) {
+        match self.next().await {
+            Some(Frame::Reply(id, reply)) => (id.0, reply),
+            other => panic!("not a reply: {other:?}"),
+        }
+    }
+
+    /// Reads nothing and answers nothing from here on, but stays open.
+    pub(crate) fn fall_silent(self) -> WebSocketStream<DuplexStream> {
+        self.socket
+    }
+}
+
+/// How many seconds `stream` stays open, when nobody says anything more.
+pub(crate) async fn seconds_open(mut stream: DuplexStream) -> u64 {
+    let start = Instant::now();
+    let mut sink = Vec::new();
+    timeout(Duration::from_secs(3600), stream.read_to_end(&mut sink)).await.unwrap().unwrap_or(0);
+    start.elapsed().as_secs()
+}

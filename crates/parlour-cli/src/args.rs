@@ -1,0 +1,380 @@
+//! The command line: verbs, flags, and the examples that each `--help` begins with.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args as Arguments, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::output::{Color, Mode};
+
+/// What comes first is what most people look for: what it does, then how it is typed.
+const TEMPLATE: &str =
+    "{about-with-newline}\n{before-help}{usage-heading} {usage}\n\n{all-args}{after-help}\n";
+
+/// The room where agents talk: a host, workers made of any program, and callers.
+#[derive(Debug, Parser)]
+#[command(
+    name = "parlour",
+    version,
+    arg_required_else_help = true,
+    help_template = TEMPLATE,
+    before_help = "\
+Examples:
+  parlour demo                                   see it all work, in one command
+  parlour serve --memory                         keep a room on 127.0.0.1:9000
+  parlour worker upper -- tr a-z A-Z             any program is an agent
+  parlour call upper 'hello'                     and anyone can call it",
+    after_help = "\
+Exit codes:
+  0 ok   1 failed   2 usage   3 not found   4 denied   5 conflict   6 timeout
+  7 cannot connect   8 partly failed   75 already running   78 bad configuration
+  130 interrupted   143 terminated"
+)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// Flags of every verb.
+#[derive(Clone, Copy, Debug, Arguments)]
+#[command(next_help_heading = "Output")]
+pub(crate) struct Common {
+    /// How data is written to stdout [default: text; of `subscribe`: jsonl]
+    #[arg(long, global = true, value_name = "MODE", conflicts_with = "json")]
+    output: Option<Mode>,
+    /// Short for --output json
+    #[arg(long, global = true)]
+    json: bool,
+    /// Say nothing on stderr but errors
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+    /// Whether to use colours
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub(crate) color: Color,
+}
+
+impl Common {
+    pub(crate) fn mode(&self) -> Option<Mode> {
+        if self.json { Some(Mode::Json) } else { self.output }
+    }
+}
+
+/// Where the host is, and how to be let in.
+#[derive(Clone, Debug, Arguments)]
+#[command(next_help_heading = "Host")]
+pub(crate) struct Client {
+    /// Where the host is
+    #[arg(long, env = "PARLOUR_URL", default_value = "http://127.0.0.1:9000")]
+    pub(crate) url: String,
+    /// File with the token that the host asks for
+    #[arg(long, env = "PARLOUR_TOKEN_FILE", value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Shows a room at work: a host, workers in processes of their own, calls, an event, a crash
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour demo            stays up afterwards, for you to try things
+  parlour demo --once     ends, with 0 if all went as it should")]
+    Demo(Demo),
+    /// Keeps a room: serves callers and workers until it is told to stop
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour serve --memory
+  parlour serve --listen 127.0.0.1:0                  a free port, named on stderr
+  parlour serve --listen 0.0.0.0:9000 --token-file token
+  parlour serve --set limits.payload_bytes=4MiB       `parlour config show` lists all settings
+
+SIGTERM or SIGINT: calls in flight may finish, then it ends. A second signal ends it at once.")]
+    Serve(Serve),
+    /// Serves an agent type with a program: payload on its stdin, reply on its stdout
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour worker upper -- tr a-z A-Z
+  parlour worker summary --content-type application/json -- python3 summary.py
+  parlour worker echo --echo                          answers with what it got
+
+The program finds PARLOUR_KEY, PARLOUR_DATA_TYPE, PARLOUR_ATTEMPT, PARLOUR_CONVERSATION, PARLOUR_CAUSE,
+PARLOUR_HOPS, PARLOUR_URL and PARLOUR_META_NAME in its environment. If it exits with anything but 0, the
+caller gets what it wrote to stderr. It runs without a shell; use `sh -c '…'` for one.")]
+    Worker(Worker),
+    /// Calls an agent and prints its reply, and nothing else, on stdout
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour call upper 'hello'
+  parlour call summary/report-7 @report.txt --timeout 2m
+  date | parlour call upper -
+  parlour call pricing '{\"sku\": 7}' --content-type application/json --meta tenant=acme")]
+    Call(Call),
+    /// Publishes an event to a topic
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour publish news/today 'the kettle is on'
+  parlour publish orders.created/shop-1 @order.json --content-type application/json")]
+    Publish(Publish),
+    /// Prints the events of a topic as they come, one JSON document per line
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour subscribe news                              any source
+  parlour subscribe 'orders.*'                        types that begin with `orders.`
+  parlour subscribe news/today --count 1              one source, one event
+  parlour subscribe news --output text")]
+    Subscribe(Subscribe),
+    /// Lists the agent types that workers serve now
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour agents
+  parlour agents --output jsonl")]
+    Agents(Client),
+    /// Lists the workers that are connected
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour workers
+  parlour workers --json")]
+    Workers(Client),
+    /// Says whether the host is ready, and what it has to do; exits with 1 if it is not
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour status
+  parlour status --url http://127.0.0.1:9001 --json")]
+    Status(Client),
+    /// Shows and checks the host's settings
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour config show --origin                        each setting, and where it was set
+  parlour config check                                what `parlour serve` would read here
+  parlour config check parlour.toml                   this file alone")]
+    Config(Config),
+    /// Explains a kind of fault, or lists them all; needs no host
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour explain worker_lost
+  parlour explain")]
+    Explain(Explain),
+    /// Prints a completion script for a shell
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour completion bash > ~/.local/share/bash-completion/completions/parlour
+  parlour completion fish > ~/.config/fish/completions/parlour.fish")]
+    Completion {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Prints the version
+    Version,
+    /// A worker of `parlour demo`
+    #[command(hide = true)]
+    DemoWorker(DemoWorker),
+}
+
+#[derive(Debug, Arguments)]
+pub(crate) struct Demo {
+    /// End afterwards, with 0 if all went as it should
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+#[derive(Clone, Debug, Arguments)]
+pub(crate) struct Serve {
+    /// Address and port of all doors; port 0 takes a free one [default: 127.0.0.1:9000]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<String>,
+    /// Keep nothing on disk
+    #[arg(long)]
+    pub(crate) memory: bool,
+    /// File with the one token that clients must show
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Let everyone in who can reach the address
+    #[arg(long)]
+    pub(crate) insecure: bool,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+}
+
+/// Where settings come from, beside the environment and the usual files.
+#[derive(Clone, Debug, Default, Arguments)]
+pub(crate) struct Sources {
+    /// File with settings, read over ./parlour.toml and those of the user and the machine
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// One setting, such as limits.payload_bytes=4MiB
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    pub(crate) set: Vec<(String, String)>,
+}
+
+#[derive(Clone, Debug, Arguments)]
+pub(crate) struct Worker {
+    /// The agent type to serve
+    #[arg(value_name = "TYPE")]
+    pub(crate) agent_type: String,
+    /// Answer with the payload as it came, content type and data type included
+    #[arg(long, conflicts_with = "command")]
+    pub(crate) echo: bool,
+    /// Be the only worker of this type, or fail
+    #[arg(long)]
+    pub(crate) exclusive: bool,
+    /// What these agents can do, for callers that look for it
+    #[arg(long = "capability", value_name = "NAME")]
+    pub(crate) capabilities: Vec<String>,
+    /// What the worker calls itself, for people [default: the agent type]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Content type of replies [default: text/plain; charset=utf-8 if they are UTF-8]
+    #[arg(long, value_name = "TYPE", conflicts_with = "echo")]
+    pub(crate) content_type: Option<String>,
+    #[command(flatten)]
+    pub(crate) client: Client,
+    /// The program to run for each call, and its arguments
+    #[arg(last = true, required_unless_present = "echo")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Clone, Debug, Arguments)]
+pub(crate) struct Call {
+    /// The agent to call [default key: default]
+    #[arg(value_name = "TYPE[/KEY]")]
+    pub(crate) target: String,
+    #[command(flatten)]
+    pub(crate) body: Body,
+    /// How long to wait for the reply, such as 500ms, 5s or 2m
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) client: Client,
+}
+
+#[derive(Clone, Debug, Arguments)]
+pub(crate) struct Publish {
+    /// The topic
+    #[arg(value_name = "TYPE/SOURCE")]
+    pub(crate) topic: String,
+    #[command(flatten)]
+    pub(crate) body: Body,
+    #[command(flatten)]
+    pub(crate) client: Client,
+}
+
+/// What to send.
+#[derive(Clone, Debug, Arguments)]
+pub(crate) struct Body {
+    /// The payload: a text, @FILE, or - for stdin, which is also read if it is not a terminal
+    #[arg(value_name = "BODY | @FILE | -", allow_negative_numbers = true)]
+    pub(crate) body: Option<String>,
+    /// Content type of the payload [default: text/plain; charset=utf-8 if it is UTF-8]
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) content_type: Option<String>,
+    /// What the payload is to the agent
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) data_type: Option<String>,
+    /// Metadata that goes along
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub(crate) meta: Vec<(String, String)>,
+}
+
+#[derive(Clone, Debug, Arguments)]
+pub(crate) struct Subscribe {
+    /// A topic type, a beginning of one with `*` behind, or a whole topic TYPE/SOURCE
+    pub(crate) pattern: String,
+    /// End after this many events
+    #[arg(long, value_name = "N")]
+    pub(crate) count: Option<u64>,
+    #[command(flatten)]
+    pub(crate) client: Client,
+}
+
+#[derive(Debug, Arguments)]
+pub(crate) struct Config {
+    #[command(subcommand)]
+    pub(crate) action: ConfigAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigAction {
+    /// Prints each setting as `parlour serve` would use it here
+    Show {
+        /// Say where each was set
+        #[arg(long)]
+        origin: bool,
+        #[command(flatten)]
+        sources: Sources,
+    },
+    /// Says what is wrong with the settings; exits with 78 if anything is
+    Check {
+        /// Check this file alone
+        file: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Arguments)]
+pub(crate) struct Explain {
+    /// The kind, as it stands in an error
+    pub(crate) kind: Option<String>,
+}
+
+/// What a worker of the demonstration does.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub(crate) enum DemoKind {
+    Reverse,
+    Upper,
+    Slow,
+}
+
+#[derive(Clone, Debug, Arguments)]
+pub(crate) struct DemoWorker {
+    pub(crate) kind: DemoKind,
+    #[arg(long)]
+    pub(crate) url: String,
+}
+
+/// Reads `NAME=VALUE`.
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.trim().into(), value.into())),
+        _ => Err("expected NAME=VALUE".into()),
+    }
+}
+
+/// Reads a time such as `500ms`, `5s` or `2m`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => 0,
+    };
+    match number.parse::<u64>().ok().and_then(|number| number.checked_mul(millis)) {
+        Some(millis) if millis > 0 => Ok(Duration::from_millis(millis)),
+        _ => Err("expected a time such as 500ms, 5s or 2m".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn times_have_a_unit_and_are_not_zero() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for bad in ["", "5", "0s", "s", "-1s", "1.5s", "99999999999999999999s", "5 s"] {
+            assert!(duration(bad).is_err(), "{bad:?}");
+        }
+    }
+}

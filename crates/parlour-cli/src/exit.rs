@@ -1,0 +1,91 @@
+//! How the program ends: an exit code for scripts to decide on, and faults for people to read.
+
+use parlour_core::{Fault, FaultKind};
+
+/// The exit codes, as `parlour --help` lists them.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub(crate) enum Code {
+    Ok = 0,
+    Failed = 1,
+    Usage = 2,
+    NotFound = 3,
+    Denied = 4,
+    Conflict = 5,
+    Timeout = 6,
+    CannotConnect = 7,
+    PartlyFailed = 8,
+    AlreadyRunning = 75,
+    BadConfig = 78,
+    Interrupted = 130,
+    Terminated = 143,
+}
+
+impl Code {
+    /// The code for an answer of this kind from a host.
+    pub(crate) fn of(kind: FaultKind) -> Self {
+        match kind {
+            FaultKind::UnknownAgent | FaultKind::NotFound | FaultKind::Gone => Self::NotFound,
+            FaultKind::Unauthenticated | FaultKind::Forbidden => Self::Denied,
+            FaultKind::Conflict => Self::Conflict,
+            FaultKind::DeadlineExceeded => Self::Timeout,
+            _ => Self::Failed,
+        }
+    }
+}
+
+/// Why a verb did not do what it was asked to.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: Code,
+    faults: Vec<Fault>,
+}
+
+impl Failure {
+    /// A failure of this program's own making.
+    pub(crate) fn new(code: Code, detail: impl Into<Box<str>>) -> Self {
+        let kind = match code {
+            Code::Usage | Code::BadConfig => FaultKind::Invalid,
+            Code::NotFound => FaultKind::NotFound,
+            Code::Denied => FaultKind::Forbidden,
+            Code::Conflict | Code::AlreadyRunning => FaultKind::Conflict,
+            Code::Timeout => FaultKind::DeadlineExceeded,
+            Code::CannotConnect => FaultKind::Unavailable,
+            _ => FaultKind::Internal,
+        };
+        Self { code, faults: vec![Fault::new(kind, detail)] }
+    }
+
+    /// Several faults that are told at once, such as everything wrong with a configuration.
+    pub(crate) fn all(code: Code, faults: Vec<Fault>) -> Self {
+        Self { code, faults }
+    }
+
+    /// An end of which nobody needs to be told, such as a reader of our output that has gone.
+    pub(crate) fn silent(code: Code) -> Self {
+        Self { code, faults: Vec::new() }
+    }
+
+    /// Adds what to type or change next.
+    #[must_use]
+    pub(crate) fn hint(mut self, hint: impl Into<Box<str>>) -> Self {
+        if let Some(fault) = self.faults.pop() {
+            self.faults.push(fault.hint(hint));
+        }
+        self
+    }
+
+    pub(crate) fn code(&self) -> Code {
+        self.code
+    }
+
+    pub(crate) fn faults(&self) -> &[Fault] {
+        &self.faults
+    }
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Self { code: Code::of(fault.kind()), faults: vec![fault] }
+    }
+}

@@ -1,0 +1,146 @@
+//! Reads the host's documents over HTTP, for the verbs that only look.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, HOST};
+use http::{HeaderValue, Request, StatusCode, Uri};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use parlour_core::{Fault, FaultKind};
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+use crate::args::Client;
+use crate::exit::{Code, Failure};
+use crate::room;
+
+/// No document of a host takes longer than this, connecting included.
+const PATIENCE: Duration = Duration::from_secs(10);
+const MAX_BYTES: usize = 64 << 20;
+
+/// A host to read from.
+#[derive(Debug)]
+pub(crate) struct Rest {
+    url: String,
+    authority: String,
+    token: Option<String>,
+}
+
+impl Rest {
+    pub(crate) fn new(client: &Client) -> Result<Self, Failure> {
+        let wrong = || {
+            Failure::new(Code::Usage, format!("`{}` is not the address of a host", client.url))
+                .hint("an address looks like http://127.0.0.1:9000")
+        };
+        let uri: Uri = client.url.parse().map_err(|_| wrong())?;
+        if uri.scheme_str() != Some("http") || !matches!(uri.path(), "" | "/") {
+            return Err(wrong());
+        }
+        let authority = uri.authority().ok_or_else(wrong)?;
+        let port = authority.port_u16().unwrap_or(80);
+        let authority = format!("{}:{port}", authority.host());
+        Ok(Self { url: client.url.clone(), authority, token: room::token(client)? })
+    }
+
+    /// The JSON document at this path.
+    pub(crate) fn read(&self, path: &str) -> Result<Value, Failure> {
+        let (status, body) = self.get(path)?;
+        if status != StatusCode::OK {
+            return Err(refusal(status, &body));
+        }
+        serde_json::from_slice(&body).map_err(|_| self.is_no_host())
+    }
+
+    /// Whether this path answers with a success.
+    pub(crate) fn is_ok(&self, path: &str) -> Result<bool, Failure> {
+        Ok(self.get(path)?.0.is_success())
+    }
+
+    fn get(&self, path: &str) -> Result<(StatusCode, Bytes), Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+        runtime.block_on(async {
+            match tokio::time::timeout(PATIENCE, self.exchange(path)).await {
+                Ok(answer) => answer,
+                Err(_) => Err(Failure::new(
+                    Code::Timeout,
+                    format!("{} did not answer within {} s", self.url, PATIENCE.as_secs()),
+                )),
+            }
+        })
+    }
+
+    async fn exchange(&self, path: &str) -> Result<(StatusCode, Bytes), Failure> {
+        let stream = TcpStream::connect(&self.authority).await.map_err(|error| {
+            Failure::new(Code::CannotConnect, format!("cannot connect to {}: {error}", self.url))
+                .hint("start a host with `parlour serve`, or name one with --url or PARLOUR_URL")
+        })?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
+                .await
+                .map_err(|_| self.is_no_host())?;
+        tokio::spawn(connection);
+        let mut request = Request::get(path).header(HOST, &self.authority);
+        if let Some(token) = &self.token {
+            let mut value = HeaderValue::try_from(format!("Bearer {token}"))
+                .map_err(|error| Failure::new(Code::Usage, error.to_string()))?;
+            value.set_sensitive(true);
+            request = request.header(AUTHORIZATION, value);
+        }
+        let request = request.body(Empty::new()).map_err(|_| self.is_no_host())?;
+        let answer = sender.send_request(request).await.map_err(|_| self.is_no_host())?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), MAX_BYTES).collect().await;
+        Ok((status, body.map_err(|_| self.is_no_host())?.to_bytes()))
+    }
+
+    fn is_no_host(&self) -> Failure {
+        Failure::new(Code::Failed, format!("{} does not answer as a host does", self.url))
+            .hint("another program may have that port; name the host with --url or PARLOUR_URL")
+    }
+}
+
+/// The failure that a problem document tells of.
+fn refusal(status: StatusCode, body: &[u8]) -> Failure {
+    let problem: Value = serde_json::from_slice(body).unwrap_or_default();
+    let kind = problem.get("kind").and_then(Value::as_str).and_then(FaultKind::from_name);
+    let detail = match text(&problem, "detail") {
+        detail if detail.is_empty() => format!("the host answered {status}"),
+        detail => detail,
+    };
+    let fault = Fault::new(kind.unwrap_or(FaultKind::Internal), detail);
+    let hint = text(&problem, "hint");
+    Failure::from(if hint.is_empty() { fault } else { fault.hint(hint) })
+}
+
+/// The list under this key.
+pub(crate) fn items<'a>(document: &'a Value, key: &str) -> &'a [Value] {
+    document.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+/// The text under this key; a number is one too.
+pub(crate) fn text(document: &Value, key: &str) -> String {
+    match document.get(key) {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Number(number)) => number.to_string(),
+        _ => String::new(),
+    }
+}
+
+/// The texts under this key, on one line.
+pub(crate) fn texts(document: &Value, key: &str) -> String {
+    items(document, key).iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
+}
+
+/// The number under this key.
+pub(crate) fn number(document: &Value, key: &str) -> u64 {
+    document.get(key).and_then(Value::as_u64).unwrap_or_default()
+}
+
+/// A count as a cell of a table.
+pub(crate) fn count(count: usize) -> String {
+    count.to_string()
+}

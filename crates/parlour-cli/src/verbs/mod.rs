@@ -1,0 +1,14 @@
+//! One module for each verb, each with a `run` that takes its arguments and where to print.
+
+pub(crate) mod agents;
+pub(crate) mod call;
+pub(crate) mod completion;
+pub(crate) mod config;
+pub(crate) mod explain;
+pub(crate) mod publish;
+pub(crate) mod serve;
+pub(crate) mod status;
+pub(crate) mod subscribe;
+pub(crate) mod version;
+pub(crate) mod worker;
+pub(crate) mod workers;

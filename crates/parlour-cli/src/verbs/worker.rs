@@ -1,0 +1,107 @@
+//! `parlour worker`: serves an agent type with a program, or with an echo.
+
+use std::sync::Arc;
+
+use parlour::{Agent, AgentError, AgentOptions, Cx, Payload};
+use tokio::sync::oneshot;
+
+use crate::args::{Client, Worker};
+use crate::exit::{Code, Failure};
+use crate::log;
+use crate::output::{Output, escape};
+use crate::program::Program;
+use crate::room;
+use crate::signals::Signals;
+
+pub(crate) fn run(args: &Worker, output: &Output) -> Result<Code, Failure> {
+    log::start_by_environment()?;
+    let runtime = room::runtime()?;
+    let code = runtime.block_on(serve(args, output));
+    // Drops what still runs, and with it the programs.
+    drop(runtime);
+    code
+}
+
+async fn serve(args: &Worker, output: &Output) -> Result<Code, Failure> {
+    let mut signals = Signals::install()?;
+    let mut options = AgentOptions::new().exclusive(args.exclusive);
+    for capability in &args.capabilities {
+        options = options.capability(capability);
+    }
+    let (serving, url) = (*output, args.client.url.clone());
+    let agent_type = args.agent_type.clone();
+    let mut worker = parlour::Worker::builder(&args.client.url)
+        .name(args.name.as_ref().unwrap_or(&args.agent_type))
+        .on_connected(move || {
+            serving.announce(&format!("serving {} at {}", escape(&agent_type), escape(&url)));
+        });
+    if let Some(token) = room::token(&args.client)? {
+        worker = worker.token(token);
+    }
+    let worker = if args.echo {
+        worker.agent_with(&args.agent_type, options, |_key| echo)
+    } else {
+        let program = Arc::new(Program::new(args.command.clone(), args.content_type.clone()));
+        let client = Arc::new(args.client.clone());
+        worker.agent_with(&args.agent_type, options, move |_key| ProgramAgent {
+            program: Arc::clone(&program),
+            client: Arc::clone(&client),
+        })
+    };
+    let (stop, stopped) = oneshot::channel::<()>();
+    let worker = worker.run_until(async move {
+        let _ = stopped.await;
+    });
+    tokio::pin!(worker);
+    let ended = tokio::select! {
+        ended = &mut worker => ended,
+        _ = signals.next() => {
+            output.note("draining; a second signal ends it at once");
+            let _ = stop.send(());
+            tokio::select! {
+                ended = worker => ended,
+                code = signals.next() => return Ok(code),
+            }
+        }
+    };
+    ended.map(|()| Code::Ok).map_err(room::failure)
+}
+
+async fn echo(_cx: Cx, message: Payload) -> Result<Payload, AgentError> {
+    Ok(message)
+}
+
+/// An agent whose every answer is a run of a program.
+struct ProgramAgent {
+    program: Arc<Program>,
+    client: Arc<Client>,
+}
+
+impl Agent for ProgramAgent {
+    async fn call(&self, cx: Cx, message: Payload) -> Result<Payload, AgentError> {
+        Ok(self.program.answer(self.variables(&cx, &message), message.bytes).await?)
+    }
+}
+
+impl ProgramAgent {
+    /// What the program finds in its environment.
+    fn variables(&self, cx: &Cx, message: &Payload) -> Vec<(String, String)> {
+        let mut variables = vec![
+            ("PARLOUR_KEY".to_owned(), cx.agent().key.to_string()),
+            ("PARLOUR_DATA_TYPE".to_owned(), message.data_type.to_string()),
+            ("PARLOUR_ATTEMPT".to_owned(), cx.attempt().to_string()),
+            ("PARLOUR_CONVERSATION".to_owned(), cx.conversation().to_string()),
+            ("PARLOUR_CAUSE".to_owned(), cx.message_id().to_string()),
+            ("PARLOUR_HOPS".to_owned(), cx.hops().to_string()),
+            ("PARLOUR_URL".to_owned(), self.client.url.clone()),
+        ];
+        if let Some(file) = &self.client.token_file {
+            variables.push(("PARLOUR_TOKEN_FILE".to_owned(), file.display().to_string()));
+        }
+        for (name, value) in message.metadata.iter() {
+            let name = name.replace(['-', '.'], "_").to_ascii_uppercase();
+            variables.push((format!("PARLOUR_META_{name}"), value.to_owned()));
+        }
+        variables
+    }
+}

@@ -247,8 +247,8 @@ impl<C: Connect> Driver<C> {
                         return End::Closed;
                     }
                 }
-                (id, reply) = self.handlers.next() => {
-                    if let Some(id) = id {
+                first = self.handlers.next() => {
+                    for (id, reply) in first.into_iter().chain(self.handlers.ready()) {
                         self.state.push_reply(id, reply);
                     }
                 }

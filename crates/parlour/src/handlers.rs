@@ -181,36 +181,44 @@ impl Handlers {
         self.calls.drain().map(|(id, _)| (id, Err(gone()))).collect()
     }
 
-    /// The next message that has been handled, with the reply if it was a call. Waits for ever while
-    /// nothing runs. Cancel safe.
-    pub(crate) async fn next(&mut self) -> (Option<CallId>, Reply) {
-        loop {
-            let Some(ended) = self.tasks.join_next_with_id().await else {
-                std::future::pending::<()>().await;
-                continue;
-            };
-            let task = match &ended {
-                Ok((task, _)) => *task,
-                Err(error) => error.id(),
-            };
-            let call = self.running.remove(&task).flatten();
-            self.begin_events();
-            let reply = match ended {
-                Ok((_, reply)) => reply,
-                Err(error) if error.is_cancelled() => continue,
-                Err(error) => Err(panicked(error)),
-            };
-            match call {
-                // One that was cancelled while it ended is not answered either.
-                Some(id) if self.calls.remove(&id).is_none() => {}
-                Some(id) => return (Some(id), reply),
-                None => {
-                    if let Err(fault) = &reply {
-                        tracing::warn!(%fault, "an agent failed at an event");
-                    }
-                    return (None, reply);
-                }
+    /// Waits until a message has been handled. Returns the reply if it answers a call that is still
+    /// wanted. Waits for ever while nothing runs. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Option<(CallId, Reply)> {
+        match self.tasks.join_next_with_id().await {
+            Some(ended) => self.ended(ended),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The replies of all other messages that have been handled by now.
+    pub(crate) fn ready(&mut self) -> Vec<(CallId, Reply)> {
+        let mut replies = Vec::new();
+        while let Some(ended) = self.tasks.try_join_next_with_id() {
+            replies.extend(self.ended(ended));
+        }
+        replies
+    }
+
+    fn ended(&mut self, ended: Result<(Id, Reply), JoinError>) -> Option<(CallId, Reply)> {
+        let (task, reply) = match ended {
+            Ok((task, reply)) => (task, reply),
+            Err(error) if error.is_cancelled() => {
+                self.running.remove(&error.id());
+                self.begin_events();
+                return None;
             }
+            Err(error) => (error.id(), Err(panicked(error))),
+        };
+        let call = self.running.remove(&task).flatten();
+        self.begin_events();
+        match (call, reply) {
+            // One that was given up just as it ended is not answered.
+            (Some(id), reply) => self.calls.remove(&id).map(|_| (id, reply)),
+            (None, Err(fault)) => {
+                tracing::warn!(%fault, "an agent failed at an event");
+                None
+            }
+            (None, Ok(_)) => None,
         }
     }
 

@@ -1,1 +1,6 @@
+//! A client and a worker against a host that the test plays itself, over in-memory streams and on a
+//! clock that stands still unless all wait.
 
+mod client;
+mod scripted;
+mod worker;

@@ -44,7 +44,13 @@ pub(crate) struct Args {
 #[command(next_help_heading = "Output")]
 pub(crate) struct Common {
     /// How data is written to stdout [default: text; of `subscribe`: jsonl]
-    #[arg(long, global = true, value_name = "MODE", conflicts_with = "json")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "text|json|jsonl",
+        hide_possible_values = true,
+        conflicts_with = "json"
+    )]
     output: Option<Mode>,
     /// Short for --output json
     #[arg(long, global = true)]
@@ -53,7 +59,13 @@ pub(crate) struct Common {
     #[arg(long, short, global = true)]
     pub(crate) quiet: bool,
     /// Whether to use colours
-    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "auto|always|never",
+        hide_possible_values = true,
+        default_value = "auto"
+    )]
     pub(crate) color: Color,
 }
 
@@ -77,7 +89,7 @@ pub(crate) struct Client {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    /// Shows a room at work: a host, workers in processes of their own, calls, an event, a crash
+    /// Shows a room at work, in one command
     #[command(help_template = TEMPLATE, before_help = "\
 Examples:
   parlour demo            stays up afterwards, for you to try things
@@ -94,7 +106,9 @@ Examples:
 SIGTERM or SIGINT: calls in flight may finish, then it ends. A second signal ends it at once.")]
     Serve(Serve),
     /// Serves an agent type with a program: payload on its stdin, reply on its stdout
-    #[command(help_template = TEMPLATE, before_help = "\
+    #[command(help_template = TEMPLATE, override_usage = "\
+parlour worker [OPTIONS] <TYPE> -- <COMMAND>...
+       parlour worker [OPTIONS] <TYPE> --echo", before_help = "\
 Examples:
   parlour worker upper -- tr a-z A-Z
   parlour worker summary --content-type application/json -- python3 summary.py
@@ -138,7 +152,7 @@ Examples:
   parlour workers
   parlour workers --json")]
     Workers(Client),
-    /// Says whether the host is ready, and what it has to do; exits with 1 if it is not
+    /// Says whether the host is ready, and how busy it is; exits with 1 if it is not ready
     #[command(help_template = TEMPLATE, before_help = "\
 Examples:
   parlour status

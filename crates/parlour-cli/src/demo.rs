@@ -13,7 +13,6 @@ use tokio::process::{Child, ChildStdout, Command};
 use crate::args::{Demo, DemoKind};
 use crate::exit::{Code, Failure};
 use crate::output::{Mode, Output, escape};
-use crate::room;
 use crate::signals::Signals;
 
 pub(crate) mod worker;
@@ -66,7 +65,7 @@ async fn show(output: &Output) -> Result<Room, Failure> {
     let mut upper = Process::start(DemoKind::Upper, &url)?;
     reverse.says(worker::READY).await?;
     upper.says(worker::READY).await?;
-    let client = Client::connect(&url).await.map_err(room::failure)?;
+    let client = Client::connect(&url).await?;
     let pids = [reverse.pid(), upper.pid()];
     step(
         output,
@@ -99,8 +98,8 @@ async fn call(
     output: &Output,
 ) -> Result<(), Failure> {
     let began = now();
-    let reply = client.call(agent, GREETING).timeout(PATIENCE).await.map_err(room::failure)?;
-    let text = reply.to_text().map_err(room::failure)?;
+    let reply = client.call(agent, GREETING).timeout(PATIENCE).await?;
+    let text = reply.to_text()?;
     let document = json!({"step": "call", "agent": agent, "sent": GREETING, "reply": text});
     step(output, document, began, &format!("{agent} → {}", escape(text)))?;
     same(&format!("the reply of {agent}"), text, expected)
@@ -115,7 +114,7 @@ async fn publish(
 ) -> Result<(), Failure> {
     let began = now();
     let topic = format!("{}/today", worker::TOPIC_TYPE);
-    let published = client.publish(&topic, NEWS).await.map_err(room::failure)?;
+    let published = client.publish(&topic, NEWS).await?;
     let document = json!({"step": "publish", "topic": topic, "recipients": published.recipients});
     step(
         output,

@@ -1,6 +1,9 @@
 //! How the program ends: an exit code for scripts to decide on, and faults for people to read.
 
-use parlour_core::{Fault, FaultKind};
+use std::error::Error as _;
+
+use parlour::ErrorKind;
+use parlour_core::{Fault, FaultKind, InvalidName};
 
 /// The exit codes, as `parlour --help` lists them.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -87,5 +90,38 @@ impl Failure {
 impl From<Fault> for Failure {
     fn from(fault: Fault) -> Self {
         Self { code: Code::of(fault.kind()), faults: vec![fault] }
+    }
+}
+
+/// What an error of the library means here.
+impl From<parlour::Error> for Failure {
+    fn from(error: parlour::Error) -> Self {
+        let (code, kind) = match error.kind() {
+            ErrorKind::Connect | ErrorKind::ConnectionLost => {
+                (Code::CannotConnect, FaultKind::Unavailable)
+            }
+            ErrorKind::Timeout => (Code::Timeout, FaultKind::DeadlineExceeded),
+            ErrorKind::Fault(kind) => (Code::of(kind), kind),
+            ErrorKind::InvalidName | ErrorKind::Invalid => (Code::Usage, FaultKind::Invalid),
+            _ => (Code::Failed, FaultKind::Internal),
+        };
+        if let Some(fault) = error.fault() {
+            return Self::all(code, vec![fault.clone()]);
+        }
+        let mut detail = error.to_string();
+        if let Some(source) = error.source() {
+            detail = format!("{detail}: {source}");
+        }
+        let mut fault = Fault::new(kind, detail).may_have_run_if(error.may_have_run());
+        if let Some(hint) = error.hint() {
+            fault = fault.hint(hint);
+        }
+        Self::all(code, vec![fault])
+    }
+}
+
+impl From<InvalidName> for Failure {
+    fn from(error: InvalidName) -> Self {
+        Self::new(Code::Usage, error.to_string())
     }
 }

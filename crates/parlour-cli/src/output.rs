@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style};
-use parlour_core::Fault;
+use parlour_core::{Fault, FaultKind};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -133,17 +133,25 @@ impl Output {
     /// Says why a verb failed.
     pub(crate) fn failure(&self, failure: &Failure) {
         for fault in failure.faults() {
-            if self.mode() == Mode::Text {
-                say(&format!(
-                    "{} {}",
-                    self.label("error:", AnsiColor::Red),
-                    escape(fault.detail())
-                ));
-                if let Some(hint) = fault.hint_text() {
-                    say(&format!("{} {}", self.label("hint:", AnsiColor::Cyan), escape(hint)));
-                }
-            } else {
+            if self.mode() != Mode::Text {
                 say(&problem(fault).to_string());
+                continue;
+            }
+            let error = self.label("error:", AnsiColor::Red);
+            say(&format!("{error} {}", indented(fault.detail())));
+            if fault.may_have_run() && fault.kind() != FaultKind::AgentFailed {
+                say("       the agent may have run");
+            }
+            if let Some(key) = fault.config_key() {
+                let value = fault.limit_value().map(|limit| format!(", which is {limit}"));
+                say(&format!(
+                    "       the host's setting is {}{}",
+                    escape(key),
+                    value.unwrap_or_default()
+                ));
+            }
+            if let Some(hint) = fault.hint_text() {
+                say(&format!("{} {}", self.label("hint:", AnsiColor::Cyan), escape(hint)));
             }
         }
     }
@@ -215,6 +223,12 @@ pub(crate) fn escape(text: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
+/// A text of several lines, safe for a terminal, with all but the first indented: none of them can
+/// pass for a message of our own.
+fn indented(text: &str) -> String {
+    text.lines().map(escape).collect::<Vec<_>>().join("\n       ")
+}
+
 /// Rows under headings, each column as wide as its widest cell.
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -272,6 +286,7 @@ mod tests {
         assert_eq!(escape("\u{1b}[31mred\n"), "\\u{1b}[31mred\\n");
         assert_eq!(escape("a\u{202e}b\u{9b}"), "a\\u{202e}b\\u{9b}");
         assert!(matches!(escape("plain ü ✓"), Cow::Borrowed(_)));
+        assert_eq!(indented("a\nhint: b\u{1b}"), "a\n       hint: b\\u{1b}");
     }
 
     #[test]

@@ -24,6 +24,8 @@ const MAX_BYTES: usize = 64 << 20;
 pub(crate) struct Rest {
     url: String,
     authority: String,
+    /// What stands before every path; empty as a rule.
+    base: String,
     token: Option<String>,
 }
 
@@ -34,18 +36,19 @@ impl Rest {
                 .hint("an address looks like http://127.0.0.1:9000")
         };
         let uri: Uri = client.url.parse().map_err(|_| wrong())?;
-        if uri.scheme_str() != Some("http") || !matches!(uri.path(), "" | "/") {
+        if !matches!(uri.scheme_str(), Some("http" | "ws")) {
             return Err(wrong());
         }
         let authority = uri.authority().ok_or_else(wrong)?;
         let port = authority.port_u16().unwrap_or(80);
         let authority = format!("{}:{port}", authority.host());
-        Ok(Self { url: client.url.clone(), authority, token: room::token(client)? })
+        let base = uri.path().trim_end_matches('/').to_owned();
+        Ok(Self { url: client.url.clone(), authority, base, token: room::token(client)? })
     }
 
     /// The JSON document at this path.
-    pub(crate) fn read(&self, path: &str) -> Result<Value, Failure> {
-        let (status, body) = self.get(path)?;
+    pub(crate) async fn read(&self, path: &str) -> Result<Value, Failure> {
+        let (status, body) = self.get(path).await?;
         if status != StatusCode::OK {
             return Err(refusal(status, &body));
         }
@@ -53,24 +56,19 @@ impl Rest {
     }
 
     /// Whether this path answers with a success.
-    pub(crate) fn is_ok(&self, path: &str) -> Result<bool, Failure> {
-        Ok(self.get(path)?.0.is_success())
+    pub(crate) async fn is_ok(&self, path: &str) -> Result<bool, Failure> {
+        Ok(self.get(path).await?.0.is_success())
     }
 
-    fn get(&self, path: &str) -> Result<(StatusCode, Bytes), Failure> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
-        runtime.block_on(async {
-            match tokio::time::timeout(PATIENCE, self.exchange(path)).await {
-                Ok(answer) => answer,
-                Err(_) => Err(Failure::new(
-                    Code::Timeout,
-                    format!("{} did not answer within {} s", self.url, PATIENCE.as_secs()),
-                )),
+    async fn get(&self, path: &str) -> Result<(StatusCode, Bytes), Failure> {
+        match tokio::time::timeout(PATIENCE, self.exchange(path)).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                let seconds = PATIENCE.as_secs();
+                let detail = format!("{} did not answer within {seconds} s", self.url);
+                Err(Failure::new(Code::Timeout, detail))
             }
-        })
+        }
     }
 
     async fn exchange(&self, path: &str) -> Result<(StatusCode, Bytes), Failure> {
@@ -83,7 +81,8 @@ impl Rest {
                 .await
                 .map_err(|_| self.is_no_host())?;
         tokio::spawn(connection);
-        let mut request = Request::get(path).header(HOST, &self.authority);
+        let mut request =
+            Request::get(format!("{}{path}", self.base)).header(HOST, &self.authority);
         if let Some(token) = &self.token {
             let mut value = HeaderValue::try_from(format!("Bearer {token}"))
                 .map_err(|error| Failure::new(Code::Usage, error.to_string()))?;

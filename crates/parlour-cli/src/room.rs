@@ -1,11 +1,9 @@
 //! Getting into a room: the token, the connection, and what an error there means for the exit code.
 
-use std::error::Error as _;
 use std::future::Future;
 use std::path::Path;
 
-use parlour::ErrorKind;
-use parlour_core::{Fault, FaultKind, MessageId};
+use parlour_core::MessageId;
 use tokio::runtime::Runtime;
 
 use crate::args::Client;
@@ -63,7 +61,7 @@ pub(crate) async fn connect(client: &Client) -> Result<parlour::Client, Failure>
     if let Some(token) = token(client)? {
         builder = builder.token(token);
     }
-    builder.connect().await.map_err(failure)
+    Ok(builder.connect().await?)
 }
 
 /// What this program is handling, if `parlour worker` runs it.
@@ -98,29 +96,4 @@ impl Handled {
         }
         request
     }
-}
-
-/// What an error of the library means here.
-pub(crate) fn failure(error: parlour::Error) -> Failure {
-    let (code, kind) = match error.kind() {
-        ErrorKind::Connect | ErrorKind::ConnectionLost => {
-            (Code::CannotConnect, FaultKind::Unavailable)
-        }
-        ErrorKind::Timeout => (Code::Timeout, FaultKind::DeadlineExceeded),
-        ErrorKind::Fault(kind) => (Code::of(kind), kind),
-        ErrorKind::InvalidName | ErrorKind::Invalid => (Code::Usage, FaultKind::Invalid),
-        _ => (Code::Failed, FaultKind::Internal),
-    };
-    if let Some(fault) = error.fault() {
-        return Failure::all(code, vec![fault.clone()]);
-    }
-    let mut detail = error.to_string();
-    if let Some(source) = error.source() {
-        detail = format!("{detail}: {source}");
-    }
-    let mut fault = Fault::new(kind, detail).may_have_run_if(error.may_have_run());
-    if let Some(hint) = error.hint() {
-        fault = fault.hint(hint);
-    }
-    Failure::all(code, vec![fault])
 }

@@ -11,8 +11,10 @@ fn a_wrong_command_line_is_told_what_was_meant() {
     assert!(ended.stderr.contains("worker"), "{}", ended.stderr);
     let ended = parlour(["call", "echo", "x", "--timeout", "5"]).run().with_code(2);
     assert!(ended.stderr.contains("5s"), "{}", ended.stderr);
-    let ended = parlour(["call", "not a name", "x"]).run().with_code(2);
-    assert!(ended.stderr.contains("not a name"), "{}", ended.stderr);
+    for args in [["call", "not a name"], ["publish", "not a name/x"], ["subscribe", "not a name"]] {
+        let ended = parlour(args).run().with_code(2);
+        assert!(ended.stderr.contains("`not a name`"), "{}", ended.stderr);
+    }
 }
 
 #[test]

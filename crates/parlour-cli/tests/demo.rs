@@ -48,10 +48,10 @@ fn ctrl_c_ends_the_demonstration_well() {
 
 fn children(demo: &common::Running) -> Vec<String> {
     let pid = demo.pid().as_raw_nonzero().to_string();
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
     tasks
         .flat_map(|task| {
-            let path = task.unwrap().path().join("children");
+            let path = task.expect("a task").path().join("children");
             let text = std::fs::read_to_string(path).unwrap_or_default();
             text.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
         })

@@ -210,16 +210,13 @@ fn a_loop_of_calls_ends_at_the_hop_limit() {
     let binary = env!("CARGO_BIN_EXE_parlour");
     let _worker = room.worker(["loop", "--", binary, "call", "loop"]);
     let ended = room.parlour(["call", "loop", "x"]).run().with_code(1);
-    assert!(
-        ended.stderr.contains("limits.hops") || ended.stderr.contains("hop"),
-        "{}",
-        ended.stderr
-    );
+    assert!(ended.stderr.contains("17 messages deep"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("limits.hops, which is 16"), "{}", ended.stderr);
 }
 
 /// Waits until every process whose id stands in this file has ended.
 fn assert_ended(pids: &std::path::Path) {
-    let text = std::fs::read_to_string(pids).unwrap();
+    let text = std::fs::read_to_string(pids).expect("the ids");
     for pid in text.split_whitespace() {
         until("the program has ended", || !is_alive(pid));
     }

@@ -31,7 +31,7 @@ pub(crate) fn run(args: &DemoWorker, output: &Output) -> Result<Code, Failure> {
             worker = worker.subscribe(TOPIC_TYPE, name);
         }
         tokio::select! {
-            ended = worker.run() => ended.map(|()| Code::Ok).map_err(room::failure),
+            ended = worker.run() => ended.map(|()| Code::Ok).map_err(Failure::from),
             () = orphaned() => Ok(Code::Ok),
         }
     });

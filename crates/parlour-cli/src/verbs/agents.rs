@@ -6,9 +6,14 @@ use crate::args::Client;
 use crate::exit::{Code, Failure};
 use crate::output::{Output, Table};
 use crate::rest::{Rest, count, items, text, texts};
+use crate::room;
 
 pub(crate) fn run(client: &Client, output: &Output) -> Result<Code, Failure> {
-    let document = Rest::new(client)?.read("/v1/agents")?;
+    room::run(list(client, output))
+}
+
+async fn list(client: &Client, output: &Output) -> Result<Code, Failure> {
+    let document = Rest::new(client)?.read("/v1/agents").await?;
     let agents = items(&document, "agents");
     let mut table = Table::new(&["TYPE", "WORKERS", "EXCLUSIVE", "CAPABILITIES", "INSTANCES"]);
     for agent in agents {

@@ -1,5 +1,6 @@
 //! `parlour publish`: one event, and who got it.
 
+use parlour::IntoTopicId;
 use serde_json::json;
 
 use crate::args::Publish;
@@ -13,12 +14,14 @@ pub(crate) fn run(args: &Publish, output: &Output) -> Result<Code, Failure> {
 }
 
 async fn publish(args: &Publish, output: &Output) -> Result<Code, Failure> {
+    // A wrong name needs no host to be told, nor does stdin have to be read for it.
+    let topic = args.topic.as_str().into_topic_id()?;
     let payload = body::read(&args.body).await?;
     let client = room::connect(&args.client).await?;
-    let event = client.publish(&args.topic, payload);
+    let event = client.publish(topic, payload);
     let published = Handled::from_environment().precede(event).await;
     client.close().await;
-    let published = published.map_err(room::failure)?;
+    let published = published?;
     let (recipients, dropped) = (published.recipients, &published.dropped);
     if output.mode() == Mode::Text {
         output.line(&format!("recipients {recipients}"))?;

@@ -6,13 +6,18 @@ use crate::args::Client;
 use crate::exit::{Code, Failure};
 use crate::output::{Mode, Output, escape};
 use crate::rest::{Rest, items, number, text};
+use crate::room;
 
 pub(crate) fn run(client: &Client, output: &Output) -> Result<Code, Failure> {
+    room::run(status(client, output))
+}
+
+async fn status(client: &Client, output: &Output) -> Result<Code, Failure> {
     let rest = Rest::new(client)?;
-    let is_ready = rest.is_ok("/readyz")?;
-    let version = rest.read("/version")?;
-    let workers = rest.read("/v1/workers")?;
-    let agents = rest.read("/v1/agents")?;
+    let is_ready = rest.is_ok("/readyz").await?;
+    let version = rest.read("/version").await?;
+    let workers = rest.read("/v1/workers").await?;
+    let agents = rest.read("/v1/agents").await?;
     let workers = items(&workers, "workers");
     let sum = |key| workers.iter().map(|worker| number(worker, key)).sum::<u64>();
     let document = json!({

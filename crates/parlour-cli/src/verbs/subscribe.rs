@@ -1,6 +1,6 @@
 //! `parlour subscribe`: the events of a topic, as they come.
 
-use parlour_core::{Event, Key};
+use parlour_core::{Event, Key, TopicFilter};
 use serde_json::{Value, json};
 
 use crate::args::Subscribe;
@@ -16,18 +16,13 @@ pub(crate) fn run(args: &Subscribe, output: &Output) -> Result<Code, Failure> {
 }
 
 async fn subscribe(args: &Subscribe, output: &Output) -> Result<Code, Failure> {
-    // The host chooses by type alone, so the source is looked at here.
     let (pattern, source) = match args.pattern.split_once('/') {
+        Some((pattern, source)) => (pattern, Some(Key::parse(source)?)),
         None => (&*args.pattern, None),
-        Some((pattern, source)) => {
-            let source = Key::parse(source);
-            let wrong =
-                |error: parlour_core::InvalidName| Failure::new(Code::Usage, error.to_string());
-            (pattern, Some(source.map_err(wrong)?))
-        }
     };
+    TopicFilter::parse(pattern)?;
     let client = room::connect(&args.client).await?;
-    let mut events = client.subscribe(pattern).await.map_err(room::failure)?;
+    let mut events = client.subscribe(pattern).await?;
     output.note(&format!(
         "subscribed to {} at {}",
         escape(&args.pattern),
@@ -39,6 +34,7 @@ async fn subscribe(args: &Subscribe, output: &Output) -> Result<Code, Failure> {
         let Some(event) = events.next().await else {
             return Err(Failure::new(Code::CannotConnect, "the connection has ended"));
         };
+        // The host chooses by type alone, so the source is looked at here.
         if source.as_ref().is_some_and(|source| *source != event.topic.source) {
             continue;
         }

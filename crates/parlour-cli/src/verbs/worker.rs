@@ -64,7 +64,7 @@ async fn serve(args: &Worker, output: &Output) -> Result<Code, Failure> {
             }
         }
     };
-    ended.map(|()| Code::Ok).map_err(room::failure)
+    ended.map(|()| Code::Ok).map_err(Failure::from)
 }
 
 async fn echo(_cx: Cx, message: Payload) -> Result<Payload, AgentError> {

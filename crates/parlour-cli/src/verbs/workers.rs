@@ -8,9 +8,14 @@ use crate::args::Client;
 use crate::exit::{Code, Failure};
 use crate::output::{Output, Table};
 use crate::rest::{Rest, items, number, text, texts};
+use crate::room;
 
 pub(crate) fn run(client: &Client, output: &Output) -> Result<Code, Failure> {
-    let document = Rest::new(client)?.read("/v1/workers")?;
+    room::run(list(client, output))
+}
+
+async fn list(client: &Client, output: &Output) -> Result<Code, Failure> {
+    let document = Rest::new(client)?.read("/v1/workers").await?;
     let workers = items(&document, "workers");
     let mut table = Table::new(&[
         "ID",

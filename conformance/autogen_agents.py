@@ -78,7 +78,11 @@ async def main():
     await runtime.start()
     for instance in args.instance:
         agent_id, behaviour = instance.split("=")
-        await Scripted(behaviour).register_instance(runtime, AgentId.from_str(agent_id))
+        # The package cannot subscribe a second instance of a type: it takes the host's refusal of
+        # the same subscription for a failure.
+        await Scripted(behaviour).register_instance(
+            runtime, AgentId.from_str(agent_id), skip_direct_message_subscription=True
+        )
     for flag, make in (
         (args.subscribe, TypeSubscription),
         (args.subscribe_prefix, TypePrefixSubscription),

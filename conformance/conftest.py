@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import resource
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -27,9 +28,14 @@ def pytest_pycollect_makeitem(collector, name, obj):
     """Runs `async def` tests, each on a loop of its own and for two minutes at most."""
     if inspect.iscoroutinefunction(obj) and name.startswith("test_"):
 
+        async def bounded(*args, **kwargs):
+            # The default pool has few threads on a small machine, and each blocking request takes one.
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(64))
+            await asyncio.wait_for(obj(*args, **kwargs), 120)
+
         @functools.wraps(obj)
         def run(*args, **kwargs):
-            asyncio.run(asyncio.wait_for(obj(*args, **kwargs), 120))
+            asyncio.run(bounded(*args, **kwargs))
 
         setattr(collector.obj, name, run)
         return list(collector._genfunctions(name, run))

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import time
+import uuid
 from dataclasses import dataclass
 
 
@@ -155,8 +156,10 @@ TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 class RawSocket(Raw):
     """A WebSocket whose client side is written by the test."""
 
-    def __init__(self, room, path="/open_channel?client_id=raw", *headers: str, **options):
+    def __init__(self, room, path=None, *headers: str, **options):
+        """Opens `path`, or else the dialect under a client id of its own."""
         super().__init__(room, **options)
+        path = path or f"/open_channel?client_id={uuid.uuid4()}"
         self.send(upgrade(path, self.host, *headers))
         answer = self.answer()
         assert answer and answer.status == 101, answer

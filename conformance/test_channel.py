@@ -493,7 +493,7 @@ async def test_two_agents_that_call_each_other_without_end_are_stopped(room):
         fault = await caller.call("ping/x")
         for task in tasks:
             task.cancel()
-        assert fault.fault == "agent_failed" and "16" in fault.get(Field.DETAIL)
+        assert fault.fault == "agent_failed" and "17 messages" in fault.get(Field.DETAIL)
 
 
 # Who says so

@@ -75,11 +75,6 @@ def test_two_origins_are_refused(room):
     assert set(answers(room, host, *both).values()) <= {400, 403}
 
 
-def test_the_hosts_own_pages_may_talk_to_it(room):
-    host = f"127.0.0.1:{room.port}"
-    assert answers(room, host, f"Origin: {room.url}") == WELCOMED
-
-
 @pytest.mark.parametrize("host", ["evil.com", "evil.com:{port}", "localhost.evil.com"])
 def test_a_name_that_was_rebound_to_loopback_is_refused_at_every_door(room, host):
     assert set(answers(room, host.format(port=room.port)).values()) == {403}

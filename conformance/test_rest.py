@@ -180,16 +180,13 @@ def test_a_deadline_that_passes_says_that_the_agent_may_have_run(room, agents):
         {"Parlour-Deadline-Ms": "-1"},
         {"Parlour-Hops": "many"},
         {"Parlour-Conversation": "x" * 200},
-        {f"Parlour-Meta-{n}": "v" * 900 for n in range(17)},
+        {"Parlour-Meta-not!a!name": "v"},
     ],
     ids=["deadline word", "deadline negative", "hops", "conversation", "metadata"],
 )
 def test_a_header_that_cannot_be_read_is_refused_and_named(room, agents, header):
     answer = room.http("POST", "/v1/agents/echo/k/call", b"x", header)
-    # 15 KiB of metadata meet the limit on headers or that on metadata, whichever is asked first.
-    assert answer.status in (400, 413, 431), answer.body
-    found = problem(answer, answer.status, json.loads(answer.body)["kind"])
-    assert found["kind"] in ("invalid", "too_large")
+    assert problem(answer, 400, "invalid")["detail"]
     assert agents.seen.empty()
 
 
@@ -225,16 +222,11 @@ def test_a_payload_over_the_limit_names_its_setting(room, agents):
         ("GET", "/v1/agents/echo/k/call", 405),
         ("DELETE", "/v1/agents", 405),
         ("GET", "/rpc", 405),
-        ("POST", "/v1/topics/t/events", None),
         ("PUT", "/livez", 405),
     ],
 )
 def test_what_is_not_there_is_a_problem(room, method, path, status):
     answer = room.http(method, path)
-    if status is None:
-        # A source may be called `events`: that is a publish.
-        assert answer.status == 200
-        return
     found = problem(answer, status, "not_found" if status == 404 else "invalid")
     assert found["may_have_run"] is False
     if status == 405:
@@ -281,6 +273,10 @@ def test_a_topic_can_be_followed_and_published_to(room):
     assert (json.loads(data) if isinstance(data, str) else data) == {"total": 3}
     assert event["time"] and event["sender"] is None and "data_base64" not in event
     stream.close()
+
+
+def test_a_source_may_be_called_events(room):
+    assert room.http("POST", "/v1/topics/t/events", b"x").status == 200
 
 
 def test_a_body_that_is_not_text_comes_as_base64(room):

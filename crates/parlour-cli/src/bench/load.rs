@@ -1,0 +1,132 @@
+//! The loop: all connections, callers and workers alike, in one thread.
+//!
+//! Whatever a read brings is taken at once and answered with one write. Nothing is handed from one
+//! place to another, so that what is measured is the host.
+
+use std::io::{self, Write as _};
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+
+use super::input::Input;
+use super::peer::Peer;
+use super::setup::{Link, lost};
+use super::tally::{Tally, now};
+use crate::exit::Failure;
+
+/// All connections.
+pub(super) struct Load {
+    poll: Poll,
+    events: Events,
+    connections: Vec<Connection>,
+}
+
+struct Connection {
+    stream: TcpStream,
+    peer: Box<dyn Peer>,
+    input: Input,
+    output: Vec<u8>,
+    sent: usize,
+}
+
+impl Load {
+    pub(super) fn new() -> Result<Self, Failure> {
+        let poll = Poll::new().map_err(lost)?;
+        Ok(Self { poll, events: Events::with_capacity(1024), connections: Vec::new() })
+    }
+
+    /// Takes over a connection that has been set up.
+    pub(super) fn add(&mut self, link: Link, peer: impl Peer + 'static) -> Result<(), Failure> {
+        link.stream.set_nonblocking(true).map_err(lost)?;
+        let mut stream = TcpStream::from_std(link.stream);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let token = Token(self.connections.len());
+        self.poll.registry().register(&mut stream, token, interest).map_err(lost)?;
+        self.connections.push(Connection {
+            stream,
+            peer: Box::new(peer),
+            input: link.input,
+            output: Vec::new(),
+            sent: 0,
+        });
+        Ok(())
+    }
+
+    /// Lets every peer say what it has to say of its own accord.
+    pub(super) fn begin(&mut self, tally: &mut Tally) -> Result<(), Failure> {
+        for connection in &mut self.connections {
+            tally.now = now();
+            connection.begin(tally).map_err(lost)?;
+        }
+        Ok(())
+    }
+
+    /// Serves the connections for this long, or until `is_done`. Returns how long it was.
+    pub(super) fn run(
+        &mut self,
+        time: Duration,
+        tally: &mut Tally,
+        is_done: impl Fn(&Tally) -> bool,
+    ) -> Result<Duration, Failure> {
+        let start = now();
+        let passed = |now: Instant| now.saturating_duration_since(start);
+        while !is_done(tally) {
+            let Some(left) = time.checked_sub(passed(now())).filter(|left| !left.is_zero()) else {
+                break;
+            };
+            match self.poll.poll(&mut self.events, Some(left)) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => result.map_err(lost)?,
+            }
+            for event in &self.events {
+                let connection = &mut self.connections[event.token().0];
+                connection.flush().and_then(|()| connection.hear(tally)).map_err(lost)?;
+            }
+        }
+        Ok(passed(now()))
+    }
+}
+
+impl Connection {
+    fn begin(&mut self, tally: &mut Tally) -> io::Result<()> {
+        self.peer.begin(tally, &mut self.output);
+        // What came behind the last step of the setup.
+        self.peer.hear(&mut self.input, tally, &mut self.output)?;
+        self.flush()
+    }
+
+    fn hear(&mut self, tally: &mut Tally) -> io::Result<()> {
+        loop {
+            match self.input.fill(&mut self.stream) {
+                Ok(is_full) => {
+                    tally.now = now();
+                    self.peer.hear(&mut self.input, tally, &mut self.output)?;
+                    self.flush()?;
+                    if !is_full {
+                        return Ok(());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        while self.sent < self.output.len() {
+            match self.stream.write(&self.output[self.sent..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(length) => self.sent += length,
+                // The loop comes back when there is room.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.output.clear();
+        self.sent = 0;
+        Ok(())
+    }
+}

@@ -1,0 +1,133 @@
+//! `parlour bench`: loads a host, and says what that took.
+//!
+//! One thread holds callers and workers. It writes bytes that were prepared before, and reads no more
+//! of an answer than it needs to know that it is a good one, so that the host is what is measured.
+//! The same driver loads hosts of `autogen-http-runtime` 0.1.0.
+
+mod call;
+mod dialect;
+mod http;
+mod idle;
+mod input;
+mod load;
+mod native;
+mod peer;
+mod process;
+mod setup;
+mod tally;
+mod web;
+mod websocket;
+
+use std::time::Duration;
+
+use parlour_core::AgentType;
+use serde::Serialize;
+
+use crate::args::duration;
+use crate::exit::{Code, Failure};
+use crate::output::Output;
+
+/// What to load the host with.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// Calls an agent again and again, each connection with as many calls in flight as it may
+    Call(CallArgs),
+    /// Connects workers that wait, and says what memory each costs the host
+    Idle(IdleArgs),
+}
+
+/// The door to load.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+enum Door {
+    /// Callers and workers speak parlour.v1
+    V1,
+    /// Callers and workers speak the dialect of autogen-http-runtime 0.1.0
+    Dialect,
+    /// Callers use JSON-RPC over HTTP, the worker that dialect
+    Rpc,
+    /// Callers post to the agent, workers speak parlour.v1
+    Rest,
+}
+
+#[derive(Debug, clap::Args)]
+struct TargetArgs {
+    /// Where the host is
+    #[arg(long, env = "PARLOUR_URL", default_value = "http://127.0.0.1:9000")]
+    url: String,
+    /// How the host is spoken to
+    #[arg(long, value_name = "DOOR", default_value = "v1")]
+    door: Door,
+    /// Process of the host, to say what it uses
+    #[arg(long, value_name = "PID")]
+    host_pid: Option<u32>,
+    /// Processor to keep the driver on
+    #[arg(long, value_name = "CPU")]
+    pin: Option<usize>,
+}
+
+#[derive(Debug, clap::Args)]
+struct CallArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Connections that make calls
+    #[arg(long, value_name = "C", default_value_t = 8, value_parser = count(1100))]
+    connections: usize,
+    /// Calls in flight on each
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = count(10_000))]
+    in_flight: usize,
+    /// Connections that answer them
+    #[arg(long, value_name = "W", default_value_t = 1, value_parser = count(1100))]
+    workers: usize,
+    /// Size of each payload in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 100, value_parser = count(900_000))]
+    payload: usize,
+    /// How long to measure
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
+    duration: Duration,
+    /// How long to load it before that
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+    warmup: Duration,
+}
+
+#[derive(Debug, clap::Args)]
+struct IdleArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// How many workers to connect
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = count(50_000))]
+    workers: usize,
+    /// How long to let the host settle before each look at its memory
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration)]
+    hold: Duration,
+}
+
+/// Runs it, prints a report on stdout, and ends.
+///
+/// The code is [`Code::PartlyFailed`] if any call failed, stayed without an answer, or got two. A
+/// connection that is lost ends the run with a failure.
+pub(crate) fn run(args: &Args, output: &Output) -> Result<Code, Failure> {
+    match &args.action {
+        Action::Call(args) => call::run(args, output),
+        Action::Idle(args) => idle::run(args, output),
+    }
+}
+
+/// An agent type that no other run uses.
+fn agent_type(name: &str) -> Result<AgentType, Failure> {
+    Ok(AgentType::parse(format!("{name}-{}", std::process::id()))?)
+}
+
+/// Reads a number from one up to `most`.
+fn count(most: usize) -> impl Fn(&str) -> Result<usize, String> + Clone + Send + Sync + 'static {
+    move |text| match text.parse() {
+        Ok(number) if (1..=most).contains(&number) => Ok(number),
+        _ => Err(format!("expected a number from 1 to {most}")),
+    }
+}

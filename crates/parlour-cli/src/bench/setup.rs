@@ -1,0 +1,205 @@
+//! Opens connections, one step after the other, before anything is measured.
+
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+use http::Uri;
+use parlour_core::wire::{self, Frame, Hello, Register};
+use parlour_core::{AgentType, Bytes, CallId, Registration};
+
+use super::http::{header, response};
+use super::input::Input;
+use super::websocket::{self, BINARY};
+use super::{native, web};
+use crate::exit::{Code, Failure};
+
+/// No single step takes longer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The host that is loaded.
+#[derive(Clone, Debug)]
+pub(super) struct Host {
+    pub(super) authority: String,
+    address: SocketAddr,
+}
+
+impl Host {
+    pub(super) fn parse(url: &str) -> Result<Self, Failure> {
+        let wrong = || {
+            Failure::new(Code::Usage, format!("`{url}` is not the address of a host"))
+                .hint("an address looks like http://127.0.0.1:9000")
+        };
+        let uri: Uri = url.parse().map_err(|_| wrong())?;
+        if uri.scheme_str() != Some("http") || !matches!(uri.path(), "" | "/") {
+            return Err(wrong());
+        }
+        let authority = uri.authority().ok_or_else(wrong)?;
+        let authority = format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80));
+        let address = authority.to_socket_addrs().ok().and_then(|mut found| found.next());
+        Ok(Self { address: address.ok_or_else(wrong)?, authority })
+    }
+
+    pub(super) fn connect(&self, buffer: usize) -> Result<Link, Failure> {
+        let open = || {
+            let stream = TcpStream::connect_timeout(&self.address, PATIENCE)?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            Ok(stream)
+        };
+        let stream = open().map_err(|error: io::Error| {
+            Failure::new(
+                Code::CannotConnect,
+                format!("cannot connect to http://{}: {error}", self.authority),
+            )
+            .hint("start a host with `parlour serve`, or name one with --url or PARLOUR_URL")
+        })?;
+        Ok(Link { stream, input: Input::new(buffer) })
+    }
+
+    /// A connection that speaks `parlour.v1` and has been welcomed.
+    pub(super) fn native(&self, name: &str, buffer: usize) -> Result<Link, Failure> {
+        let mut link = self.connect(buffer)?;
+        link.upgrade(&self.authority, "/open_channel", Some(wire::SUBPROTOCOL))?;
+        let hello =
+            Hello { name: name.into(), versions: wire::VERSIONS.to_vec(), features: Vec::new() };
+        match link.ask(&Frame::Hello(hello))? {
+            Frame::Welcome(_) => Ok(link),
+            other => Err(refused("parlour.v1", &format!("{other:?}"))),
+        }
+    }
+
+    /// A worker's connection in the dialect of `autogen-http-runtime` 0.1.0, registered over
+    /// `control` as its clients do: first the type, then the socket.
+    pub(super) fn dialect_worker(
+        &self,
+        control: &mut Link,
+        client_id: &str,
+        agent_type: &AgentType,
+        buffer: usize,
+    ) -> Result<Link, Failure> {
+        let agent_type = agent_type.as_str();
+        let body = format!(
+            r#"{{"jsonrpc":"2.0","method":"runtime.register_agent","params":{{"type":"{agent_type}"}},"id":"1"}}"#
+        );
+        let headers = format!("Content-Type: application/json\r\nx-client-id: {client_id}\r\n");
+        let (status, answer) =
+            control.exchange(&web::post(&self.authority, "/rpc", &headers, &body))?;
+        if status != 200 || !answer.contains(r#""ok":true"#) {
+            return Err(refused("a registration", &answer));
+        }
+        self.dialect(client_id, buffer)
+    }
+
+    /// A connection in that dialect.
+    pub(super) fn dialect(&self, client_id: &str, buffer: usize) -> Result<Link, Failure> {
+        let mut link = self.connect(buffer)?;
+        link.upgrade(&self.authority, &format!("/open_channel?client_id={client_id}"), None)?;
+        Ok(link)
+    }
+}
+
+/// A connection that is being set up; its calls block.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) stream: TcpStream,
+    /// What came behind the last step, too.
+    pub(super) input: Input,
+}
+
+impl Link {
+    /// Serves `agent_type` on this connection.
+    pub(super) fn register(&mut self, agent_type: &AgentType) -> Result<(), Failure> {
+        let register = Register {
+            request: CallId(1),
+            agent_type: agent_type.clone(),
+            key: None,
+            registration: Registration::default(),
+        };
+        match self.ask(&Frame::Register(register))? {
+            Frame::Done(_) => Ok(()),
+            other => Err(refused("a registration", &format!("{other:?}"))),
+        }
+    }
+
+    /// Sends a frame of `parlour.v1` and reads the answer.
+    fn ask(&mut self, frame: &Frame) -> Result<Frame, Failure> {
+        let mut bytes = Vec::new();
+        websocket::message(BINARY, &native::message(frame), &mut bytes);
+        self.stream.write_all(&bytes).map_err(lost)?;
+        // A bound on what is skipped, such as pings.
+        for _ in 0..100 {
+            let mut message = Bytes::new();
+            let mut pongs = Vec::new();
+            websocket::messages(&mut self.input, &mut pongs, |bytes, _| {
+                message = Bytes::copy_from_slice(bytes);
+                Ok(())
+            })
+            .map_err(lost)?;
+            self.stream.write_all(&pongs).map_err(lost)?;
+            while !message.is_empty() {
+                match wire::decode(&mut message) {
+                    Ok(Some(Frame::Ping(_)) | None) => {}
+                    Ok(Some(frame)) => return Ok(frame),
+                    Err(error) => return Err(refused("parlour.v1", &error.to_string())),
+                }
+            }
+            self.input.fill(&self.stream).map_err(lost)?;
+        }
+        Err(refused("parlour.v1", "a hundred messages and no answer"))
+    }
+
+    /// Makes it a WebSocket.
+    fn upgrade(
+        &mut self,
+        authority: &str,
+        path: &str,
+        subprotocol: Option<&str>,
+    ) -> Result<(), Failure> {
+        let protocol = subprotocol
+            .map(|name| format!("Sec-WebSocket-Protocol: {name}\r\n"))
+            .unwrap_or_default();
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: cGFybG91ciBiZW5jaC4uLg==\r\n{protocol}\r\n"
+        );
+        let (status, answer) = self.exchange(request.as_bytes())?;
+        let agreed =
+            answer.lines().find_map(|line| header(line.as_bytes(), b"sec-websocket-protocol"));
+        if status != 101 || agreed != subprotocol.map(str::as_bytes) {
+            return Err(refused("a WebSocket", &answer));
+        }
+        Ok(())
+    }
+
+    /// Sends a request and reads the answer: its status, and head and body as text.
+    fn exchange(&mut self, request: &[u8]) -> Result<(u16, String), Failure> {
+        self.stream.write_all(request).map_err(lost)?;
+        loop {
+            if let Some(response) = response(self.input.waiting()).map_err(lost)? {
+                let head = String::from_utf8_lossy(response.head);
+                let answer = format!("{head}{}", String::from_utf8_lossy(&response.body));
+                let (status, taken) = (response.status, response.taken);
+                self.input.take(taken);
+                return Ok((status, answer));
+            }
+            self.input.fill(&self.stream).map_err(lost)?;
+        }
+    }
+}
+
+/// The failure of a connection that had been opened.
+#[expect(clippy::needless_pass_by_value, reason = "its place is in `map_err`")]
+pub(super) fn lost(error: io::Error) -> Failure {
+    use io::ErrorKind::{TimedOut, WouldBlock};
+    match error.kind() {
+        TimedOut | WouldBlock => {
+            Failure::new(Code::Timeout, "the host did not answer while connections were opened")
+        }
+        _ => Failure::new(Code::Failed, error.to_string()),
+    }
+}
+
+fn refused(what: &str, answer: &str) -> Failure {
+    Failure::new(Code::Failed, format!("the host refused {what}: {}", answer.trim_end()))
+}

@@ -1,0 +1,159 @@
+//! What became of the calls.
+
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+
+/// The first number a call gets: from here on a varint takes five bytes, for 34 billion calls.
+pub(super) const FIRST_ID: u64 = 1 << 28;
+
+/// What all connections together have seen, and whether they may begin more.
+#[derive(Debug)]
+pub(super) struct Tally {
+    /// When the bytes that are being read came.
+    pub(super) now: Instant,
+    /// Calls that have no answer yet.
+    pub(super) open: u64,
+    pub(super) answered: u64,
+    pub(super) errors: u64,
+    /// Answers to calls that had one already, or that nobody made.
+    pub(super) strays: u64,
+    pub(super) first_error: Option<String>,
+    /// In nanoseconds.
+    pub(super) latency: Histogram<u64>,
+    ended: bool,
+}
+
+impl Tally {
+    pub(super) fn new() -> Self {
+        // Three digits, up to a minute.
+        let latency = Histogram::new_with_bounds(1, 60_000_000_000, 3);
+        Self {
+            now: now(),
+            open: 0,
+            answered: 0,
+            errors: 0,
+            strays: 0,
+            first_error: None,
+            #[expect(clippy::expect_used, reason = "the bounds are constants that are in order")]
+            latency: latency.expect("bounds in order"),
+            ended: false,
+        }
+    }
+
+    /// Forgets the answers so far, which were to warm things up; errors stay.
+    pub(super) fn start(&mut self) {
+        self.answered = 0;
+        self.latency.reset();
+    }
+
+    /// From here on nobody begins a call.
+    pub(super) fn end(&mut self) {
+        self.ended = true;
+    }
+
+    pub(super) fn stray(&mut self, what: &[u8]) {
+        self.strays += 1;
+        self.note(what);
+    }
+
+    fn note(&mut self, what: &[u8]) {
+        self.first_error.get_or_insert_with(|| {
+            String::from_utf8_lossy(&what[..what.len().min(500)]).into_owned()
+        });
+    }
+
+    fn answered(&mut self, took: Duration, what: Result<(), &[u8]>) {
+        match what {
+            Ok(()) => {
+                self.answered += 1;
+                self.latency.saturating_record(took.as_nanos() as u64);
+            }
+            Err(what) => {
+                self.errors += 1;
+                self.note(what);
+            }
+        }
+    }
+}
+
+/// The calls that one connection has in flight: as soon as one ends, the next begins in its place.
+#[derive(Debug)]
+pub(super) struct Slots(Vec<Slot>);
+
+#[derive(Debug)]
+struct Slot {
+    id: u64,
+    began: Instant,
+    is_open: bool,
+}
+
+impl Slots {
+    /// As many calls as fit, all begun now.
+    pub(super) fn begin(count: usize, tally: &mut Tally) -> Self {
+        tally.open += count as u64;
+        let ids = FIRST_ID..FIRST_ID + count as u64;
+        Self(ids.map(|id| Slot { id, began: tally.now, is_open: true }).collect())
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = u64> {
+        self.0.iter().map(|slot| slot.id)
+    }
+
+    /// Takes the answer to a call, with the bytes to show if it is a bad one. Returns the number of
+    /// the call to make next, if there is to be one.
+    pub(super) fn answer(
+        &mut self,
+        id: u64,
+        what: Result<(), &[u8]>,
+        tally: &mut Tally,
+    ) -> Option<u64> {
+        let count = self.0.len() as u64;
+        let place = id.wrapping_sub(FIRST_ID) % count;
+        let slot = &mut self.0[place as usize];
+        if slot.id != id || !slot.is_open {
+            tally.stray(b"an answer to a call that nobody waits for");
+            return None;
+        }
+        tally.answered(tally.now.saturating_duration_since(slot.began), what);
+        if tally.ended {
+            slot.is_open = false;
+            tally.open -= 1;
+            return None;
+        }
+        slot.id += count;
+        slot.began = tally.now;
+        Some(slot.id)
+    }
+}
+
+/// The time. A load driver measures the real one.
+#[expect(clippy::disallowed_methods, reason = "what is measured here is real time")]
+pub(super) fn now() -> Instant {
+    Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_answer_is_a_stray() {
+        let mut tally = Tally::new();
+        let mut slots = Slots::begin(2, &mut tally);
+        assert_eq!(slots.ids().collect::<Vec<_>>(), [FIRST_ID, FIRST_ID + 1]);
+        assert_eq!(slots.answer(FIRST_ID + 1, Ok(()), &mut tally), Some(FIRST_ID + 3));
+        assert_eq!(slots.answer(FIRST_ID + 1, Ok(()), &mut tally), None);
+        assert_eq!((tally.answered, tally.strays, tally.open), (1, 1, 2));
+    }
+
+    #[test]
+    fn after_the_end_answers_count_and_no_call_begins() {
+        let mut tally = Tally::new();
+        let mut slots = Slots::begin(1, &mut tally);
+        tally.end();
+        assert_eq!(slots.answer(FIRST_ID, Err(b"no such agent"), &mut tally), None);
+        assert_eq!((tally.errors, tally.open), (1, 0));
+        assert_eq!(tally.first_error.as_deref(), Some("no such agent"));
+    }
+}

@@ -1,0 +1,151 @@
+//! Callers over HTTP/1.1, one call at a time on each connection: JSON-RPC and REST.
+
+use std::io;
+
+use parlour_core::AgentId;
+
+use super::dialect;
+use super::http::{self, Response};
+use super::input::Input;
+use super::peer::{Finder, Peer};
+use super::tally::{FIRST_ID, Slots, Tally};
+
+/// Makes calls by sending the same request over and over.
+#[derive(Debug)]
+pub(super) struct Caller {
+    slots: Option<Slots>,
+    /// Answers come in the order of requests, so the number stays here.
+    id: u64,
+    request: Vec<u8>,
+    answer: Answer,
+}
+
+/// What a good answer looks like.
+#[derive(Debug)]
+enum Answer {
+    Rpc { result: Finder, data: Finder },
+    Rest { payload: usize },
+}
+
+impl Caller {
+    /// Calls by `agent.call` over JSON-RPC.
+    pub(super) fn rpc(host: &str, client_id: &str, target: &AgentId, payload: &str) -> Self {
+        let parameters = dialect::parameters(target, payload);
+        let body =
+            format!(r#"{{"jsonrpc":"2.0","method":"agent.call","params":{parameters},"id":"1"}}"#);
+        let headers = format!("Content-Type: application/json\r\nx-client-id: {client_id}\r\n");
+        Self {
+            slots: None,
+            id: FIRST_ID,
+            request: post(host, "/rpc", &headers, &body),
+            answer: Answer::Rpc {
+                result: Finder::new(r#""result":{"#),
+                data: Finder::new(format!(r#""data":"{payload}""#)),
+            },
+        }
+    }
+
+    /// Calls by posting the payload to the agent.
+    pub(super) fn rest(host: &str, target: &AgentId, payload: &str) -> Self {
+        let (agent_type, key) = (target.agent_type.as_str(), target.key.as_str());
+        let path = format!("/v1/agents/{agent_type}/{key}/call");
+        Self {
+            slots: None,
+            id: FIRST_ID,
+            request: post(host, &path, "Content-Type: text/plain\r\n", payload),
+            answer: Answer::Rest { payload: payload.len() },
+        }
+    }
+}
+
+impl Answer {
+    fn is_well(&mut self, response: &Response<'_>) -> bool {
+        response.status == 200
+            && match self {
+                Self::Rpc { result, data } => {
+                    result.after(&response.body).is_some() && data.after(&response.body).is_some()
+                }
+                Self::Rest { payload } => response.body.len() == *payload,
+            }
+    }
+}
+
+impl Peer for Caller {
+    fn begin(&mut self, tally: &mut Tally, output: &mut Vec<u8>) {
+        self.slots = Some(Slots::begin(1, tally));
+        output.extend_from_slice(&self.request);
+    }
+
+    fn hear(
+        &mut self,
+        input: &mut Input,
+        tally: &mut Tally,
+        output: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        while let Some(response) = http::response(input.waiting())? {
+            let is_well = self.answer.is_well(&response);
+            let what = if is_well { Ok(()) } else { Err(&*response.body) };
+            match &mut self.slots {
+                Some(slots) => {
+                    if let Some(id) = slots.answer(self.id, what, tally) {
+                        self.id = id;
+                        output.extend_from_slice(&self.request);
+                    }
+                }
+                None => tally.stray(&response.body),
+            }
+            let taken = response.taken;
+            input.take(taken);
+        }
+        Ok(())
+    }
+}
+
+/// A POST request, whole.
+pub(super) fn post(host: &str, path: &str, headers: &str, body: &str) -> Vec<u8> {
+    let length = body.len();
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: {host}\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+    )
+    .into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(caller: &mut Caller, tally: &mut Tally, head: &str, body: &str) -> Vec<u8> {
+        let bytes = format!("HTTP/1.1 {head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let (mut input, mut output) = (Input::new(1024), Vec::new());
+        input.fill(bytes.as_bytes()).unwrap();
+        caller.hear(&mut input, tally, &mut output).unwrap();
+        output
+    }
+
+    #[test]
+    fn a_fault_in_a_well_formed_answer_is_an_error() {
+        let target = AgentId::parse("bench/1").unwrap();
+        let mut tally = Tally::new();
+        let mut caller = Caller::rpc("h", "me", &target, "hello");
+        caller.begin(&mut tally, &mut Vec::new());
+
+        let good = r#"{"jsonrpc":"2.0","result":{"data":"hello"},"id":"1"}"#;
+        assert_eq!(answer(&mut caller, &mut tally, "200 OK", good), caller.request);
+        let bad = r#"{"jsonrpc":"2.0","result":null,"error":{"code":-32000},"id":"1"}"#;
+        assert_eq!(answer(&mut caller, &mut tally, "200 OK", bad), caller.request);
+        assert_eq!((tally.answered, tally.errors), (1, 1));
+        assert_eq!(tally.first_error.as_deref(), Some(bad));
+    }
+
+    #[test]
+    fn a_rest_answer_is_the_payload_and_nothing_else() {
+        let target = AgentId::parse("bench/1").unwrap();
+        let mut tally = Tally::new();
+        let mut caller = Caller::rest("h", &target, "hello");
+        caller.begin(&mut tally, &mut Vec::new());
+        answer(&mut caller, &mut tally, "200 OK", "hello");
+        answer(&mut caller, &mut tally, "503 Service Unavailable", "hello");
+        answer(&mut caller, &mut tally, "200 OK", "hell");
+        assert_eq!((tally.answered, tally.errors), (1, 2));
+    }
+}

@@ -35,6 +35,12 @@ use crate::{Cx, IntoPayload, Json, PayloadExt};
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an agent",
+    note = "an agent is an async closure or function of `(Cx, Payload)`, with these types written \
+            out, that returns `Result<_, AgentError>`; what `typed` or `on_event` makes; or a type \
+            that implements `Agent`"
+)]
 pub trait Agent: Send + Sync + 'static {
     /// Answers a call. An error reaches the caller as the fault that [`AgentError`] describes.
     ///

@@ -5,15 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt, StreamExt};
 use parlour_core::CallId;
 use parlour_core::wire::{self, Frame};
 use tokio::sync::mpsc;
-use tokio::time::{self, Sleep};
-use tokio_websockets::{CloseCode, Message, WebSocketStream};
+use tokio::time;
+use tokio_websockets::{CloseCode, Message};
 
 use crate::backoff::Backoff;
+use crate::connection::{Connection, Progress, arm};
 use crate::handle::{Command, now};
 use crate::handlers::Handlers;
 use crate::state::State;
@@ -22,14 +21,13 @@ use crate::{Error, ErrorKind};
 
 /// How long connecting and the handshake may take.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
-/// How late a host may be beyond two heartbeats.
-const HEARTBEAT_SLACK: Duration = Duration::from_secs(5);
-/// How long a goodbye may take.
-const CLOSE_TIME: Duration = Duration::from_secs(1);
-/// Until the host has written this many frames off, it is not read from.
+/// While so many frames wait to be written, the host is not read from.
 const MAX_OUTBOX: usize = 8192;
 /// How many commands are taken at a time.
 const COMMANDS: usize = 256;
+/// How many pings a host answers before it counts as having sent all calls from before a drain. The
+/// first answer can overtake calls that it had queued.
+const BARRIERS: u32 = 2;
 
 /// Owns a connection, and makes a new one when it is lost. Serves clients and workers alike.
 pub(crate) struct Driver<C> {
@@ -42,23 +40,11 @@ pub(crate) struct Driver<C> {
     pub(crate) on_connected: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
-/// One connection while it is served.
-struct Connection<Io> {
-    sink: SplitSink<WebSocketStream<Io>, Message>,
-    stream: SplitStream<WebSocketStream<Io>>,
-    heartbeat: Duration,
-    heard: Instant,
-    set_up: bool,
-    /// Whether a message is on its way to the socket.
-    flushing: bool,
-}
-
 /// A shutdown under way.
 struct Draining {
     deadline: Instant,
-    /// The host answers this ping after it has taken the drain: no call can come any more.
-    barrier: u64,
-    confirmed: bool,
+    /// How many answers to pings are missing before no call can come any more.
+    barriers: u32,
 }
 
 /// Why a connection is no longer served.
@@ -92,14 +78,10 @@ impl<C: Connect> Driver<C> {
         let (mut link, mut was_set_up) = (link, false);
         loop {
             let began = now();
-            let (end, set_up) = self.serve(link, shutdown.as_mut()).await;
+            let end = self.serve(link, shutdown.as_mut(), &mut was_set_up).await;
             self.handlers.abort_calls();
-            was_set_up |= set_up;
             match end {
-                End::Closed => {
-                    self.state.handle_closed();
-                    return Ok(());
-                }
+                End::Closed => break,
                 End::Refused(error) if !was_set_up => return Err(error),
                 End::Refused(error) | End::Lost(error) => {
                     tracing::warn!(url = self.endpoint.url(), %error, "connection lost");
@@ -112,12 +94,11 @@ impl<C: Connect> Driver<C> {
             }
             match self.reconnect(&mut backoff, shutdown.as_mut()).await {
                 Some(next) => link = next,
-                None => {
-                    self.state.handle_closed();
-                    return Ok(());
-                }
+                None => break,
             }
         }
+        self.state.handle_closed();
+        Ok(())
     }
 
     /// Connects again. Meanwhile requests wait, each within its deadline. `None` if it is to end.
@@ -136,8 +117,9 @@ impl<C: Connect> Driver<C> {
                 }
             }
         });
+        let mut timer = pin!(time::sleep(Duration::ZERO));
         loop {
-            let deadline = state.poll_timeout();
+            arm(timer.as_mut(), state.poll_timeout());
             tokio::select! {
                 link = &mut attempts => return Some(link),
                 () = &mut shutdown => return None,
@@ -147,47 +129,35 @@ impl<C: Connect> Driver<C> {
                 },
                 // Events go on; the answers to calls of a connection that is gone go nowhere.
                 _ = handlers.next() => {}
-                () = sleep_until(deadline) => state.handle_timeout(now()),
+                () = &mut timer => state.handle_timeout(now()),
             }
         }
     }
 
-    /// Serves one connection. Returns why it ended, and whether it was ever set up.
+    /// Serves one connection, and returns why it ended.
     async fn serve(
         &mut self,
         link: Link<C::Io>,
-        mut shutdown: Pin<&mut impl Future<Output = ()>>,
-    ) -> (End, bool) {
-        let (sink, stream) = link.socket.split();
-        let mut connection = Connection {
-            sink,
-            stream,
-            heartbeat: link.welcome.heartbeat,
-            heard: now(),
-            set_up: false,
-            flushing: false,
-        };
+        shutdown: Pin<&mut impl Future<Output = ()>>,
+        was_set_up: &mut bool,
+    ) -> End {
+        let mut connection = Connection::new(link.socket, &link.welcome);
         self.state.handle_connected(&link.welcome, now());
         let mut draining = None;
         let end = match self.handle_frames(link.rest, &mut draining) {
-            Ok(()) => self.exchange(&mut connection, shutdown.as_mut(), &mut draining).await,
+            Ok(()) => self.exchange(&mut connection, shutdown, &mut draining, was_set_up).await,
             Err(error) => End::Lost(error),
         };
-        // There is no coming back from a shutdown.
-        let end = if draining.is_some() { End::Closed } else { end };
         let code = match &end {
-            End::Closed => Some(CloseCode::NORMAL_CLOSURE),
-            End::Refused(_) => Some(CloseCode::NORMAL_CLOSURE),
-            End::Lost(error) if error.kind() == ErrorKind::Protocol => {
-                Some(CloseCode::PROTOCOL_ERROR)
-            }
-            End::Lost(_) => None,
+            End::Closed | End::Refused(_) => CloseCode::NORMAL_CLOSURE,
+            End::Lost(error) if error.kind() == ErrorKind::Protocol => CloseCode::PROTOCOL_ERROR,
+            End::Lost(_) => CloseCode::GOING_AWAY,
         };
-        if let Some(code) = code {
-            // The host has gone, or is too slow for a goodbye: then it learns from the socket.
-            let _ = time::timeout(CLOSE_TIME, connection.close(code)).await;
-        }
-        (end, connection.set_up)
+        // What waits after a loss is for the next connection.
+        let (ends, state) = (matches!(end, End::Closed), &mut self.state);
+        connection.close(code, || if ends { state.poll_message(now()) } else { None }).await;
+        // There is no coming back from a shutdown.
+        if draining.is_some() { End::Closed } else { end }
     }
 
     async fn exchange(
@@ -195,55 +165,49 @@ impl<C: Connect> Driver<C> {
         connection: &mut Connection<C::Io>,
         mut shutdown: Pin<&mut impl Future<Output = ()>>,
         draining: &mut Option<Draining>,
+        was_set_up: &mut bool,
     ) -> End {
+        let mut is_set_up = false;
         let mut timer = pin!(time::sleep(Duration::ZERO));
         loop {
             if let Some(error) = self.state.poll_refused() {
                 return End::Refused(error);
             }
-            if self.state.is_set_up() && !connection.set_up {
-                connection.set_up = true;
+            if self.state.is_set_up() && !is_set_up {
+                (is_set_up, *was_set_up) = (true, true);
                 self.on_connected.iter().for_each(|connected| connected());
             }
-            if !connection.flushing
+            if !connection.is_writing()
                 && let Some(message) = self.state.poll_message(now())
+                && let Err(error) = connection.write(message)
             {
-                if let Err(error) = connection.sink.start_send_unpin(Message::binary(message)) {
-                    return End::Lost(lost(error));
-                }
-                connection.flushing = true;
+                return End::Lost(error);
             }
-            let idle = !connection.flushing && self.state.outbox_len() == 0;
             if let Some(draining) = draining
-                && draining.confirmed
-                && idle
+                && draining.barriers == 0
                 && self.handlers.is_empty()
+                && self.state.outbox_len() == 0
+                && !connection.is_writing()
             {
                 return End::Closed;
             }
-            let deadlines = [
-                self.state.poll_timeout(),
-                connection.silent_until(),
-                draining.as_ref().map(|draining| draining.deadline),
-            ];
+            let drained_by = draining.as_ref().map(|draining| draining.deadline);
+            let deadlines = [self.state.poll_timeout(), connection.silent_until(), drained_by];
             arm(timer.as_mut(), deadlines.into_iter().flatten().min());
+            let read = self.state.outbox_len() < MAX_OUTBOX;
             tokio::select! {
-                message = connection.stream.next(), if self.state.outbox_len() < MAX_OUTBOX => {
-                    connection.heard = now();
-                    match self.handle_message(message, draining) {
-                        ControlFlow::Continue(()) => {}
-                        ControlFlow::Break(error) => return End::Lost(error),
-                    }
-                }
-                flushed = connection.sink.flush(), if connection.flushing => {
-                    connection.flushing = false;
-                    if let Err(error) = flushed {
-                        return End::Lost(lost(error));
+                progress = connection.progress(read) => {
+                    let handled = match progress {
+                        Ok(Progress::Received(message)) => self.handle_message(message, draining),
+                        Ok(Progress::Written) => Ok(()),
+                        Err(error) => Err(error),
+                    };
+                    if let Err(error) = handled {
+                        return End::Lost(error);
                     }
                 }
                 command = self.commands.recv() => {
                     if self.handle_commands(command).is_break() {
-                        let _ = time::timeout(CLOSE_TIME, self.write_rest(connection)).await;
                         return End::Closed;
                     }
                 }
@@ -259,49 +223,38 @@ impl<C: Connect> Driver<C> {
                         let error = "the host has been silent for longer than two heartbeats";
                         return End::Lost(Error::new(ErrorKind::ConnectionLost, error));
                     }
-                    if let Some(draining) = draining
-                        && draining.deadline <= now
-                    {
-                        tracing::warn!("handlers did not end within the drain time and are aborted");
+                    if drained_by.is_some_and(|at| at <= now) {
+                        tracing::warn!("what still runs after the drain time is aborted");
                         for (id, reply) in self.handlers.give_up() {
                             self.state.push_reply(id, reply);
                         }
-                        let _ = time::timeout(CLOSE_TIME, self.write_rest(connection)).await;
                         return End::Closed;
                     }
                 }
                 () = &mut shutdown, if draining.is_none() => {
-                    let barrier = fastrand::u64(1..);
                     self.state.push(Frame::Drain);
-                    self.state.push(Frame::Ping(barrier));
+                    self.state.push(Frame::Ping(BARRIERS.into()));
                     let deadline = now() + self.drain_time;
-                    *draining = Some(Draining { deadline, barrier, confirmed: false });
+                    *draining = Some(Draining { deadline, barriers: BARRIERS });
                 }
             }
         }
     }
 
-    /// Takes what the host sent. Breaks with the reason for which the connection ends.
+    /// Takes what the host sent. Fails with the reason for which the connection ends.
     fn handle_message(
         &mut self,
-        message: Option<Result<Message, tokio_websockets::Error>>,
+        message: Message,
         draining: &mut Option<Draining>,
-    ) -> ControlFlow<Error> {
-        let message = match message {
-            Some(Ok(message)) => message,
-            Some(Err(error)) => return ControlFlow::Break(lost(error)),
-            None => return ControlFlow::Break(Error::connection_lost(false)),
-        };
+    ) -> Result<(), Error> {
         if let Some((code, reason)) = message.as_close() {
             let text = format!("the host closed the connection ({}) {reason}", u16::from(code));
-            return ControlFlow::Break(Error::new(ErrorKind::ConnectionLost, text.trim_end()));
+            return Err(Error::new(ErrorKind::ConnectionLost, text.trim_end()));
         }
-        if !message.is_binary() {
-            return ControlFlow::Continue(());
-        }
-        match self.handle_frames(message.into_payload().into(), draining) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(error) => ControlFlow::Break(error),
+        match message.is_binary() {
+            true => self.handle_frames(message.into_payload().into(), draining),
+            // The socket itself answers the WebSocket's own pings.
+            false => Ok(()),
         }
     }
 
@@ -319,7 +272,7 @@ impl<C: Connect> Driver<C> {
                 Frame::Done(done) => self.state.handle_done(done),
                 Frame::Call(call) => {
                     let id = call.id;
-                    let unwritten = self.state.outbox_len();
+                    let unwritten = self.state.unwritten_replies();
                     if let Err(fault) = self.handlers.call(call, unwritten, now()) {
                         self.state.push_reply(id, Err(fault));
                     }
@@ -332,16 +285,19 @@ impl<C: Connect> Driver<C> {
                 Frame::Ping(number) => self.state.push(Frame::Pong(number)),
                 Frame::Pong(number) => {
                     if let Some(draining) = draining
-                        && draining.barrier == number
+                        && number == u64::from(draining.barriers)
+                        && number > 0
                     {
-                        draining.confirmed = true;
+                        draining.barriers -= 1;
+                        if draining.barriers > 0 {
+                            self.state.push(Frame::Ping(draining.barriers.into()));
+                        }
                     }
                 }
                 Frame::Drain => tracing::info!(url = self.endpoint.url(), "the host shuts down"),
-                // Only a client says the others: a host that does is wrong about who it is.
-                frame => {
-                    let text =
-                        format!("the host sent a frame that only a client may: {frame:.40?}");
+                // The others are a client's, or come once.
+                _ => {
+                    let text = "the host sent a frame that it may not send";
                     return Err(Error::new(ErrorKind::Protocol, text));
                 }
             }
@@ -364,33 +320,6 @@ impl<C: Connect> Driver<C> {
         }
         ControlFlow::Continue(())
     }
-
-    /// Writes what still waits to be written.
-    async fn write_rest(&mut self, connection: &mut Connection<C::Io>) {
-        while connection.sink.flush().await.is_ok() {
-            let Some(message) = self.state.poll_message(now()) else { return };
-            if connection.sink.start_send_unpin(Message::binary(message)).is_err() {
-                return;
-            }
-        }
-    }
-}
-
-impl<Io> Connection<Io>
-where
-    Io: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-{
-    /// When the host counts as gone if nothing more is heard of it.
-    fn silent_until(&self) -> Option<Instant> {
-        (!self.heartbeat.is_zero()).then(|| self.heard + self.heartbeat * 2 + HEARTBEAT_SLACK)
-    }
-
-    /// Says goodbye, and waits for the host to say it too.
-    async fn close(&mut self, code: CloseCode) {
-        if self.sink.send(Message::close(Some(code), "")).await.is_ok() {
-            while let Some(Ok(_)) = self.stream.next().await {}
-        }
-    }
 }
 
 async fn connect<C: Connect>(connector: &C, endpoint: &Endpoint) -> Result<Link<C::Io>, Error> {
@@ -400,27 +329,6 @@ async fn connect<C: Connect>(connector: &C, endpoint: &Endpoint) -> Result<Link<
             let text = format!("{} did not answer within {CONNECT_TIME:?}", endpoint.url());
             Err(endpoint.unreachable(text))
         }
-    }
-}
-
-fn lost(error: tokio_websockets::Error) -> Error {
-    Error::new(ErrorKind::ConnectionLost, "the connection to the host failed").with_source(error)
-}
-
-/// Makes `timer` fire no later than `deadline`. One that fires early does no harm, so a later
-/// deadline leaves it alone.
-fn arm(mut timer: Pin<&mut Sleep>, deadline: Option<Instant>) {
-    const NEVER: Duration = Duration::from_secs(3600);
-    let at = deadline.map_or_else(|| time::Instant::now() + NEVER, Into::into);
-    if timer.is_elapsed() || at < timer.deadline() {
-        timer.as_mut().reset(at);
-    }
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(at) => time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -33,6 +33,7 @@
 mod agent;
 mod backoff;
 mod client;
+mod connection;
 mod cx;
 mod driver;
 mod error;

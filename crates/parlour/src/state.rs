@@ -13,8 +13,8 @@ use parlour_core::{
 use crate::handle::{Command, Ids, LocalSubscription, Request, Waiting};
 use crate::{Error, ErrorKind};
 
-/// How much of small frames is put into one message.
-pub(crate) const BATCH_BYTES: usize = 64 * 1024;
+/// How much of small frames is put into one message: as the protocol asks.
+const BATCH_BYTES: usize = 32 * 1024;
 /// How many requests may be unanswered.
 const MAX_IN_FLIGHT: usize = 65_536;
 /// How long the host may take to confirm registrations and subscriptions.
@@ -38,6 +38,8 @@ pub(crate) struct State {
     setup: usize,
     refused: Option<Error>,
     max_payload: u64,
+    /// Answers to calls of the host that wait to be written.
+    replies: usize,
 }
 
 /// A frame that waits to be written.
@@ -66,6 +68,7 @@ impl State {
             setup: 0,
             refused: None,
             max_payload: u64::MAX,
+            replies: 0,
         }
     }
 
@@ -139,6 +142,7 @@ impl State {
     pub(crate) fn handle_disconnect(&mut self) {
         self.connected = false;
         self.setup = 0;
+        self.replies = 0;
         let mut waiting = HashMap::new();
         self.outbox.retain(|outgoing| match outgoing {
             Outgoing::Request { request, deadline } => {
@@ -241,6 +245,12 @@ impl State {
             None => Ok(payload),
         });
         self.push(Frame::Reply(id, reply));
+        self.replies += 1;
+    }
+
+    /// How many answers to calls of the host wait to be written.
+    pub(crate) fn unwritten_replies(&self) -> usize {
+        self.replies
     }
 
     /// How many frames wait to be written.
@@ -256,7 +266,12 @@ impl State {
                 break;
             }
             match self.outbox.pop_front() {
-                Some(Outgoing::Plain(frame)) => wire::encode(&frame, &mut message),
+                Some(Outgoing::Plain(frame)) => {
+                    if matches!(*frame, Frame::Reply(..)) {
+                        self.replies -= 1;
+                    }
+                    wire::encode(&frame, &mut message);
+                }
                 Some(Outgoing::Request { mut request, deadline }) => {
                     let too_large =
                         payload(&request.frame).and_then(|payload| self.too_large(payload));

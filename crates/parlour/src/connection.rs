@@ -1,0 +1,110 @@
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, StreamExt};
+use parlour_core::wire::Welcome;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{self, Sleep};
+use tokio_websockets::{CloseCode, Message, WebSocketStream};
+
+use crate::handle::now;
+use crate::{Error, ErrorKind};
+
+/// How late a host may be beyond two heartbeats.
+const HEARTBEAT_SLACK: Duration = Duration::from_secs(5);
+/// How long a goodbye may take.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
+
+/// A WebSocket while it is served. Its halves are driven by one task.
+pub(crate) struct Connection<Io> {
+    sink: SplitSink<WebSocketStream<Io>, Message>,
+    stream: SplitStream<WebSocketStream<Io>>,
+    heartbeat: Duration,
+    heard: Instant,
+    /// Whether a message is on its way to the socket.
+    writing: bool,
+}
+
+/// What a connection's socket did.
+pub(crate) enum Progress {
+    /// The host sent this.
+    Received(Message),
+    /// What was to be written is written.
+    Written,
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
+    pub(crate) fn new(socket: WebSocketStream<Io>, welcome: &Welcome) -> Self {
+        let (sink, stream) = socket.split();
+        Self { sink, stream, heartbeat: welcome.heartbeat, heard: now(), writing: false }
+    }
+
+    /// Whether a message is still being written: then no other may be begun.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.writing
+    }
+
+    /// Begins to write a message; [`progress`](Self::progress) carries on.
+    pub(crate) fn write(&mut self, message: BytesMut) -> Result<(), Error> {
+        self.writing = true;
+        self.sink.start_send_unpin(Message::binary(message)).map_err(lost)
+    }
+
+    /// Writes on, and if `read`, waits for what the host sends. Cancel safe.
+    pub(crate) async fn progress(&mut self, read: bool) -> Result<Progress, Error> {
+        tokio::select! {
+            message = self.stream.next(), if read => {
+                self.heard = now();
+                let message = message.ok_or_else(|| Error::connection_lost(false))?;
+                message.map(Progress::Received).map_err(lost)
+            }
+            written = self.sink.flush(), if self.writing => {
+                self.writing = false;
+                written.map(|()| Progress::Written).map_err(lost)
+            }
+            else => std::future::pending().await,
+        }
+    }
+
+    /// When the host counts as gone if nothing more is heard of it.
+    pub(crate) fn silent_until(&self) -> Option<Instant> {
+        (!self.heartbeat.is_zero()).then(|| self.heard + self.heartbeat * 2 + HEARTBEAT_SLACK)
+    }
+
+    /// Writes what `rest` still gives, says goodbye, and waits for the host to say it too, but all
+    /// that not for long.
+    pub(crate) async fn close(mut self, code: CloseCode, rest: impl FnMut() -> Option<BytesMut>) {
+        // A host that has gone, or is too slow for a goodbye, learns from the socket.
+        let _ = time::timeout(CLOSE_TIME, self.say_goodbye(code, rest)).await;
+    }
+
+    async fn say_goodbye(
+        &mut self,
+        code: CloseCode,
+        mut rest: impl FnMut() -> Option<BytesMut>,
+    ) -> Result<(), tokio_websockets::Error> {
+        self.sink.flush().await?;
+        while let Some(message) = rest() {
+            self.sink.send(Message::binary(message)).await?;
+        }
+        self.sink.send(Message::close(Some(code), "")).await?;
+        while let Some(Ok(_)) = self.stream.next().await {}
+        Ok(())
+    }
+}
+
+fn lost(error: tokio_websockets::Error) -> Error {
+    Error::new(ErrorKind::ConnectionLost, "the connection to the host failed").with_source(error)
+}
+
+/// Makes `timer` fire no later than `deadline`. One that fires early does no harm, so a later
+/// deadline leaves it alone.
+pub(crate) fn arm(timer: Pin<&mut Sleep>, deadline: Option<Instant>) {
+    const NEVER: Duration = Duration::from_secs(3600);
+    let at = deadline.map_or_else(|| time::Instant::now() + NEVER, Into::into);
+    if timer.is_elapsed() || at < timer.deadline() {
+        timer.reset(at);
+    }
+}

@@ -18,7 +18,6 @@ mod kind {
     pub(super) const REPLY: u8 = 9;
     pub(super) const FAULT: u8 = 10;
     pub(super) const PING: u8 = 14;
-    pub(super) const PONG: u8 = 15;
     pub(super) const DRAIN: u8 = 16;
 }
 

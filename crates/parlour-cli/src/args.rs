@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args as Arguments, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::bench;
 use crate::output::{Color, Mode};
 
 /// What comes first is what most people look for: what it does, then how it is typed.
@@ -114,9 +115,10 @@ Examples:
   parlour worker summary --content-type application/json -- python3 summary.py
   parlour worker echo --echo                          answers with what it got
 
-The program finds PARLOUR_KEY, PARLOUR_DATA_TYPE, PARLOUR_ATTEMPT, PARLOUR_CONVERSATION, PARLOUR_CAUSE,
-PARLOUR_HOPS, PARLOUR_URL and PARLOUR_META_NAME in its environment. If it exits with anything but 0, the
-caller gets what it wrote to stderr. It runs without a shell; use `sh -c '…'` for one.")]
+The program finds PARLOUR_KEY, PARLOUR_DATA_TYPE, PARLOUR_ATTEMPT, PARLOUR_CONVERSATION,
+PARLOUR_CAUSE, PARLOUR_HOPS, PARLOUR_URL and PARLOUR_META_NAME in its environment. If it exits
+with anything but 0, the caller gets what it wrote to stderr. It runs without a shell; use
+`sh -c '…'` for one.")]
     Worker(Worker),
     /// Calls an agent and prints its reply, and nothing else, on stdout
     #[command(help_template = TEMPLATE, before_help = "\
@@ -171,6 +173,13 @@ Examples:
   parlour explain worker_lost
   parlour explain")]
     Explain(Explain),
+    /// Loads a host, and says how fast it is and what it uses
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour bench call --connections 64 --in-flight 4
+  parlour bench call --door rest --payload 10000 --json
+  parlour bench idle --workers 1000 --host-pid \"$(pidof parlour)\"")]
+    Bench(bench::Args),
     /// Prints a completion script for a shell
     #[command(help_template = TEMPLATE, before_help = "\
 Examples:

@@ -53,8 +53,8 @@ impl Failure {
             Code::Denied => FaultKind::Forbidden,
             Code::Conflict | Code::AlreadyRunning => FaultKind::Conflict,
             Code::Timeout => FaultKind::DeadlineExceeded,
-            Code::CannotConnect => FaultKind::Unavailable,
-            _ => FaultKind::Internal,
+            Code::PartlyFailed => FaultKind::Overloaded,
+            _ => FaultKind::Unavailable,
         };
         Self { code, faults: vec![Fault::new(kind, detail)] }
     }

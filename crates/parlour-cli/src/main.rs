@@ -2,6 +2,7 @@
 //! it went. The only crate that prints.
 
 mod args;
+mod bench;
 mod body;
 mod config;
 mod demo;
@@ -53,6 +54,7 @@ fn run(verb: &Verb, output: &Output) -> Result<Code, Failure> {
         Verb::Status(client) => verbs::status::run(client, output),
         Verb::Config(args) => verbs::config::run(args, output),
         Verb::Explain(args) => verbs::explain::run(args, output),
+        Verb::Bench(args) => bench::run(args, output),
         Verb::Completion { shell } => verbs::completion::run(*shell, output),
         Verb::Version => verbs::version::run(output),
     }

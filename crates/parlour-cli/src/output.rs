@@ -142,6 +142,9 @@ impl Output {
             if fault.may_have_run() && fault.kind() != FaultKind::AgentFailed {
                 say("       the agent may have run");
             }
+            if let Some(wait) = fault.retry_after_time() {
+                say(&format!("       it can be tried again in {wait:?}"));
+            }
             if let Some(key) = fault.config_key() {
                 let value = fault.limit_value().map(|limit| format!(", which is {limit}"));
                 say(&format!(

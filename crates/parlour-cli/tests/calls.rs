@@ -124,6 +124,33 @@ fn an_event_is_printed_as_one_line_of_json() {
 }
 
 #[test]
+fn an_event_that_finds_a_full_queue_is_told() {
+    let room = Room::open_with(["--set", "limits.queue_bytes=1MiB"]);
+    let subscriber = room.parlour(["subscribe", "news"]).start();
+    subscriber.said("subscribed");
+    subscriber.signal(Signal::STOP);
+    let event = vec![b'x'; 1 << 20];
+    let ended = (0..40)
+        .map(|_| room.parlour(["publish", "news/a", "-"]).run_with(&event))
+        .find(|ended| ended.code != Some(0))
+        .expect("the queue of a subscriber that reads nothing fills up")
+        .with_code(8);
+    assert!(ended.text().contains("dropped"), "{}", ended.text());
+    assert!(ended.stderr.contains("full queue"), "{}", ended.stderr);
+}
+
+#[test]
+fn quiet_means_errors_only() {
+    let room = Room::open();
+    let ended = room.parlour(["agents", "--quiet"]).run().with_code(0);
+    assert_eq!(ended.stderr, "");
+    let ended = room.parlour(["agents"]).run().with_code(0);
+    assert!(ended.stderr.contains("no worker"), "{}", ended.stderr);
+    let ended = room.parlour(["call", "nobody", "x", "-q"]).run().with_code(3);
+    assert!(ended.stderr.starts_with("error: "), "{}", ended.stderr);
+}
+
+#[test]
 fn a_subscriber_can_ask_for_one_source_only() {
     let room = Room::open();
     let mut subscriber = room.parlour(["subscribe", "news/b", "--count", "1"]).start();

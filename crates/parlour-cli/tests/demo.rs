@@ -29,7 +29,7 @@ fn the_demonstration_stays_up_and_takes_its_workers_along() {
     let ended = parlour(["call", "reverse", "abc", "--url", url]).run().with_code(0);
     assert_eq!(ended.text(), "cba");
 
-    let children = children(&demo);
+    let children = demo.children();
     assert_eq!(children.len(), 2, "{children:?}");
     demo.signal(Signal::KILL);
     demo.wait();
@@ -44,16 +44,4 @@ fn ctrl_c_ends_the_demonstration_well() {
     demo.printed("parlour call reverse");
     demo.signal(Signal::INT);
     assert_eq!(demo.wait().code(), Some(0));
-}
-
-fn children(demo: &common::Running) -> Vec<String> {
-    let pid = demo.pid().as_raw_nonzero().to_string();
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
-    tasks
-        .flat_map(|task| {
-            let path = task.expect("a task").path().join("children");
-            let text = std::fs::read_to_string(path).unwrap_or_default();
-            text.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
-        })
-        .collect()
 }

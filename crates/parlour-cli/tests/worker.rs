@@ -99,10 +99,12 @@ fn a_call_past_its_deadline_ends_the_program_and_what_it_started() {
     let directory = tempfile::tempdir().unwrap();
     let pids = directory.path().join("pids");
     let script = format!("sleep 60 & echo $$ $! > {}; wait", pids.display());
-    let _worker = room.worker(["slow", "--", "sh", "-c", &script]);
+    let worker = room.worker(["slow", "--", "sh", "-c", &script]);
     let ended = room.parlour(["call", "slow", "x", "--timeout", "1s"]).run().with_code(6);
     assert!(ended.stderr.starts_with("error: "), "{}", ended.stderr);
+    assert!(ended.stderr.contains("may have run"), "{}", ended.stderr);
     assert_ended(&pids);
+    until("the worker has waited for the program", || worker.children().is_empty());
 }
 
 #[test]

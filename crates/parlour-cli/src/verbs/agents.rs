@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::args::Client;
 use crate::exit::{Code, Failure};
-use crate::output::{Output, Table};
+use crate::output::{Mode, Output, Table};
 use crate::rest::{Rest, count, items, text, texts};
 use crate::room;
 
@@ -27,7 +27,7 @@ async fn list(client: &Client, output: &Output) -> Result<Code, Failure> {
         ]);
     }
     output.list(agents, &document, &table)?;
-    if agents.is_empty() {
+    if agents.is_empty() && output.mode() == Mode::Text {
         output.note("no worker serves an agent now; `parlour worker echo --echo` starts one");
     }
     Ok(Code::Ok)

@@ -36,13 +36,20 @@ pub(crate) fn run(args: &Serve, output: &Output) -> Result<Code, Failure> {
 async fn keep_room(config: Config, args: &Serve, output: &Output) -> Result<Code, Failure> {
     // Before the address is said, so that whoever reads it can already end the program well.
     let mut signals = Signals::install()?;
-    let host = host(config.clone())?;
+    let has_names = !config.server.allowed_hosts.is_empty();
     let listener = listen(&config, args.insecure).await?;
+    let host = host(config)?;
     let address = listener
         .local_addr()
         .map_err(|error| Failure::new(Code::Failed, format!("cannot tell the address: {error}")))?;
     if !args.memory {
-        output.note("nothing is kept: what is in this room ends with it (--memory says so too)");
+        output.note("nothing is kept on disk: what is in this room ends with it");
+    }
+    if address.ip().is_unspecified() && !has_names {
+        output.note(
+            "requests that name this machine by anything but a loopback address are refused: \
+             list its names in server.allowed_hosts",
+        );
     }
     let (stop, stopped) = oneshot::channel::<()>();
     let host = serve(host, listener, async move {

@@ -152,6 +152,16 @@ impl Running {
         Pid::from_child(&self.child.0)
     }
 
+    /// The ids of the processes that it started and has not waited for.
+    pub(crate) fn children(&self) -> Vec<String> {
+        let tasks = format!("/proc/{}/task", self.pid().as_raw_nonzero());
+        let children = |task: std::fs::DirEntry| {
+            let ids = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            ids.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        };
+        std::fs::read_dir(tasks).expect("it runs").flatten().flat_map(children).collect()
+    }
+
     /// Waits for its end.
     #[track_caller]
     pub(crate) fn wait(&mut self) -> ExitStatus {

@@ -172,10 +172,10 @@ async def test_a_publisher_gets_no_copy_of_its_own_event(room):
 
 async def test_an_agent_instance_registers_and_serves_its_own_key(room):
     async with (
-        Worker.running(room, "--instance", "clerk/anna=who", "--instance", "clerk/bert=upper"),
+        Worker.running(room, "--instance", "clerk/anna=reverse", "--instance", "clerk/bert=upper"),
         caller(room) as runtime,
     ):
-        assert await ask(runtime, "clerk/anna") == "clerk/anna for None"
+        assert await ask(runtime, "clerk/anna", "loud") == "duol"
         assert await ask(runtime, "clerk/bert", "loud") == "LOUD"
         with pytest.raises(RuntimeError):
             await ask(runtime, "clerk/carl")
@@ -272,11 +272,13 @@ async def test_a_message_whose_frame_old_workers_would_refuse_is_too_large(room)
     async with Dialect(room) as worker:
         await worker.register("small")
         # Every quote becomes two bytes in the frame, which then exceeds 1 MiB.
+        begun = time.monotonic()
         answer = await asyncio.to_thread(
             room.http, "POST", "/v1/agents/small/x/call", b'"' * 600_000
         )
         problem = json.loads(answer.body)
         assert problem["kind"] == "too_large" and problem["may_have_run"] is False
+        assert time.monotonic() - begun < 5, "told at once, not when something else happens"
         assert await worker.silent()
         call = asyncio.create_task(Dialect(room).call("small/x", "a" * 900_000))
         request = await worker.next()

@@ -165,7 +165,6 @@ BROKEN = {
     "a control byte in the target": (head(start=b"GET /\x01 HTTP/1.1"), {400}),
     "a space in the target": (head(start=b"GET /a b HTTP/1.1"), {400}),
     "no target": (head(start=b"GET HTTP/1.1"), {400}),
-    "a target that is not a path": (head(start=b"GET version HTTP/1.1"), {400, 403, 404}),
     "no method": (head(start=b"/ HTTP/1.1"), {400}),
     "a method of control bytes": (head(start=b"G\x01T / HTTP/1.1"), {400}),
     "a method of 20 KiB": (head(start=b"G" * 20_000 + b" / HTTP/1.1"), {400, 405, 414, 431, 501}),

@@ -108,8 +108,13 @@ BROKEN = {
         + websocket_frame(0, b"\x9f", fin=False)
         + websocket_frame(PING, b"")
         + websocket_frame(0, b"\x98", fin=False)
-        + websocket_frame(0, b""),
+        + websocket_frame(0, b"\x28"),
         {1007},
+    ),
+    # Either code is true: the letter is cut short, and nothing of it is in the last fragment.
+    "a letter cut short before an empty fragment": (
+        websocket_frame(TEXT, b"\xf0\x9f\x98", fin=False) + websocket_frame(0, b""),
+        {1002, 1007},
     ),
     "a length with its top bit": (websocket_frame(TEXT, b"", length=1 << 63), {1002, 1009}),
     "a frame of 1 GiB": (websocket_frame(TEXT, b"", length=1 << 30), {1009}),

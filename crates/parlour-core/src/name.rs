@@ -162,6 +162,13 @@ pub struct InvalidName {
     rule: &'static str,
 }
 
+impl InvalidName {
+    /// What such a name must be.
+    pub fn rule(&self) -> &'static str {
+        self.rule
+    }
+}
+
 /// `\w` of the names' grammar is ASCII: letters, digits and `_`.
 fn is_word(name: &str, more: &[u8]) -> bool {
     !name.is_empty()

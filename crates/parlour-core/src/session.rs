@@ -91,9 +91,14 @@ impl<R> Session<R> {
 
     /// Ends every call, because the peer is gone.
     pub fn handle_disconnect(&mut self) {
+        self.end_all(&worker_lost());
+    }
+
+    /// Ends every call with `fault`, which says of each whether it may have run.
+    pub fn end_all(&mut self, fault: &Fault) {
         self.deadlines.clear();
         for (id, call) in self.in_flight.drain() {
-            let reply = Err(worker_lost().may_have_run_if(call.sent));
+            let reply = Err(fault.clone().may_have_run_if(call.sent));
             self.settled.push_back(Settled { id, reply_to: call.reply_to, reply, cancel: false });
         }
     }

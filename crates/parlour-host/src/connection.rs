@@ -215,6 +215,11 @@ impl<L: Link> Connection<L> {
                 self.peer.wrote(item.weight());
                 self.session.cancel(id);
             }
+            Outgoing::GiveUp => {
+                self.peer.wrote(item.weight());
+                let detail = "the host shut down before the agent answered";
+                self.session.end_all(&Fault::new(FaultKind::Unavailable, detail));
+            }
             item => self.outbox.push_back(item),
         }
     }
@@ -259,7 +264,8 @@ impl<L: Link> Connection<L> {
                     link.close(&close);
                     return true;
                 }
-                Outgoing::Cancel(id) => self.session.cancel(id),
+                // Taken by `take`, and so never here.
+                Outgoing::Cancel(_) | Outgoing::GiveUp => {}
             }
         }
         false

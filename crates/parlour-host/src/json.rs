@@ -1,17 +1,32 @@
 //! Reading JSON that strangers send.
 
+use parlour_core::{Fault, FaultKind};
 use serde::Deserialize;
 use thiserror::Error;
+
+use crate::config::limits;
 
 /// Why bytes are not the JSON that was expected.
 #[derive(Debug, Error)]
 pub(crate) enum JsonError {
     /// It nests deeper than allowed.
-    #[error("JSON nests deeper than {0} (limits.json_depth)")]
+    #[error("JSON nests deeper than {0}")]
     Depth(usize),
     /// It is broken, or of another shape.
     #[error(transparent)]
     Syntax(#[from] serde_json::Error),
+}
+
+impl From<JsonError> for Fault {
+    fn from(error: JsonError) -> Self {
+        let fault = Self::new(FaultKind::Invalid, error.to_string());
+        match error {
+            JsonError::Depth(max) => {
+                fault.hint("send flatter JSON").limit(limits::json_depth, Some(max as u64))
+            }
+            JsonError::Syntax(_) => fault.hint("send one JSON text in UTF-8"),
+        }
+    }
 }
 
 /// Parses `bytes`, of which texts in the result may be slices.

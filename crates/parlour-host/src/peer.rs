@@ -63,6 +63,8 @@ pub(crate) enum Outgoing {
     Frame(Box<Frame>),
     /// The host is going away.
     Drain,
+    /// The host goes now: what the peer has not answered ends.
+    GiveUp,
     /// The channel is to be closed, once what waits before this has been written.
     Close(Close),
 }

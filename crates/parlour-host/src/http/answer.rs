@@ -33,8 +33,13 @@ impl From<Fault> for Refusal {
 
 impl From<parlour_core::InvalidName> for Refusal {
     fn from(error: parlour_core::InvalidName) -> Self {
-        invalid(error.to_string()).into()
+        bad_name(&error).into()
     }
+}
+
+/// The fault of a name that breaks its rule.
+pub(crate) fn bad_name(error: &parlour_core::InvalidName) -> Fault {
+    invalid(error.to_string()).hint(format!("use {}", error.rule()))
 }
 
 impl Refusal {

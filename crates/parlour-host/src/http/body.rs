@@ -1,5 +1,7 @@
 //! Reading a request's body, within its size and its time.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http_body::Body as _;
@@ -30,6 +32,7 @@ pub(crate) async fn read(
     if let Some(length) = body.size_hint().exact()
         && length > limit.0 as u64
     {
+        discard(body).await;
         return Err(too_large(&length.to_string()));
     }
     let began = Instant::now();
@@ -53,6 +56,7 @@ pub(crate) async fn read(
         let Ok(data) = frame.into_data() else { continue };
         let length = first.as_ref().map_or(0, Bytes::len) + rest.len() + data.len();
         if length > limit.0 {
+            discard(body).await;
             return Err(too_large(&format!("more than {}", limit.0)));
         }
         let elapsed = began.elapsed();
@@ -72,6 +76,21 @@ pub(crate) async fn read(
         }
     }
     Ok(if rest.is_empty() { first.unwrap_or_default() } else { rest.freeze() })
+}
+
+/// Takes a little more of a body that is refused: a client that is still writing when the connection
+/// closes would see a broken pipe instead of the answer.
+async fn discard(mut body: axum::body::Body) {
+    let (mut left, time) = (8 * 1024 * 1024_usize, Duration::from_secs(2));
+    let taking = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            left = frame.data_ref().map_or(left, |data| left.saturating_sub(data.len()));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    let _ = timeout(time, taking).await;
 }
 
 fn slow(detail: &str, key: &'static str) -> Refusal {

@@ -2,21 +2,21 @@
 
 use std::time::Duration;
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::response::Response;
 use bytestring::ByteString;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use parlour_core::wire::HeaderFields;
 use parlour_core::{
     AgentId, AgentType, Call, Event, Fault, Key, MessageId, Metadata, Payload, Principal, Target,
-    TopicFilter,
+    TopicFilter, TopicId,
 };
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::answer::{Answer, Refusal, invalid, json as json_answer};
+use super::answer::{Answer, Refusal, bad_name, invalid, json as json_answer};
 use super::body;
-use super::router::App;
+use super::router::{App, Segments};
 use crate::config::limits;
 use crate::exchange::{Origin, topic};
 
@@ -32,7 +32,7 @@ const META: &str = "parlour-meta-";
 /// `POST /v1/agents/{type}/{key}/call`
 pub(crate) async fn call(
     State(app): State<App>,
-    Path((agent_type, key)): Path<(String, String)>,
+    Segments((agent_type, key)): Segments<(String, String)>,
     request: Request,
 ) -> Answer {
     let target = AgentId::new(AgentType::parse(agent_type)?, Key::parse(key)?);
@@ -68,14 +68,26 @@ pub(crate) async fn call(
 /// `POST /v1/topics/{type}/{source}`
 pub(crate) async fn publish(
     State(app): State<App>,
-    Path((topic_type, source)): Path<(String, String)>,
+    Segments((topic_type, source)): Segments<(String, String)>,
     request: Request,
 ) -> Answer {
-    let topic = topic(&topic_type, &source)?;
+    publish_to(&app, topic(&topic_type, &source)?, request).await
+}
+
+/// The same for the source `events`, whose path is that of the stream.
+pub(crate) async fn publish_to_events(
+    State(app): State<App>,
+    Segments(topic_type): Segments<String>,
+    request: Request,
+) -> Answer {
+    publish_to(&app, topic(&topic_type, "events")?, request).await
+}
+
+async fn publish_to(app: &App, topic: TopicId, request: Request) -> Answer {
     let origin = origin(&request);
     let (parts, body) = request.into_parts();
     let header = app.exchange.stamp(header_fields(&parts.headers)?, &origin);
-    let payload = payload(&app, &parts.headers, body).await?;
+    let payload = payload(app, &parts.headers, body).await?;
     let published = app.exchange.publish(Event { header, topic, payload }, None)?;
     Ok(json_answer(&json!({
         "id": published.id.as_str(),
@@ -188,7 +200,7 @@ pub(crate) fn origin(request: &Request) -> Origin {
 fn header_fields(headers: &HeaderMap) -> Result<HeaderFields, Fault> {
     let id = |name: &HeaderName| {
         let id = text(headers, name)?.map(MessageId::parse).transpose();
-        id.map_err(|error| invalid(error.to_string()))
+        id.map_err(|error| bad_name(&error))
     };
     Ok(HeaderFields {
         conversation: id(&CONVERSATION)?,

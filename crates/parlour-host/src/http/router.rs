@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts, Path, Request, State};
 use axum::response::IntoResponse;
 use axum::routing::{MethodRouter, get, post};
 use http::StatusCode;
+use http::request::Parts;
 use parlour_core::{Fault, FaultKind};
+use serde::de::DeserializeOwned;
 use tokio_util::task::TaskTracker;
 
-use super::answer::Refusal;
+use super::answer::{Refusal, invalid};
 use super::guard::Guard;
 use super::upgrade::Lobby;
 use super::{operators, rest, rpc, sse, upgrade};
@@ -27,6 +29,21 @@ pub(crate) struct App {
     pub(crate) tasks: TaskTracker,
 }
 
+/// The variable segments of a path, decoded.
+pub(crate) struct Segments<T>(pub(crate) T);
+
+impl<T: DeserializeOwned + Send> FromRequestParts<App> for Segments<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
+        match Path::from_request_parts(parts, app).await {
+            Ok(Path(segments)) => Ok(Self(segments)),
+            Err(_) => Err(Refusal::from(invalid("the path is not UTF-8 once it is decoded"))
+                .hint("percent-encode the UTF-8 bytes of keys and sources")),
+        }
+    }
+}
+
 /// All doors.
 pub(crate) fn router(app: App) -> Router {
     Router::new()
@@ -34,7 +51,10 @@ pub(crate) fn router(app: App) -> Router {
         .route("/rpc", only(post(rpc::rpc), "POST"))
         .route("/v1/agents", only(get(rest::agents), "GET"))
         .route("/v1/agents/{type}/{key}/call", only(post(rest::call), "POST"))
-        .route("/v1/topics/{type}/events", only(get(sse::events), "GET"))
+        .route(
+            "/v1/topics/{type}/events",
+            only(get(sse::events).post(rest::publish_to_events), "GET, POST"),
+        )
         .route("/v1/topics/{type}/{source}", only(post(rest::publish), "POST"))
         .route("/v1/workers", only(get(rest::workers), "GET"))
         .route("/v1/subscriptions", only(get(rest::subscriptions), "GET"))

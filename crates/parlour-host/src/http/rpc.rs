@@ -5,7 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use axum::extract::{Request, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{HeaderMap, StatusCode, header};
@@ -50,10 +50,11 @@ pub(crate) async fn rpc(State(app): State<App>, request: Request) -> Answer {
     }
     let requests = match json::parse::<Vec<&RawValue>>(&body, config.limits.json_depth) {
         Ok(requests) => requests,
-        Err(error) => return Ok(refused(RpcCode::ParseError, &error.to_string())),
+        Err(error) => return Ok(json_text(failure(None, RpcCode::ParseError, &error.into()))),
     };
     if requests.is_empty() {
-        return Ok(refused(RpcCode::InvalidRequest, "a batch needs at least one request"));
+        let fault = invalid("a batch needs at least one request").hint("send the request itself");
+        return Ok(json_text(failure(None, RpcCode::InvalidRequest, &fault)));
     }
     let max = config.limits.batch;
     if requests.len() > max {
@@ -62,7 +63,7 @@ pub(crate) async fn rpc(State(app): State<App>, request: Request) -> Answer {
             invalid(format!("the batch has {} requests, {max} are allowed", requests.len()))
                 .hint("split it, or raise the limit")
                 .limit(limits::batch, Some(max as u64));
-        return Ok(json_text(error(None, RpcCode::InvalidRequest, fault.detail(), Some(&fault))));
+        return Ok(json_text(failure(None, RpcCode::InvalidRequest, &fault)));
     }
     let answers = requests.iter().map(|request| caller.answer(request.get().as_bytes(), &body));
     let answers: Vec<String> = join_all(answers).await.into_iter().flatten().collect();
@@ -122,7 +123,8 @@ impl From<Fault> for Failure {
 
 impl Failure {
     fn params(error: impl std::fmt::Display) -> Self {
-        Self { code: RpcCode::InvalidParams, fault: invalid(error.to_string()) }
+        let hint = "docs of autogen-http-runtime 0.1.0 have the parameters of each method";
+        Self { code: RpcCode::InvalidParams, fault: invalid(error.to_string()).hint(hint) }
     }
 }
 
@@ -137,14 +139,18 @@ impl Caller {
         let max_depth = self.exchange().config().limits.json_depth;
         let envelope = match json::parse::<Envelope<'_>>(request, max_depth) {
             Ok(envelope) => envelope,
-            Err(json::JsonError::Syntax(e)) if e.is_data() => {
-                return Some(error(None, RpcCode::InvalidRequest, &e.to_string(), None));
+            Err(error) => {
+                let code = match &error {
+                    json::JsonError::Syntax(e) if e.is_data() => RpcCode::InvalidRequest,
+                    _ => RpcCode::ParseError,
+                };
+                return Some(failure(None, code, &error.into()));
             }
-            Err(e) => return Some(error(None, RpcCode::ParseError, &e.to_string(), None)),
         };
         let id = envelope.id.map(RawValue::get);
         if let Err(problem) = check(&envelope) {
-            return Some(error(id.filter(|id| is_id(id)), RpcCode::InvalidRequest, problem, None));
+            let fault = invalid(problem).hint("https://www.jsonrpc.org/specification has the form");
+            return Some(failure(id.filter(|id| is_id(id)), RpcCode::InvalidRequest, &fault));
         }
         let method = envelope.method.as_deref().unwrap_or_default();
         // Boxed, so that the many small methods do not all take the room of the largest.
@@ -164,11 +170,16 @@ impl Caller {
                 text.push('}');
                 text
             }
-            Err(Failure { code, fault }) => error(Some(id), code, fault.detail(), Some(&fault)),
+            Err(Failure { code, fault }) => failure(Some(id), code, &fault),
         })
     }
 
     async fn run(&self, method: &str, params: &str, body: &Bytes) -> MethodResult {
+        if !params.starts_with('{') {
+            return Err(Failure::params("`params` must be an object"));
+        }
+        // 0.1.0 asks it of every request.
+        self.client()?;
         match method {
             "agent.call" => self.call(params, body).await,
             "agent.publish" => self.publish(params, body),
@@ -356,9 +367,6 @@ fn check(envelope: &Envelope<'_>) -> Result<(), &'static str> {
     if !envelope.id.map(RawValue::get).is_none_or(is_id) {
         return Err("`id` must be a short text, a number or null");
     }
-    if !envelope.params.is_none_or(|p| p.get().starts_with('{') || p.get() == "null") {
-        return Err("`params` must be an object");
-    }
     Ok(())
 }
 
@@ -366,21 +374,8 @@ fn is_id(id: &str) -> bool {
     id.len() <= 256 && !id.starts_with(['{', '[', 't', 'f'])
 }
 
-/// A whole answer that is one error about nobody's request.
-fn refused(code: RpcCode, message: &str) -> Response {
-    json_text(error(None, code, message, None))
-}
-
-fn error(id: Option<&str>, code: RpcCode, message: &str, fault: Option<&Fault>) -> String {
-    let envelope_fault;
-    let fault = match fault {
-        Some(fault) => fault,
-        None => {
-            envelope_fault = invalid(message).hint("see https://www.jsonrpc.org/specification");
-            &envelope_fault
-        }
-    };
+fn failure(id: Option<&str>, code: RpcCode, fault: &Fault) -> String {
     let data = Problem::new(fault, status(fault.kind()), None);
-    let error = json!({"code": code as i32, "message": message, "data": data});
+    let error = json!({"code": code as i32, "message": fault.detail(), "data": data});
     format!(r#"{{"jsonrpc":"2.0","error":{error},"id":{}}}"#, id.unwrap_or("null"))
 }

@@ -28,7 +28,7 @@ use super::phase::Phase;
 use super::router::App;
 use crate::config::limits;
 use crate::io::{Io, Socket};
-use crate::peer::{Close, Outgoing};
+use crate::peer::{Close, Outgoing, Peer};
 
 /// Where connections come from. Nothing in the host binds a port by itself.
 pub trait Listener: Send {
@@ -53,6 +53,11 @@ impl Listener for tokio::net::TcpListener {
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long `accept` rests after it failed, such as for want of descriptors.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// How often a shutdown looks whether it is done.
+const POLL: Duration = Duration::from_millis(10);
+/// How long peers may take for what is written last.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Serves `listener` until `shutdown`, then lets what is in flight end.
 pub(crate) async fn serve(
@@ -107,7 +112,7 @@ pub(crate) async fn serve(
         app.tasks.wait().await;
     };
     // Whoever has not taken its last bytes by then loses them.
-    let _ = timeout(Duration::from_secs(3), rest).await;
+    let _ = timeout(LAST_WORDS, rest).await;
     Ok(())
 }
 
@@ -117,24 +122,23 @@ async fn end(app: &App, shutdown: impl Future<Output = ()>) {
     app.exchange.begin_drain();
     let in_flight = || app.exchange.metrics().calls_in_flight.get();
     tracing::info!(calls = in_flight(), "draining");
-    let drained = async {
+    let ended = async {
         while in_flight() > 0 {
-            sleep(Duration::from_millis(10)).await;
-        }
-        // Replies that have just been handed on reach their callers' sockets.
-        let writing = || {
-            app.exchange
-                .peers()
-                .iter()
-                .any(|peer| peer.connected.load(Relaxed) && peer.waiting().0 > 0)
-        };
-        while writing() {
-            sleep(Duration::from_millis(10)).await;
+            sleep(POLL).await;
         }
     };
-    if timeout(app.exchange.config().server.drain_timeout, drained).await.is_err() {
+    if timeout(app.exchange.config().server.drain_timeout, ended).await.is_err() {
         tracing::warn!(calls = in_flight(), "not everything ended within server.drain_timeout");
+        app.exchange.peers().iter().for_each(|peer| peer.push(Outgoing::GiveUp));
     }
+    // The last replies and faults reach their callers' sockets.
+    let written = async {
+        let waits = |peer: &Peer| peer.connected.load(Relaxed) && peer.waiting().0 > 0;
+        while in_flight() > 0 || app.exchange.peers().iter().any(waits) {
+            sleep(POLL).await;
+        }
+    };
+    let _ = timeout(LAST_WORDS, written).await;
 }
 
 /// Serves one connection, whichever version of HTTP it speaks.

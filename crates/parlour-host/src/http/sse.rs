@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Query, Request, State};
 use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -18,7 +18,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::answer::Answer;
 use super::rest::origin;
-use super::router::App;
+use super::router::{App, Segments};
 use crate::exchange::{Exchange, listen};
 use crate::peer::{Outgoing, Peer};
 
@@ -34,7 +34,7 @@ pub(crate) struct Filter {
 /// Follows a topic type, or with a trailing `*` all types that begin with the rest.
 pub(crate) async fn events(
     State(app): State<App>,
-    Path(pattern): Path<String>,
+    Segments(pattern): Segments<String>,
     Query(filter): Query<Filter>,
     request: Request,
 ) -> Answer {

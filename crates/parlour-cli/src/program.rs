@@ -10,6 +10,7 @@ use parlour_core::{ByteString, Bytes, Payload};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use crate::body;
@@ -50,10 +51,10 @@ impl Program {
         let mut child = self
             .command(variables)
             .spawn()
-            .map(Group)
             .map_err(|error| format!("cannot start `{name}`: {error}"))?;
-        let stdin = child.0.stdin.take();
-        let (stdout, stderr) = (child.0.stdout.take(), child.0.stderr.take());
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        let stderr = child.stderr.take();
+        let mut group = Group(Some(child));
         let write = async {
             if let Some(mut stdin) = stdin {
                 // A program may end, or close its stdin, without having read it all.
@@ -65,7 +66,7 @@ impl Program {
         let complaint = async { tail(stderr).await.map_err(failed) };
         let ((), output, complaint) = tokio::try_join!(write, read, complaint)?;
         // Only now: until it is waited for, nobody else can have its process id.
-        let status = child.0.wait().await.map_err(failed)?;
+        let status = group.wait().await.map_err(failed)?;
         if !status.success() {
             return Err(failure(name.as_ref(), status, &complaint));
         }
@@ -120,13 +121,29 @@ impl Program {
 }
 
 /// A program and what it starts, ended together when this is dropped before the program has ended.
-struct Group(Child);
+struct Group(Option<Child>);
+
+impl Group {
+    async fn wait(&mut self) -> io::Result<ExitStatus> {
+        match &mut self.0 {
+            Some(child) => child.wait().await,
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+}
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some(pid) = self.0.id().and_then(|id| Pid::from_raw(id.try_into().ok()?)) {
-            // It has ended by itself if there is no such group. The runtime waits for the program.
-            let _ = kill_process_group(pid, Signal::KILL);
+        let Some(mut child) = self.0.take() else { return };
+        // A program that has been waited for has no id, and another may have its old one.
+        let Some(pid) = child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?)) else {
+            return;
+        };
+        // It has ended by itself if there is no such group.
+        let _ = kill_process_group(pid, Signal::KILL);
+        // Somebody has to wait for it, or it stays in the system's list of processes.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move { child.wait().await });
         }
     }
 }

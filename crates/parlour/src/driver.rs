@@ -307,15 +307,12 @@ impl<C: Connect> Driver<C> {
 
     /// Takes a command, and those behind it. Breaks if the connection is to be closed.
     fn handle_commands(&mut self, first: Option<Command>) -> ControlFlow<()> {
-        let mut next = first;
-        for _ in 0..COMMANDS {
-            match next {
-                None | Some(Command::Close) => return ControlFlow::Break(()),
-                Some(command) => self.state.handle_command(command),
-            }
-            match self.commands.try_recv() {
-                Ok(command) => next = Some(command),
-                Err(_) => break,
+        let Some(first) = first else { return ControlFlow::Break(()) };
+        let behind = std::iter::from_fn(|| self.commands.try_recv().ok());
+        for command in std::iter::once(first).chain(behind).take(COMMANDS) {
+            match command {
+                Command::Close => return ControlFlow::Break(()),
+                command => self.state.handle_command(command),
             }
         }
         ControlFlow::Continue(())

@@ -6,10 +6,8 @@ use parlour_core::{Fault, FaultKind, InvalidName, MetadataError};
 /// run.
 ///
 /// The sentence does not repeat that of its [`source`](std::error::Error::source).
-#[derive(Debug)]
 pub struct Error(Box<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     kind: ErrorKind,
     message: String,
@@ -113,6 +111,21 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.message)
+    }
+}
+
+// What `main` prints when it returns an error, so that it has the hint too.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Error");
+        debug.field("kind", &self.0.kind).field("message", &self.0.message);
+        if let Some(hint) = self.hint() {
+            debug.field("hint", &hint);
+        }
+        if let Some(source) = &self.0.source {
+            debug.field("source", source);
+        }
+        debug.field("may_have_run", &self.0.may_have_run).finish_non_exhaustive()
     }
 }
 

@@ -131,6 +131,25 @@ async fn many_small_requests_share_a_message() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_many_requests_at_once_none_is_lost() {
+    let (client, mut peer, _host) = connected().await;
+    let calls: Vec<_> =
+        (0..3000).map(|_| tokio::spawn(client.call("upper", "a").into_future())).collect();
+    let script = async {
+        for _ in 0..3000 {
+            let id = peer.next_call().await.id;
+            peer.send(&[Frame::Reply(id, Ok(text("A")))]).await;
+        }
+    };
+    let replies = async {
+        for call in calls {
+            assert_eq!(call.await.unwrap().unwrap(), text("A"));
+        }
+    };
+    join(replies, script).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn large_requests_do_not_share_one() {
     let (client, mut peer, _host) = connected().await;
     for _ in 0..3 {

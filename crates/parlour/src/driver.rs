@@ -66,7 +66,7 @@ impl<C: Connect> Driver<C> {
     /// Serves `link` and those that follow it, until it is closed, all handles are dropped, or
     /// `shutdown` completes and what runs has ended.
     ///
-    /// Fails if the host refuses what the first connection begins with. Dropping the future drops the
+    /// Fails if the first connection is lost or refused before it is set up. Dropping the future drops the
     /// connection and aborts every handler.
     pub(crate) async fn run(
         mut self,
@@ -82,7 +82,7 @@ impl<C: Connect> Driver<C> {
             self.handlers.abort_calls();
             match end {
                 End::Closed => break,
-                End::Refused(error) if !was_set_up => return Err(error),
+                End::Refused(error) | End::Lost(error) if !was_set_up => return Err(error),
                 End::Refused(error) | End::Lost(error) => {
                     tracing::warn!(url = self.endpoint.url(), %error, "connection lost");
                 }

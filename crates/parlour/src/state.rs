@@ -89,7 +89,9 @@ impl State {
                 self.settle(None);
             }
             Command::Unsubscribe(number) => {
-                if self.subscriptions.remove(&number).is_some() && self.connected {
+                self.subscriptions.remove(&number);
+                // Said even if the host may not know it: one that timed out can have been made.
+                if self.connected {
                     let request = CallId(self.ids.next());
                     self.push(Frame::Unsubscribe { request, subscription: number });
                 }

@@ -67,8 +67,8 @@ impl Worker {
 
     /// Serves until the process ends.
     ///
-    /// Fails if there is no host at first, or if it refuses a registration at first, such as with a
-    /// fault of kind `conflict`. Dropping the future drops the connection and aborts every handler.
+    /// Fails if at first there is no host, or it goes away or refuses a registration, such as with a
+    /// fault of kind `conflict`; later, all that is tried again. Dropping the future drops the connection and aborts every handler.
     pub async fn run(self) -> Result<(), Error> {
         self.run_until(std::future::pending()).await
     }

@@ -300,6 +300,18 @@ async fn a_refused_subscription_is_an_error() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_subscription_that_is_given_up_before_it_is_confirmed_is_ended() {
+    let (client, mut peer, _host) = connected().await;
+    let subscribing = tokio::spawn(async move { client.subscribe("news.*").await });
+    let Frame::Subscribe(subscribe) = peer.next().await else { panic!("not a subscription") };
+    subscribing.abort();
+    match peer.next().await {
+        Frame::Unsubscribe { subscription, .. } => assert_eq!(subscription, subscribe.subscription),
+        other => panic!("not an unsubscription: {other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_first_connection_fails_fast_and_says_what_to_do() {
     let (dialer, host) = host();
     drop(host);

@@ -299,6 +299,14 @@ async fn a_registration_refused_at_first_is_an_error_and_later_is_tried_again() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_lost_before_anything_is_registered_is_an_error() {
+    let (running, mut host) = Running::start(of(upper));
+    drop(host.accept().await);
+    let error = running.task.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionLost);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_shutdown_finishes_what_runs() {
     let proceed = Arc::new(Notify::new());
     let gate = Arc::clone(&proceed);

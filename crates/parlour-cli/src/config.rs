@@ -194,11 +194,15 @@ fn variable(key: &str) -> String {
     format!("PARLOUR_{}", key.replace('.', "_").to_ascii_uppercase())
 }
 
+/// What to say about a variable that means nothing. One that lacks its section is recognised too.
 fn unknown_variable<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> String {
+    let distance = |known: &&str| {
+        let short = known.splitn(3, '_').nth(2).map(|last| format!("PARLOUR_{last}"));
+        let short = short.map_or(usize::MAX, |short| strsim::damerau_levenshtein(name, &short) + 1);
+        strsim::damerau_levenshtein(name, known).min(short)
+    };
     let names = known.map(String::as_str).chain(OTHER_VARIABLES);
-    let nearest = names.min_by_key(|known| strsim::damerau_levenshtein(name, known));
-    let is_near = |known: &&str| strsim::damerau_levenshtein(name, known) <= 4;
-    match nearest.filter(is_near) {
+    match names.min_by_key(distance).filter(|known| distance(known) <= 4) {
         Some(meant) => format!("{name} in the environment means nothing; did you mean {meant}?"),
         None => format!("{name} in the environment means nothing"),
     }
@@ -237,13 +241,18 @@ mod tests {
             ("PARLOUR_LIMITS_BATHC", "7"),
             ("PARLOUR_LIMITS_HOPS", "3"),
             ("PARLOUR_META_TENANT", "acme"),
+            ("PARLOUR_LISTEN", "127.0.0.1:1"),
             ("HOME", "/"),
         ];
         settings.read_environment(environment.into_iter().map(|(n, v)| (n.into(), v.into())));
         assert_eq!(
             settings.warnings,
-            ["PARLOUR_LIMITS_BATHC in the environment means nothing; did you mean \
-              PARLOUR_LIMITS_BATCH?"]
+            [
+                "PARLOUR_LIMITS_BATHC in the environment means nothing; did you mean \
+              PARLOUR_LIMITS_BATCH?",
+                "PARLOUR_LISTEN in the environment means nothing; did you mean \
+              PARLOUR_SERVER_LISTEN?"
+            ]
         );
         assert_eq!(settings.config.value("limits.hops").as_deref(), Some("3"));
         assert_eq!(settings.origin("limits.hops"), &Origin::Variable("PARLOUR_LIMITS_HOPS".into()));

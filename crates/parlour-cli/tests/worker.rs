@@ -175,11 +175,6 @@ fn an_echo_keeps_everything() {
     assert_eq!(ended.stdout, bytes);
 
     let ended = room
-        .parlour(["call", "echo", "{}", "--json", "--data-type", "Order"])
-        .run_with(b"")
-        .with_code(0);
-    assert_eq!(ended.json()["content_type"], "text/plain; charset=utf-8");
-    let ended = room
         .parlour([
             "call",
             "echo",

@@ -82,7 +82,11 @@ class Room:
         """One request on a connection of its own: the answer, with its `body` read."""
         connection = http.client.HTTPConnection(*self.address, timeout=timeout)
         try:
-            connection.request(method, path, body=body, headers=headers or {})
+            try:
+                connection.request(method, path, body=body, headers=headers or {})
+            except (BrokenPipeError, ConnectionResetError):
+                # Refused while it was still being sent: the answer is there all the same.
+                pass
             answer = connection.getresponse()
             answer.body = answer.read()
             return answer

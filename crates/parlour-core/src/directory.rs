@@ -1,8 +1,9 @@
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
 use bytestring::ByteString;
-use imbl::{HashMap, OrdMap, Vector};
+use imbl::{HashMap, Vector};
 use thiserror::Error;
 
 use crate::{AgentId, AgentType, TopicId, TopicType};
@@ -14,14 +15,14 @@ use crate::{AgentId, AgentType, TopicId, TopicType};
 /// lock, and a registration replaces it with a changed copy at the cost of a few entries.
 #[derive(Clone)]
 pub struct Directory<P> {
-    pools: HashMap<AgentType, Pool<P>>,
+    pools: HashMap<AgentType, Arc<Pool<P>>>,
     instances: HashMap<AgentId, (WorkerId, P)>,
     subscriptions: HashMap<SubscriptionId, Owned<P>>,
     /// Subscriptions by what they match, in the order in which they were made.
     topics: HashMap<TopicFilter, Vector<SubscriptionId>>,
     /// How many of `topics` are prefixes: without any, no prefix is looked up.
     prefixes: usize,
-    workers: HashMap<WorkerId, Worker>,
+    workers: HashMap<WorkerId, Arc<Worker>>,
 }
 
 /// Names a worker, or another connection that subscribes, within one host. Never reused.
@@ -33,11 +34,12 @@ pub struct WorkerId(pub u64);
 #[derive(Clone)]
 struct Pool<P> {
     exclusive: bool,
-    members: OrdMap<WorkerId, Member<P>>,
+    members: Vec<Member<P>>,
 }
 
 #[derive(Clone)]
 struct Member<P> {
+    id: WorkerId,
     peer: P,
     capabilities: Vec<ByteString>,
 }
@@ -52,9 +54,9 @@ struct Owned<P> {
 /// What one worker has in the directory, so that its death costs no search.
 #[derive(Clone, Default)]
 struct Worker {
-    types: Vector<AgentType>,
-    instances: Vector<AgentId>,
-    subscriptions: Vector<SubscriptionId>,
+    types: Vec<AgentType>,
+    instances: Vec<AgentId>,
+    subscriptions: Vec<SubscriptionId>,
 }
 
 /// How a worker serves an agent type.
@@ -190,16 +192,20 @@ impl<P: Clone> Directory<P> {
     ) -> Result<(), RegisterError> {
         let agent_type = agent_type.to_kept();
         let pool = self.pools.get(&agent_type);
-        let others = pool.is_some_and(|pool| pool.members.keys().any(|&id| id != worker));
+        let others = pool.is_some_and(|pool| pool.members.iter().any(|member| member.id != worker));
         if others && (registration.exclusive || pool.is_some_and(|pool| pool.exclusive)) {
             return Err(RegisterError::TypeTaken(agent_type));
         }
-        let pool = self.pools.entry(agent_type.clone()).or_default();
+        let pool = Arc::make_mut(self.pools.entry(agent_type.clone()).or_default());
         pool.exclusive = registration.exclusive;
         let capabilities = registration.capabilities;
-        let earlier = pool.members.insert(worker, Member { peer: peer.clone(), capabilities });
-        if earlier.is_none() {
-            self.worker(worker).types.push_back(agent_type);
+        let member = Member { id: worker, peer: peer.clone(), capabilities };
+        match pool.members.iter_mut().find(|member| member.id == worker) {
+            Some(known) => *known = member,
+            None => {
+                pool.members.push(member);
+                self.worker(worker).types.push(agent_type);
+            }
         }
         Ok(())
     }
@@ -218,7 +224,7 @@ impl<P: Clone> Directory<P> {
             None => {}
         }
         self.instances.insert(agent.clone(), (worker, peer.clone()));
-        self.worker(worker).instances.push_back(agent);
+        self.worker(worker).instances.push(agent);
         Ok(())
     }
 
@@ -253,7 +259,8 @@ impl<P: Clone> Directory<P> {
     /// Takes `worker` out of everything it serves, so that nothing new goes to it; what it
     /// subscribes to as a connection stays.
     pub fn drain(&mut self, worker: WorkerId) {
-        if let Some(owned) = self.workers.get_mut(&worker) {
+        if self.workers.contains_key(&worker) {
+            let owned = self.worker(worker);
             let types = std::mem::take(&mut owned.types);
             let instances = std::mem::take(&mut owned.instances);
             for agent_type in &types {
@@ -308,7 +315,7 @@ impl<P: Clone> Directory<P> {
             self.prefixes += usize::from(matches!(subscription.filter, TopicFilter::Prefix(_)));
         }
         self.topics.entry(subscription.filter.clone()).or_default().push_back(id.clone());
-        self.worker(owner).subscriptions.push_back(id.clone());
+        self.worker(owner).subscriptions.push(id.clone());
         self.subscriptions.insert(id, Owned { owner, peer: peer.clone(), subscription });
         Ok(())
     }
@@ -339,14 +346,14 @@ impl<P: Clone> Directory<P> {
         }
         let members = &self.pools.get(&agent.agent_type)?.members;
         let chosen = if members.len() == 1 {
-            members.iter().next()
+            members.first()
         } else {
             let mut hasher = DefaultHasher::new();
             agent.key.hash(&mut hasher);
             let key = hasher.finish();
-            members.iter().max_by_key(|(id, _)| mix(key ^ mix(id.0)))
+            members.iter().max_by_key(|member| mix(key ^ mix(member.id.0)))
         };
-        chosen.map(|(id, member)| (*id, &member.peer))
+        chosen.map(|member| (member.id, &member.peer))
     }
 
     /// Where an event on `topic` goes: each worker once, with all that it gets there.
@@ -399,7 +406,9 @@ impl<P: Clone> Directory<P> {
     }
 
     fn serves_type(&self, worker: WorkerId, agent_type: &AgentType) -> bool {
-        self.pools.get(agent_type).is_some_and(|pool| pool.members.contains_key(&worker))
+        self.pools
+            .get(agent_type)
+            .is_some_and(|pool| pool.members.iter().any(|member| member.id == worker))
     }
 
     /// Every agent type with its workers and their capabilities, and whether it is exclusive.
@@ -409,7 +418,7 @@ impl<P: Clone> Directory<P> {
     {
         self.pools.iter().map(|(agent_type, pool)| {
             let members = pool.members.iter();
-            let members = members.map(|(id, member)| (*id, member.capabilities.as_slice()));
+            let members = members.map(|member| (member.id, member.capabilities.as_slice()));
             (agent_type, pool.exclusive, members)
         })
     }
@@ -432,12 +441,13 @@ impl<P: Clone> Directory<P> {
     }
 
     fn worker(&mut self, id: WorkerId) -> &mut Worker {
-        self.workers.entry(id).or_default()
+        Arc::make_mut(self.workers.entry(id).or_default())
     }
 
     fn leave_pool(&mut self, worker: WorkerId, agent_type: &AgentType) {
         if let Some(pool) = self.pools.get_mut(agent_type) {
-            pool.members.remove(&worker);
+            let pool = Arc::make_mut(pool);
+            pool.members.retain(|member| member.id != worker);
             if pool.members.is_empty() {
                 self.pools.remove(agent_type);
             }
@@ -472,7 +482,7 @@ impl<P> Default for Directory<P> {
 
 impl<P> Default for Pool<P> {
     fn default() -> Self {
-        Self { exclusive: false, members: OrdMap::new() }
+        Self { exclusive: false, members: Vec::new() }
     }
 }
 

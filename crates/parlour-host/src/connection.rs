@@ -126,6 +126,8 @@ impl<L: Link> Connection<L> {
             if closes.is_none() && self.fill(link) {
                 closes = Some(Instant::now() + CLOSE_PATIENCE);
             }
+            // What this protocol could not carry has ended too.
+            self.hand_on_settled();
 
             let mut due = closes.unwrap_or(next_beat);
             if let Some(deadline) = self.session.poll_timeout() {

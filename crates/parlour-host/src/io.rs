@@ -39,7 +39,8 @@ impl Socket {
     /// Gives back bytes that were read and are meant for the next reader.
     pub(crate) fn put_back(&mut self, bytes: Bytes) {
         debug_assert!(self.ahead.is_empty(), "read ahead twice");
-        self.ahead = bytes;
+        // Even an empty slice keeps the buffer alive that it was cut from.
+        self.ahead = if bytes.is_empty() { Bytes::new() } else { bytes };
     }
 
     /// Tells `phase` of each byte that comes, or nobody.
@@ -104,6 +105,9 @@ impl AsyncRead for Socket {
         } else {
             let n = self.ahead.len().min(buf.remaining());
             buf.put_slice(&self.ahead.split_to(n));
+            if self.ahead.is_empty() {
+                self.ahead = Bytes::new();
+            }
             Poll::Ready(Ok(()))
         };
         if buf.filled().len() > before

@@ -367,6 +367,10 @@ fn check(envelope: &Envelope<'_>) -> Result<(), &'static str> {
     if !envelope.id.map(RawValue::get).is_none_or(is_id) {
         return Err("`id` must be a short text, a number or null");
     }
+    let params = envelope.params.map_or("{}", RawValue::get);
+    if !params.starts_with(['{', '[', 'n']) {
+        return Err("`params` must be an object");
+    }
     Ok(())
 }
 

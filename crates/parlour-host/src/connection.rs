@@ -346,7 +346,8 @@ impl<L: Link> Connection<L> {
                 let done = self.exchange.unsubscribe(&self.peer, &id);
                 self.answer(request, done);
             }
-            Frame::Ping(number) => self.push(Outgoing::Frame(Box::new(Frame::Pong(number)))),
+            // Through the inbox, so that it comes after all that was queued before.
+            Frame::Ping(number) => self.peer.push(Outgoing::Frame(Box::new(Frame::Pong(number)))),
             Frame::Pong(_) => {}
             Frame::Drain => self.exchange.drain(&self.peer),
             Frame::Hello(_) => return Err(Close::new(Close::PROTOCOL, "a second HELLO")),

@@ -5,7 +5,7 @@ mod body;
 pub(crate) mod guard;
 mod operators;
 pub(crate) mod phase;
-mod problem;
+pub(crate) mod problem;
 mod rest;
 pub(crate) mod router;
 mod rpc;

@@ -30,6 +30,7 @@ use std::sync::Arc;
 use tokio_util::task::TaskTracker;
 
 pub use crate::config::{Config, ConfigError, Setting};
+pub use crate::http::problem::{JSON_RPC_FAULT, http_status};
 pub use crate::http::server::Listener;
 pub use crate::io::Io;
 

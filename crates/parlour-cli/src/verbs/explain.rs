@@ -1,6 +1,7 @@
 //! `parlour explain`: what a kind of fault means and what to do about it, without a host.
 
 use parlour_core::FaultKind;
+use parlour_host::{JSON_RPC_FAULT, http_status};
 use serde_json::{Value, json};
 
 use crate::args::Explain;
@@ -17,7 +18,7 @@ pub(crate) fn run(args: &Explain, output: &Output) -> Result<Code, Failure> {
     output.line(&format!("{kind}: {}", kind.title()))?;
     output.line(&format!("\n{}\n", kind.meaning()))?;
     output.line(&format!("HTTP status    {}", http_status(kind)))?;
-    output.line(&format!("JSON-RPC code  {JSON_RPC_CODE}"))?;
+    output.line(&format!("JSON-RPC code  {JSON_RPC_FAULT}"))?;
     output.line(&format!("exit code      {}", Code::of(kind) as u8))?;
     output.line(&format!("retryable      {}", yes_or_no(kind.is_retryable())))?;
     output.line(&format!("\nWhat to do: {}", advice(kind)))?;
@@ -41,7 +42,7 @@ fn page(kind: FaultKind) -> Value {
         "title": kind.title(),
         "meaning": kind.meaning(),
         "http_status": http_status(kind),
-        "json_rpc_code": JSON_RPC_CODE,
+        "json_rpc_code": JSON_RPC_FAULT,
         "exit_code": Code::of(kind) as u8,
         "retryable": kind.is_retryable(),
         "what_to_do": advice(kind),
@@ -90,8 +91,8 @@ fn advice(kind: FaultKind) -> &'static str {
              one, or do without --exclusive."
         }
         FaultKind::Overloaded => {
-            "Wait as long as `retry_after_ms` says, then send again: nothing has run. If it lasts, \
-             start more workers."
+            "Wait as long as `retry_after_ms` says, then send again; unless `may_have_run` is true, \
+             nothing has run. If it lasts, start more workers."
         }
         FaultKind::CircuitOpen => {
             "Wait as long as `retry_after_ms` says, and find out why it fails."
@@ -112,28 +113,5 @@ fn advice(kind: FaultKind) -> &'static str {
         FaultKind::StorageFull => "Make room where the host keeps its data, then send again.",
         FaultKind::Internal => "Report it with the host's log.",
         _ => "Read the detail.",
-    }
-}
-
-/// What every fault of a known method has.
-const JSON_RPC_CODE: i32 = -32000;
-
-/// What the host's HTTP doors answer.
-fn http_status(kind: FaultKind) -> u16 {
-    match kind {
-        FaultKind::Invalid => 400,
-        FaultKind::Unauthenticated => 401,
-        FaultKind::Forbidden => 403,
-        FaultKind::UnknownAgent | FaultKind::NotFound => 404,
-        FaultKind::Conflict => 409,
-        FaultKind::Gone => 410,
-        FaultKind::TooLarge => 413,
-        FaultKind::Overloaded => 429,
-        FaultKind::Cancelled => 499,
-        FaultKind::AgentFailed | FaultKind::WorkerLost => 502,
-        FaultKind::Unavailable | FaultKind::CircuitOpen => 503,
-        FaultKind::DeadlineExceeded => 504,
-        FaultKind::StorageFull => 507,
-        _ => 500,
     }
 }

@@ -89,7 +89,7 @@ impl Protocol for Dialect {
                     data: text,
                     original_sender: "",
                 };
-                out.texts.push(write(&frame)?);
+                out.texts.push(write(&frame)?.into());
             }
             Sendable::Reply(id, reply) => {
                 let Some(name) = self.requests.remove(&id) else { return Ok(()) };
@@ -102,7 +102,7 @@ impl Protocol for Dialect {
                     let empty = Payload::default();
                     write(&ResponseOut::new(&name, fault.detail(), &empty, ""))
                 })?;
-                out.texts.push(text);
+                out.texts.push(text.into());
             }
             Sendable::Event(event, _) => match event.dialect() {
                 Some(text) => out.texts.push(text.clone()),
@@ -132,11 +132,11 @@ pub(crate) fn event(event: &Event) -> Option<ByteString> {
         data: text,
         payload: text,
     };
-    write(&frame).ok()
+    write(&frame).ok().map(ByteString::from)
 }
 
 /// The result of `agent.call` over JSON-RPC: the response frame that the caller's client expects.
-pub(crate) fn response(request_id: &str, payload: &Payload) -> Result<ByteString, Fault> {
+pub(crate) fn response(request_id: &str, payload: &Payload) -> Result<String, Fault> {
     write(&ResponseOut::new(request_id, "", payload, text_of(payload)?))
 }
 
@@ -332,10 +332,10 @@ fn text_of(payload: &Payload) -> Result<&str, Fault> {
     })
 }
 
-fn write(frame: &impl Serialize) -> Result<ByteString, Fault> {
+fn write(frame: &impl Serialize) -> Result<String, Fault> {
     let text = serde_json::to_string(frame)
         .map_err(|error| Fault::new(FaultKind::Internal, error.to_string()))?;
-    if text.len() > MAX_FRAME { Err(unfit()) } else { Ok(text.into()) }
+    if text.len() > MAX_FRAME { Err(unfit()) } else { Ok(text) }
 }
 
 fn unfit() -> Fault {

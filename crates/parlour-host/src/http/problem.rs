@@ -4,9 +4,9 @@ use http::StatusCode;
 use parlour_core::{Fault, FaultKind};
 use serde::Serialize;
 
-/// The HTTP status of a fault of this kind.
-pub(crate) fn status(kind: FaultKind) -> StatusCode {
-    let code = match kind {
+/// The HTTP status of a fault of this kind, as a number.
+pub fn http_status(kind: FaultKind) -> u16 {
+    match kind {
         FaultKind::Invalid => 400,
         FaultKind::Unauthenticated => 401,
         FaultKind::Forbidden => 403,
@@ -22,8 +22,12 @@ pub(crate) fn status(kind: FaultKind) -> StatusCode {
         FaultKind::StorageFull => 507,
         // `Internal`, and whatever this table has not learnt yet.
         _ => 500,
-    };
-    StatusCode::from_u16(code).expect("the codes above are statuses")
+    }
+}
+
+/// The HTTP status of a fault of this kind.
+pub(crate) fn status(kind: FaultKind) -> StatusCode {
+    StatusCode::from_u16(http_status(kind)).expect("the numbers above are statuses")
 }
 
 /// JSON-RPC 2.0 error codes (§5.1). Every fault of a known method has the same.
@@ -35,6 +39,9 @@ pub(crate) enum RpcCode {
     InvalidParams = -32602,
     Fault = -32000,
 }
+
+/// The JSON-RPC code of every fault.
+pub const JSON_RPC_FAULT: i32 = RpcCode::Fault as i32;
 
 /// A fault as RFC 9457 problem details; also the `data` of a JSON-RPC error.
 #[derive(Debug, Serialize)]

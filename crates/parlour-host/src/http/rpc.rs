@@ -210,7 +210,7 @@ impl Caller {
         let payload = exchange.call(call).await?;
         let response = dialect::response(id.as_str(), &payload);
         let response = response.map_err(|fault| fault.may_have_run_if(true))?;
-        Ok(Cow::Owned(response.to_string()))
+        Ok(Cow::Owned(response))
     }
 
     fn publish(&self, params: &str, body: &Bytes) -> MethodResult {

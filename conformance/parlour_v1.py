@@ -9,6 +9,7 @@ frames.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -333,3 +334,12 @@ class Channel:
         await asyncio.wait_for(asyncio.shield(self._reader), timeout)
         await asyncio.wait_for(self.websocket.wait_closed(), timeout)
         return self.websocket.close_code
+
+
+@contextlib.asynccontextmanager
+async def pair(room, agent_type: str, **registration):
+    """A caller, and a worker that serves this type."""
+    async with await Channel.open(room.url) as caller, await Channel.open(room.url) as worker:
+        done = await worker.register(agent_type, **registration)
+        assert done.kind == Kind.DONE, done
+        yield caller, worker

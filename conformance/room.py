@@ -142,3 +142,33 @@ def eventually(holds, timeout=10.0, what="it"):
             return result
         assert time.monotonic() < deadline, f"{what} did not happen within {timeout} s"
         time.sleep(0.02)
+
+
+class Honest:
+    """Somebody who uses the host as intended the whole time, and must never notice the rest."""
+
+    def __init__(self, room):
+        self.room, self.slowest, self.rounds, self.failure = room, 0.0, 0, None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+        assert self.failure is None, self.failure
+        assert self.rounds > 0
+
+    def _run(self):
+        while not self._stop.wait(0.02):
+            begun = time.monotonic()
+            try:
+                assert self.room.rpc("runtime.get_subscriptions")["result"]
+            except Exception as failure:
+                self.failure = failure
+                return
+            self.slowest = max(self.slowest, time.monotonic() - begun)
+            self.rounds += 1

@@ -61,11 +61,12 @@ impl<L: Link> Connection<L> {
         }
     }
 
-    /// Waits until the peer's socket is there, while calls for it wait or end; then serves it.
+    /// Waits until the peer's socket is there, while calls for it wait or end. Without one until
+    /// `until`, the peer is forgotten.
     ///
     /// A 0.1.0 worker registers before it opens its socket.
-    pub(crate) async fn run_once_attached(
-        mut self,
+    pub(crate) async fn attached(
+        &mut self,
         attached: oneshot::Receiver<L>,
         until: Instant,
     ) -> Option<L> {
@@ -85,27 +86,23 @@ impl<L: Link> Connection<L> {
                 }
             }
         };
-        match link {
-            Some(link) => Some(self.run(link).await),
-            None => {
-                self.finish();
-                None
-            }
+        if link.is_none() {
+            self.finish();
         }
+        link
     }
 
-    /// Serves the peer on `link` until one of the two closes it. The link comes back to
-    /// [`linger`](Link::linger).
-    pub(crate) async fn run(mut self, mut link: L) -> L {
+    /// Serves the peer on `link` until one of the two closes it. What is left to do is to let the
+    /// link [`linger`](Link::linger).
+    pub(crate) async fn run(&mut self, link: &mut L) {
         let metrics = self.exchange.metrics().clone();
         metrics.channels.inc();
         metrics.channels_opened.inc();
         self.peer.connected.store(true, Relaxed);
-        let end = self.serve(&mut link).await;
+        let end = self.serve(link).await;
         tracing::debug!(worker = self.peer.id.0, end, "channel ended");
         metrics.channels.dec();
         self.finish();
-        link
     }
 
     /// Moves messages both ways until the channel ends, and says why it did.

@@ -63,8 +63,10 @@ pub(crate) async fn open_channel(State(app): State<App>, request: Request) -> An
         match claim {
             None => {
                 let (peer, inbox) = exchange.join(native::NAME, principal);
-                let link = link(socket, Native::default(), &exchange);
-                Box::pin(Connection::new(exchange, peer, inbox).run(link)).await.linger().await;
+                let mut link = link(socket, Native::default(), &exchange);
+                Connection::new(exchange, peer, inbox).run(&mut link).await;
+                // Boxed: an idle channel's task has no room for what comes after it.
+                Box::pin(link.linger()).await;
             }
             Some(attach) => {
                 let dialect = Dialect::new(exchange.config().limits.json_depth);
@@ -185,6 +187,10 @@ impl Lobby {
         })
     }
 
+    fn forget(&self, id: &str) {
+        self.0.lock().remove(id);
+    }
+
     fn enter_locked(
         &self,
         clients: &mut HashMap<Box<str>, Client>,
@@ -202,14 +208,17 @@ impl Lobby {
         peer.set_name(id);
         let (attach, attached) = oneshot::channel();
         clients.insert(id.into(), Client { peer: peer.clone(), attach: Some(attach) });
-        let connection = Connection::new(app.exchange.clone(), peer.clone(), inbox);
+        let mut connection = Connection::new(app.exchange.clone(), peer.clone(), inbox);
         let until = Instant::now() + app.exchange.config().timeouts.attach;
         let (lobby, id) = (self.clone(), Box::<str>::from(id));
         app.tasks.spawn(async move {
-            let link = Box::pin(connection.run_once_attached(attached, until)).await;
-            lobby.0.lock().remove(&id);
-            if let Some(link) = link {
-                link.linger().await;
+            let link = connection.attached(attached, until).await;
+            if let Some(mut link) = link {
+                connection.run(&mut link).await;
+                lobby.forget(&id);
+                Box::pin(link.linger()).await;
+            } else {
+                lobby.forget(&id);
             }
         });
         Ok(peer)

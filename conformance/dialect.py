@@ -20,9 +20,7 @@ class Dialect:
 
     async def rpc(self, method: str, params=None, id="1") -> dict:
         """The answer object of one request."""
-        return await asyncio.to_thread(
-            self.room.rpc, method, params, client=self.client_id, id=id
-        )
+        return await asyncio.to_thread(self.room.rpc, method, params, client=self.client_id, id=id)
 
     async def register(self, agent_type: str) -> dict:
         return await self.rpc("runtime.register_agent", {"type": agent_type})

@@ -132,9 +132,7 @@ def frame(kind: int, payload: bytes = b"", **fields) -> bytes:
     Numbers are written as varints, texts and bytes with their length, lists as repeated fields, a
     mapping as entries of metadata; `None` and `False` are left out.
     """
-    header = b"".join(
-        write_field(Field[name.upper()], value) for name, value in fields.items()
-    )
+    header = b"".join(write_field(Field[name.upper()], value) for name, value in fields.items())
     return raw_frame(kind, header, payload)
 
 

@@ -25,7 +25,9 @@ def find_binary() -> Path:
     built = [target / profile / "parlour" for profile in ("release", "debug")]
     built = [path for path in built if path.exists()]
     if not built:
-        raise RuntimeError("no binary: run `cargo build --release -p parlour-cli` or set PARLOUR_BIN")
+        raise RuntimeError(
+            "no binary: run `cargo build --release -p parlour-cli` or set PARLOUR_BIN"
+        )
     return max(built, key=lambda path: path.stat().st_mtime)
 
 

@@ -133,7 +133,9 @@ async def test_a_star_at_the_end_of_a_prefix_matches_any_rest(room):
             "id": "s1",
             "type_prefix_subscription": {"topic_type_prefix": "news.*", "agent_type": "reader"},
         }
-        assert (await worker.rpc("runtime.add_subscription", subscription))["result"] == {"ok": True}
+        assert (await worker.rpc("runtime.add_subscription", subscription))["result"] == {
+            "ok": True
+        }
         assert "error" in await worker.rpc("runtime.add_subscription", subscription)
         publisher = Dialect(room)
         answer = await publisher.publish("news.tech/server", '{"headline": "42"}')
@@ -345,7 +347,9 @@ async def test_subscriptions_are_listed_and_removed_in_the_packages_forms(room):
         for subscription in wanted:
             await client.rpc("runtime.add_subscription", subscription)
         listed = (await client.rpc("runtime.get_subscriptions"))["result"]["subscriptions"]
-        assert sorted((s for s in listed if s["id"] in ("l1", "l2")), key=lambda s: s["id"]) == wanted
+        assert (
+            sorted((s for s in listed if s["id"] in ("l1", "l2")), key=lambda s: s["id"]) == wanted
+        )
         assert (await client.rpc("runtime.remove_subscription", {"id": "l1"}))["result"] == {
             "ok": True
         }

@@ -258,6 +258,7 @@ async def test_the_host_pings_and_cuts_a_peer_that_is_silent(start_room):
     room = start_room(timeouts__heartbeat="200ms")
     async with await Channel.open(room.url) as alive:
         silent = await Channel.open(room.url)
+
         async def say_nothing(*_):
             pass
 

@@ -39,7 +39,9 @@ async def test_a_call_and_its_reply_keep_everything_beside_the_payload(room):
         # The host names the message; as the first one it names its conversation too.
         assert call.get(Field.MESSAGE_ID) and call.get(Field.CONVERSATION)
         assert call.get(Field.PRINCIPAL) == "anonymous"
-        await worker.reply(call, b"\0\xff", content_type="x/y", data_type="Out", metadata={"m": "1"})
+        await worker.reply(
+            call, b"\0\xff", content_type="x/y", data_type="Out", metadata={"m": "1"}
+        )
         reply = await caller.answer(number)
         assert (reply.kind, reply.payload, reply.metadata) == (Kind.REPLY, b"\0\xff", {"m": "1"})
         assert (reply.get(Field.CONTENT_TYPE), reply.get(Field.DATA_TYPE)) == ("x/y", "Out")

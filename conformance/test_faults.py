@@ -114,63 +114,52 @@ async def publish(publisher: Channel, topic_type: str, payload: bytes, count: in
 # N6: readers that stop
 
 
-async def stop_reading(room: Room, readers: int, count: int) -> float:
-    """Publishes to readers that never read, and to one that does. The growth of memory in MiB."""
+@contextlib.asynccontextmanager
+async def flood(room: Room, readers: int):
+    """Readers that never read, one that does, and who publishes to them."""
     stalled = [
         await asyncio.to_thread(subscribed, room, f"stalled-{n}", "flood", receive_buffer=4096)
         for n in range(readers)
     ]
     fast = await Fast(room, "flood").open()
-    publisher = await Channel.open(room.url)
-    try:
-        with Memory(room) as memory:
-            await publish(publisher, "flood", bytes(64 * KIB), count, [fast])
-    finally:
-        await publisher.close()
-        await fast.channel.close()
-        for raw in stalled:
-            raw.socket.close()
-    return memory.grown
+    async with await Channel.open(room.url) as publisher:
+        yield fast, publisher
+    await fast.channel.close()
+    for raw in stalled:
+        raw.socket.close()
 
 
 async def test_200_readers_that_stop_are_cut_and_slow_nobody_down(start_room, say):
     room = start_room(timeouts__stalled_write="2s")
-    stalled = [
-        await asyncio.to_thread(subscribed, room, f"stalled-{n}", "flood", receive_buffer=4096)
-        for n in range(200)
-    ]
-    fast = await Fast(room, "flood").open()
-    publisher = await Channel.open(room.url)
-    with Memory(room) as memory:
-        begun = time.monotonic()
-        # More than one queue holds.
-        await publish(publisher, "flood", bytes(64 * KIB), 400, [fast])
-        took = time.monotonic() - begun
-        await asyncio.to_thread(
-            eventually,
-            lambda: room.metric("parlour_stalled_writes_total") >= 200,
-            30,
-            "200 stalled readers being cut",
-        )
-    say(f"200 stalled readers: memory grew {memory.grown:.1f} MiB; 25 MiB published in {took:.1f} s")
-    assert memory.grown <= 64
-    assert len(room.get("/v1/workers")["workers"]) == 2
-    # The one that reads is untouched.
-    await publish(publisher, "flood", b"after", 400 + 10 - fast.events, [])
-    await fast.reach(410)
-    for raw in stalled:
-        raw.socket.close()
-    await publisher.close()
-    await fast.channel.close()
+    async with flood(room, 200) as (fast, publisher):
+        with Memory(room) as memory:
+            begun = time.monotonic()
+            # More than one queue holds.
+            await publish(publisher, "flood", bytes(64 * KIB), 400, [fast])
+            took = time.monotonic() - begun
+            await asyncio.to_thread(
+                eventually,
+                lambda: room.metric("parlour_stalled_writes_total") >= 200,
+                30,
+                "200 stalled readers being cut",
+            )
+        say(f"200 stalled readers: memory grew {memory.grown:.1f} MiB; 400 events in {took:.1f} s")
+        assert memory.grown <= 64
+        assert len(room.get("/v1/workers")["workers"]) == 2
+        # The one that reads is untouched.
+        await publish(publisher, "flood", b"after", 10, [])
+        await fast.reach(410)
 
 
 async def test_the_measurement_of_memory_notices_a_queue_without_bounds(start_room, say):
     room = start_room(
         limits__queue_bytes="1GiB", limits__queue_messages="1000000", timeouts__stalled_write="1h"
     )
-    grown = await stop_reading(room, 1, 1600)
-    say(f"control with a queue of 1 GiB: memory grew {grown:.1f} MiB")
-    assert grown > 64
+    async with flood(room, 1) as (fast, publisher):
+        with Memory(room) as memory:
+            await publish(publisher, "flood", bytes(64 * KIB), 1600, [fast])
+    say(f"control with a queue of 1 GiB: memory grew {memory.grown:.1f} MiB")
+    assert memory.grown > 64
 
 
 # S11: one slow consumer
@@ -275,7 +264,9 @@ async def test_a_stopping_host_ends_what_is_in_flight_and_loses_nothing_silently
     caller = await Channel.open(room.url)
     idle = await Channel.open(room.url)
     rest = [
-        asyncio.create_task(asyncio.to_thread(room.http, "POST", f"/v1/agents/steady/{n}/call", b"x"))
+        asyncio.create_task(
+            asyncio.to_thread(room.http, "POST", f"/v1/agents/steady/{n}/call", b"x")
+        )
         for n in range(20)
     ]
     numbers = [await caller.begin_call(f"steady/{n}") for n in range(20)]
@@ -305,7 +296,9 @@ async def test_a_stopping_host_ends_what_is_in_flight_and_loses_nothing_silently
         await channel.close()
 
 
-async def test_under_load_every_call_ends_with_a_reply_or_a_fault_while_a_host_stops(start_room, say):
+async def test_under_load_every_call_ends_with_a_reply_or_a_fault_while_a_host_stops(
+    start_room, say
+):
     room = start_room()
     worker = await Channel.open(room.url)
     await worker.register("busy")
@@ -469,6 +462,8 @@ def test_a_bare_host_starts_quickly_and_is_small(say):
 def test_the_metrics_are_text_that_a_scraper_reads(start_room):
     room = start_room()
     page = room.get("/metrics")
-    line = re.compile(r"(# (HELP|TYPE|UNIT|EOF).*|[a-z_]+(\{[a-z_]+=\"[^\"]*\"(,[^}]*)?\})? [\d.e+-]+)")
+    line = re.compile(
+        r"(# (HELP|TYPE|UNIT|EOF).*|[a-z_]+(\{[a-z_]+=\"[^\"]*\"(,[^}]*)?\})? [\d.e+-]+)"
+    )
     assert all(line.fullmatch(text) for text in page.splitlines()), page
     assert 'parlour_limit{key="limits.payload_bytes"} 1048576' in page

@@ -220,5 +220,3 @@ def test_the_token_is_never_written_to_the_log(guarded):
 
 def test_metrics_and_version_need_the_token(guarded):
     assert guarded.http("GET", "/metrics").status == 401
-
-

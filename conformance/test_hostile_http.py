@@ -119,7 +119,10 @@ BROKEN = {
     "10,000 headers": (head(*(b"X-%d: 1" % n for n in range(10_000))), {431}),
     "one header of 17 KiB": (head(b"X: " + b"x" * 17 * 1024), {431}),
     "one header of 1 MiB": (head(b"X: " + b"x" * MIB), {431}),
-    "headers of 17 KiB together": (head(*(b"X-%d: %s" % (n, b"x" * 600) for n in range(29))), {431}),
+    "headers of 17 KiB together": (
+        head(*(b"X-%d: %s" % (n, b"x" * 600) for n in range(29))),
+        {431},
+    ),
     "a header name of 20 KiB": (head(b"x" * 20_000 + b": 1"), {400, 431}),
     "a target of 20 KiB": (head(start=b"GET /" + b"x" * 20_000 + b" HTTP/1.1"), {414, 431}),
     "a target of 1 MiB": (head(start=b"GET /" + b"x" * MIB + b" HTTP/1.1"), {414, 431}),

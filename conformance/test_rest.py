@@ -428,9 +428,7 @@ class H2:
                     self.answers[event.stream_id][0].extend(event.headers)
                 elif isinstance(event, h2.events.DataReceived):
                     self.answers[event.stream_id][1].extend(event.data)
-                    self.h2.acknowledge_received_data(
-                        event.flow_controlled_length, event.stream_id
-                    )
+                    self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
                 elif isinstance(event, h2.events.StreamEnded):
                     self.ended.add(event.stream_id)
             self.socket.sendall(self.h2.data_to_send())

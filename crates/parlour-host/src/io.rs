@@ -9,9 +9,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Sleep, sleep};
 
 use crate::http::phase::Phase;
+
+/// Below this, bytes that were read are copied out of the buffer they came in.
+///
+/// A slice of a read buffer keeps the whole of it, and the connection then allocates 8 KiB anew for
+/// what comes next: for a small message that costs more than the copy.
+const SMALL: usize = 4096;
+
+/// What was read, in memory of its own if it is small.
+pub(crate) fn kept(bytes: Bytes) -> Bytes {
+    if bytes.len() < SMALL { Bytes::copy_from_slice(&bytes) } else { bytes }
+}
 
 /// Something to read from and write to.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -113,7 +124,7 @@ impl AsyncRead for Socket {
         if buf.filled().len() > before
             && let Some(phase) = &self.phase
         {
-            phase.bytes_came(Instant::now());
+            phase.bytes_came();
         }
         read
     }

@@ -13,6 +13,7 @@ use parlour_core::{
 use serde::{Deserialize, Serialize};
 use tokio_websockets::Message;
 
+use crate::io::kept;
 use crate::json;
 use crate::link::{Outbox, Protocol, Sendable};
 use crate::peer::Close;
@@ -245,7 +246,7 @@ impl Incoming<'_> {
         let text = |text: &Option<Cow<'_, str>>| text.as_deref().unwrap_or_default().into();
         let bytes = match self.data.as_ref().or(self.payload.as_ref()) {
             None => Bytes::new(),
-            Some(Cow::Borrowed(data)) => message.slice_ref(data.as_bytes()),
+            Some(Cow::Borrowed(data)) => kept(message.slice_ref(data.as_bytes())),
             Some(Cow::Owned(data)) => Bytes::copy_from_slice(data.as_bytes()),
         };
         Payload {

@@ -5,6 +5,7 @@ use parlour_core::wire::{self, CallFrame, Frame};
 use parlour_core::{Fault, Reply};
 use tokio_websockets::Message;
 
+use crate::io::kept;
 use crate::link::{Outbox, Protocol, Sendable};
 use crate::peer::Close;
 
@@ -25,7 +26,7 @@ impl Protocol for Native {
             let reason = "parlour.v1 is binary: send frames in binary messages";
             return Err(Close::new(Close::UNSUPPORTED, reason));
         }
-        let mut bytes = Bytes::from(message.into_payload());
+        let mut bytes = kept(Bytes::from(message.into_payload()));
         while !bytes.is_empty() {
             match wire::decode(&mut bytes) {
                 Ok(Some(frame)) => frames.push(frame),

@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 use super::answer::Refusal;
 use crate::Config;
 use crate::config::{ByteCount, limits, timeouts};
+use crate::io::kept;
 
 /// Reads the whole of `body`, at most `limit` bytes; `key` names that limit.
 pub(crate) async fn read(
@@ -64,8 +65,8 @@ pub(crate) async fn read(
             return Err(slow("the body comes too slowly", limits::body_bytes_per_second));
         }
         match &first {
-            // Most bodies come in one piece, which is then not copied.
-            None => first = Some(data),
+            // Most bodies come in one piece.
+            None => first = Some(kept(data)),
             Some(head) => {
                 if rest.is_empty() {
                     rest.extend_from_slice(head);

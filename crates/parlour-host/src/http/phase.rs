@@ -34,9 +34,9 @@ impl Phase {
     }
 
     /// Bytes came in.
-    pub(crate) fn bytes_came(&self, now: Instant) {
+    pub(crate) fn bytes_came(&self) {
         if self.requests.load(Relaxed) == 0 && self.stage.load(Relaxed) == IDLE {
-            self.enter(READING_HEADERS, now);
+            self.enter(READING_HEADERS, Instant::now());
         }
     }
 
@@ -106,13 +106,13 @@ mod tests {
         let phase = Phase::new(start, secs(30), secs(5));
         let connection = async {
             tokio::time::sleep(secs(20)).await;
-            phase.bytes_came(Instant::now());
+            phase.bytes_came();
             tokio::time::sleep(secs(4)).await;
             phase.request_began();
             tokio::time::sleep(secs(600)).await;
             phase.request_ended(Instant::now());
             tokio::time::sleep(secs(29)).await;
-            phase.bytes_came(Instant::now());
+            phase.bytes_came();
             std::future::pending::<()>().await;
         };
         assert_eq!(phase.guard(connection).await, None);

@@ -148,7 +148,7 @@ async fn connection(app: App, router: Router, mut socket: Socket, closing: Cance
     let Ok(Ok(Some(is_http2))) = sniffed else { return };
     let phase = Arc::new(Phase::new(Instant::now(), config.timeouts.idle, config.timeouts.headers));
     if !is_http2 {
-        phase.bytes_came(Instant::now());
+        phase.bytes_came();
         socket.report_to(Some(phase.clone()));
     }
 

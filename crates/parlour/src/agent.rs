@@ -12,8 +12,9 @@ use crate::{Cx, IntoPayload, Json, PayloadExt};
 /// Something that answers calls and receives events.
 ///
 /// One value serves one key: a worker makes it when the first message for the key comes, and keeps
-/// it, so its fields are the agent's memory. Several messages run at once, each in a task of its own,
-/// so what changes needs a lock or an atomic.
+/// it, so its fields are the agent's memory; of very many keys, only those that were used latest (see
+/// [`max_agents`](crate::WorkerBuilder::max_agents)). Several messages run at once, each in a task of
+/// its own, so what changes needs a lock or an atomic.
 ///
 /// A handler is dropped in the middle when its caller gives up, its deadline passes, or the
 /// connection is lost. A panic is caught and reported like an error.

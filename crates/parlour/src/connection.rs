@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{self, Sleep};
 use tokio_websockets::{CloseCode, Message, WebSocketStream};
 
-use crate::handle::now;
+use crate::handle::{after, now};
 use crate::{Error, ErrorKind};
 
 /// How late a host may be beyond two heartbeats.
@@ -21,8 +21,11 @@ const CLOSE_TIME: Duration = Duration::from_secs(1);
 pub(crate) struct Connection<Io> {
     sink: SplitSink<WebSocketStream<Io>, Message>,
     stream: SplitStream<WebSocketStream<Io>>,
-    heartbeat: Duration,
-    heard: Instant,
+    /// How long a host that is listened to may be silent; `None` if it sends no heartbeats.
+    patience: Option<Duration>,
+    /// When it has been.
+    silent_at: Instant,
+    reading: bool,
     /// Whether a message is on its way to the socket.
     writing: bool,
 }
@@ -38,7 +41,25 @@ pub(crate) enum Progress {
 impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     pub(crate) fn new(socket: WebSocketStream<Io>, welcome: &Welcome) -> Self {
         let (sink, stream) = socket.split();
-        Self { sink, stream, heartbeat: welcome.heartbeat, heard: now(), writing: false }
+        let heartbeat = Some(welcome.heartbeat).filter(|heartbeat| !heartbeat.is_zero());
+        let patience =
+            heartbeat.map(|heartbeat| heartbeat.saturating_mul(2).saturating_add(HEARTBEAT_SLACK));
+        let mut connection =
+            Self { sink, stream, patience, silent_at: now(), reading: true, writing: false };
+        connection.hear();
+        connection
+    }
+
+    fn hear(&mut self) {
+        self.silent_at = after(self.patience.unwrap_or_default());
+    }
+
+    /// Reads from the host, or pauses. Its silence counts from when it is listened to.
+    pub(crate) fn set_reading(&mut self, reading: bool) {
+        if reading && !self.reading {
+            self.hear();
+        }
+        self.reading = reading;
     }
 
     /// Whether a message is still being written: then no other may be begun.
@@ -52,11 +73,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
         self.sink.start_send_unpin(Message::binary(message)).map_err(lost)
     }
 
-    /// Writes on, and if `read`, waits for what the host sends. Cancel safe.
-    pub(crate) async fn progress(&mut self, read: bool) -> Result<Progress, Error> {
+    /// Writes on, and unless reading is paused, waits for what the host sends. Cancel safe.
+    pub(crate) async fn progress(&mut self) -> Result<Progress, Error> {
         tokio::select! {
-            message = self.stream.next(), if read => {
-                self.heard = now();
+            message = self.stream.next(), if self.reading => {
+                self.hear();
                 let message = message.ok_or_else(|| Error::connection_lost(false))?;
                 message.map(Progress::Received).map_err(lost)
             }
@@ -70,7 +91,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
 
     /// When the host counts as gone if nothing more is heard of it.
     pub(crate) fn silent_until(&self) -> Option<Instant> {
-        (!self.heartbeat.is_zero()).then(|| self.heard + self.heartbeat * 2 + HEARTBEAT_SLACK)
+        (self.reading && self.patience.is_some()).then_some(self.silent_at)
     }
 
     /// Writes what `rest` still gives, says goodbye, and waits for the host to say it too, but all

@@ -13,7 +13,7 @@ use tokio_websockets::{CloseCode, Message};
 
 use crate::backoff::Backoff;
 use crate::connection::{Connection, Progress, arm};
-use crate::handle::{Command, now};
+use crate::handle::{Command, after, now};
 use crate::handlers::Handlers;
 use crate::state::State;
 use crate::transport::{Connect, Endpoint, Link, protocol};
@@ -25,8 +25,11 @@ const CONNECT_TIME: Duration = Duration::from_secs(10);
 const MAX_OUTBOX: usize = 8192;
 /// How many commands are taken at a time.
 const COMMANDS: usize = 256;
-/// How many pings a host answers before it counts as having sent all calls from before a drain. The
-/// first answer can overtake calls that it had queued.
+/// How many pings a host answers before it counts as having sent all calls from before a drain.
+///
+/// The first answer comes after all that was queued when the host took the drain. The second gives
+/// those a round trip who had found this worker before and had not queued their call yet. A call that
+/// comes later still is answered by the host, with a fault, when the connection ends.
 const BARRIERS: u32 = 2;
 
 /// Owns a connection, and makes a new one when it is lost. Serves clients and workers alike.
@@ -43,7 +46,7 @@ pub(crate) struct Driver<C> {
 /// A shutdown under way.
 struct Draining {
     deadline: Instant,
-    /// How many answers to pings are missing before no call can come any more.
+    /// How many answers to pings are missing before no call is expected any more.
     barriers: u32,
 }
 
@@ -66,8 +69,8 @@ impl<C: Connect> Driver<C> {
     /// Serves `link` and those that follow it, until it is closed, all handles are dropped, or
     /// `shutdown` completes and what runs has ended.
     ///
-    /// Fails if the first connection is lost or refused before it is set up. Dropping the future drops the
-    /// connection and aborts every handler.
+    /// Fails if the first connection is lost or refused before it is set up. Dropping the future drops
+    /// the connection and aborts every handler.
     pub(crate) async fn run(
         mut self,
         link: Link<C::Io>,
@@ -76,11 +79,14 @@ impl<C: Connect> Driver<C> {
         let mut shutdown = pin!(shutdown);
         let mut backoff = Backoff::default();
         let (mut link, mut was_set_up) = (link, false);
+        // There is no coming back from a shutdown.
+        let mut draining = None;
         loop {
             let began = now();
-            let end = self.serve(link, shutdown.as_mut(), &mut was_set_up).await;
+            let end = self.serve(link, shutdown.as_mut(), &mut draining, &mut was_set_up).await;
             self.handlers.abort_calls();
             match end {
+                _ if draining.is_some() => break,
                 End::Closed => break,
                 End::Refused(error) | End::Lost(error) if !was_set_up => return Err(error),
                 End::Refused(error) | End::Lost(error) => {
@@ -92,10 +98,13 @@ impl<C: Connect> Driver<C> {
             if now().duration_since(began) > Backoff::CAP {
                 backoff.reset();
             }
-            match self.reconnect(&mut backoff, shutdown.as_mut()).await {
+            match self.reconnect(&mut backoff, shutdown.as_mut(), &mut draining).await {
                 Some(next) => link = next,
                 None => break,
             }
+        }
+        if let Some(Draining { deadline, .. }) = draining {
+            self.finish_events(deadline).await;
         }
         self.state.handle_closed();
         Ok(())
@@ -106,8 +115,9 @@ impl<C: Connect> Driver<C> {
         &mut self,
         backoff: &mut Backoff,
         mut shutdown: Pin<&mut impl Future<Output = ()>>,
+        draining: &mut Option<Draining>,
     ) -> Option<Link<C::Io>> {
-        let Self { connector, endpoint, commands, state, handlers, .. } = self;
+        let Self { connector, endpoint, commands, state, handlers, drain_time, .. } = self;
         let mut attempts = pin!(async {
             loop {
                 time::sleep(Duration::from_millis(fastrand::u64(backoff.next_range()))).await;
@@ -122,7 +132,10 @@ impl<C: Connect> Driver<C> {
             arm(timer.as_mut(), state.poll_timeout());
             tokio::select! {
                 link = &mut attempts => return Some(link),
-                () = &mut shutdown => return None,
+                () = &mut shutdown => {
+                    *draining = Some(Draining { deadline: after(*drain_time), barriers: 0 });
+                    return None;
+                }
                 command = commands.recv() => match command {
                     None | Some(Command::Close) => return None,
                     Some(command) => state.handle_command(command),
@@ -134,18 +147,38 @@ impl<C: Connect> Driver<C> {
         }
     }
 
+    /// Waits without a connection until the events that came have been handled, but no longer than
+    /// until `deadline`. What their handlers send meanwhile fails at once.
+    async fn finish_events(&mut self, deadline: Instant) {
+        let mut time = pin!(time::sleep_until(deadline.into()));
+        while !self.handlers.is_empty() {
+            self.state.handle_closed();
+            tokio::select! {
+                _ = self.handlers.next() => {}
+                command = self.commands.recv() => match command {
+                    Some(command) => self.state.handle_command(command),
+                    None => return,
+                },
+                () = &mut time => {
+                    tracing::warn!("events still handled after the drain time are aborted");
+                    return;
+                }
+            }
+        }
+    }
+
     /// Serves one connection, and returns why it ended.
     async fn serve(
         &mut self,
         link: Link<C::Io>,
         shutdown: Pin<&mut impl Future<Output = ()>>,
+        draining: &mut Option<Draining>,
         was_set_up: &mut bool,
     ) -> End {
         let mut connection = Connection::new(link.socket, &link.welcome);
         self.state.handle_connected(&link.welcome, now());
-        let mut draining = None;
-        let end = match self.handle_frames(link.rest, &mut draining) {
-            Ok(()) => self.exchange(&mut connection, shutdown, &mut draining, was_set_up).await,
+        let end = match self.handle_frames(link.rest, draining) {
+            Ok(()) => self.exchange(&mut connection, shutdown, draining, was_set_up).await,
             Err(error) => End::Lost(error),
         };
         let code = match &end {
@@ -156,8 +189,7 @@ impl<C: Connect> Driver<C> {
         // What waits after a loss is for the next connection.
         let (ends, state) = (matches!(end, End::Closed), &mut self.state);
         connection.close(code, || if ends { state.poll_message(now()) } else { None }).await;
-        // There is no coming back from a shutdown.
-        if draining.is_some() { End::Closed } else { end }
+        end
     }
 
     async fn exchange(
@@ -192,11 +224,11 @@ impl<C: Connect> Driver<C> {
                 return End::Closed;
             }
             let drained_by = draining.as_ref().map(|draining| draining.deadline);
+            connection.set_reading(self.state.outbox_len() < MAX_OUTBOX);
             let deadlines = [self.state.poll_timeout(), connection.silent_until(), drained_by];
             arm(timer.as_mut(), deadlines.into_iter().flatten().min());
-            let read = self.state.outbox_len() < MAX_OUTBOX;
             tokio::select! {
-                progress = connection.progress(read) => {
+                progress = connection.progress() => {
                     let handled = match progress {
                         Ok(Progress::Received(message)) => self.handle_message(message, draining),
                         Ok(Progress::Written) => Ok(()),
@@ -234,7 +266,7 @@ impl<C: Connect> Driver<C> {
                 () = &mut shutdown, if draining.is_none() => {
                     self.state.push(Frame::Drain);
                     self.state.push(Frame::Ping(BARRIERS.into()));
-                    let deadline = now() + self.drain_time;
+                    let deadline = after(self.drain_time);
                     *draining = Some(Draining { deadline, barriers: BARRIERS });
                 }
             }
@@ -273,7 +305,7 @@ impl<C: Connect> Driver<C> {
                 Frame::Call(call) => {
                     let id = call.id;
                     let unwritten = self.state.unwritten_replies();
-                    if let Err(fault) = self.handlers.call(call, unwritten, now()) {
+                    if let Err(fault) = self.handlers.call(call, unwritten) {
                         self.state.push_reply(id, Err(fault));
                     }
                 }

@@ -1,5 +1,5 @@
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parlour_core::wire::{CallFrame, Done, Frame, HeaderFields, PublishFrame};
@@ -78,7 +78,15 @@ pub(crate) struct LocalSubscription {
     pub(crate) number: u64,
     pub(crate) filter: TopicFilter,
     pub(crate) events: mpsc::Sender<Event>,
-    pub(crate) missed: Arc<AtomicU64>,
+    pub(crate) outcome: Arc<Outcome>,
+}
+
+/// What there is to say of a subscription besides its events.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) missed: AtomicU64,
+    /// Why it ended by itself.
+    pub(crate) error: OnceLock<Error>,
 }
 
 impl Handle {
@@ -209,6 +217,12 @@ impl Drop for AbandonOnDrop<'_> {
             let _ = self.handle.0.commands.send(Command::Abandon(id));
         }
     }
+}
+
+/// When `duration` from now is over. One too long for the clock is as good as a year.
+pub(crate) fn after(duration: Duration) -> Instant {
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+    now() + duration.min(YEAR)
 }
 
 /// The time now by tokio's clock, which tests can stop.

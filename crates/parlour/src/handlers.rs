@@ -1,17 +1,16 @@
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use parlour_core::wire::{CallFrame, EventFrame};
-use parlour_core::{
-    AgentId, AgentType, CallId, Fault, FaultKind, Header, Key, Payload, Reply, TopicId,
-};
+use parlour_core::{AgentId, AgentType, CallId, Fault, FaultKind, Header, Payload, Reply, TopicId};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
-use crate::agent::ErasedAgent;
 use crate::cx::Cx;
-use crate::handle::Handle;
+use crate::handle::{Handle, after};
+use crate::served::Served;
 use crate::state::header;
 
 /// Runs the agents of a worker: each message in a task of its own.
@@ -26,34 +25,6 @@ pub(crate) struct Handlers {
     calls: HashMap<CallId, AbortHandle>,
     /// Events that wait for a task, at most as many as may run.
     waiting: VecDeque<(AgentId, Header, TopicId, Payload)>,
-}
-
-type Factory = dyn Fn(&Key) -> Arc<dyn ErasedAgent> + Send + Sync;
-
-/// An agent type with its instances.
-pub(crate) struct Served {
-    factory: Box<Factory>,
-    instances: Mutex<HashMap<Key, Arc<dyn ErasedAgent>>>,
-}
-
-impl Served {
-    pub(crate) fn new(
-        factory: impl Fn(&Key) -> Arc<dyn ErasedAgent> + Send + Sync + 'static,
-    ) -> Self {
-        Self { factory: Box::new(factory), instances: Mutex::default() }
-    }
-
-    /// The agent for `key`, made if this is the first message for it.
-    fn instance(&self, key: &Key) -> Arc<dyn ErasedAgent> {
-        // A factory that panics has added nothing.
-        let mut instances = self.instances.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(agent) = instances.get(key) {
-            return Arc::clone(agent);
-        }
-        let agent = (self.factory)(key);
-        instances.insert(key.to_kept(), Arc::clone(&agent));
-        agent
-    }
 }
 
 impl Handlers {
@@ -88,12 +59,7 @@ impl Handlers {
 
     /// Begins to answer a call, or says why not. `unwritten` counts the answers that the host has
     /// not taken yet: they hold a place as if they still ran.
-    pub(crate) fn call(
-        &mut self,
-        call: CallFrame,
-        unwritten: usize,
-        now: Instant,
-    ) -> Result<(), Fault> {
+    pub(crate) fn call(&mut self, call: CallFrame, unwritten: usize) -> Result<(), Fault> {
         let agent_type = &call.target.agent_type;
         let (Some(handle), Some(served)) = (&self.handle, self.agents.get(agent_type)) else {
             let detail = format!("this worker does not serve {agent_type}");
@@ -109,7 +75,7 @@ impl Handlers {
             return Err(Fault::new(FaultKind::Invalid, "the call has no id or no conversation"));
         };
         let timeout = call.timeout.unwrap_or_else(|| handle.default_timeout());
-        let deadline = now + timeout;
+        let deadline = after(timeout);
         let served = Arc::clone(served);
         let cx = Cx::new(handle.clone(), call.target, header, Some(deadline));
         let task = self.tasks.spawn(async move {
@@ -176,6 +142,7 @@ impl Handlers {
     pub(crate) fn give_up(&mut self) -> Vec<(CallId, Reply)> {
         self.waiting.clear();
         self.tasks.abort_all();
+        self.running.clear();
         let gone =
             || Fault::new(FaultKind::WorkerLost, "the worker shut down before the agent answered");
         self.calls.drain().map(|(id, _)| (id, Err(gone()))).collect()
@@ -212,8 +179,15 @@ impl Handlers {
         let call = self.running.remove(&task).flatten();
         self.begin_events();
         match (call, reply) {
-            // One that was given up just as it ended is not answered.
-            (Some(id), reply) => self.calls.remove(&id).map(|_| (id, reply)),
+            // One that was given up just as it ended is not answered. Its number can be that of
+            // another call by now, from a host that was started again.
+            (Some(id), reply) => match self.calls.entry(id) {
+                Entry::Occupied(call) if call.get().id() == task => {
+                    call.remove();
+                    Some((id, reply))
+                }
+                _ => None,
+            },
             (None, Err(fault)) => {
                 tracing::warn!(%fault, "an agent failed at an event");
                 None
@@ -242,11 +216,5 @@ impl fmt::Debug for Handlers {
             .field("agents", &self.agents.keys())
             .field("running", &self.running.len())
             .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Served {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Served").finish_non_exhaustive()
     }
 }

@@ -41,6 +41,7 @@ mod handle;
 mod handlers;
 mod payload;
 mod request;
+mod served;
 mod state;
 mod subscription;
 #[cfg(test)]

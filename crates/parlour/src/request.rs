@@ -6,7 +6,7 @@ use parlour_core::wire::HeaderFields;
 use parlour_core::{AgentId, ByteString, MessageId, Payload, TopicId};
 use serde::de::DeserializeOwned;
 
-use crate::handle::{Handle, now};
+use crate::handle::{Handle, after};
 use crate::{Error, IntoAgentId, PayloadExt};
 
 /// A call that begins when it is awaited, and ends with the agent's reply.
@@ -131,9 +131,7 @@ impl<To> Request<To> {
     }
 
     fn deadline(&self) -> Instant {
-        // A timeout too long for the clock is as good as a year.
-        let year = Duration::from_secs(365 * 24 * 3600);
-        let deadline = now() + self.timeout.min(year);
+        let deadline = after(self.timeout);
         self.latest.map_or(deadline, |latest| latest.min(deadline))
     }
 }

@@ -10,7 +10,7 @@ use parlour_core::{
     Settled, TopicFilter,
 };
 
-use crate::handle::{Command, Ids, LocalSubscription, Request, Waiting};
+use crate::handle::{Command, Ids, LocalSubscription, Request, Waiting, after};
 use crate::{Error, ErrorKind};
 
 /// How much of small frames is put into one message: as the protocol asks.
@@ -19,6 +19,9 @@ const BATCH_BYTES: usize = 32 * 1024;
 const MAX_IN_FLIGHT: usize = 65_536;
 /// How long the host may take to confirm registrations and subscriptions.
 const SETUP_TIME: Duration = Duration::from_secs(10);
+
+/// How long after a subscription could not be made anew it is tried again.
+const SETUP_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a client and its host owe each other, across connections. Decides; reads and writes nothing.
 ///
@@ -37,6 +40,8 @@ pub(crate) struct State {
     /// Requests of the setup that the host has not confirmed.
     setup: usize,
     refused: Option<Error>,
+    /// The subscriptions of the setup to be tried again, and when.
+    again: VecDeque<(Instant, u64)>,
     max_payload: u64,
     /// Answers to calls of the host that wait to be written.
     replies: usize,
@@ -67,6 +72,7 @@ impl State {
             connected: false,
             setup: 0,
             refused: None,
+            again: VecDeque::new(),
             max_payload: u64::MAX,
             replies: 0,
         }
@@ -144,6 +150,7 @@ impl State {
     pub(crate) fn handle_disconnect(&mut self) {
         self.connected = false;
         self.setup = 0;
+        self.again.clear();
         self.replies = 0;
         let mut waiting = HashMap::new();
         self.outbox.retain(|outgoing| match outgoing {
@@ -208,20 +215,43 @@ impl State {
             let (header, topic) = (header.clone(), event.topic.clone());
             let event = Event { header, topic, payload: event.payload.clone() };
             if subscription.events.try_send(event).is_err() {
-                subscription.missed.fetch_add(1, Ordering::Relaxed);
+                subscription.outcome.missed.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
 
-    /// Ends what has come to its deadline.
+    /// Ends what has come to its deadline, and tries again what is due.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         self.session.handle_timeout(now);
         self.settle(None);
+        while let Some((_, number)) = self.again.pop_front_if(|(at, _)| *at <= now) {
+            self.subscribe_again(number, now + SETUP_TIME);
+        }
+    }
+
+    fn subscribe_again(&mut self, number: u64, deadline: Instant) {
+        let Some(subscription) = self.subscriptions.get(&number).cloned() else {
+            self.setup = self.setup.saturating_sub(1);
+            return;
+        };
+        // One whose confirmation was late stands, and the host would refuse its number.
+        let request = CallId(self.ids.next());
+        self.push(Frame::Unsubscribe { request, subscription: number });
+        let id = CallId(self.ids.next());
+        let frame = subscribe_frame(id, &subscription);
+        match self.session.begin(id, deadline, Waiting::Setup(Some(subscription))) {
+            Ok(()) => {
+                let request = Box::new(Request { id, frame, _permit: None });
+                self.outbox.push_back(Outgoing::Request { request, deadline });
+            }
+            Err(waiting) => self.answer(waiting, Err(too_many_in_flight()), None),
+        }
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) next has something to do.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.session.poll_timeout()
+        let again = self.again.front().map(|&(at, _)| at);
+        self.session.poll_timeout().into_iter().chain(again).min()
     }
 
     /// Why the host refused a registration or subscription that this connection began with.
@@ -343,9 +373,15 @@ impl State {
 
     fn fail(&mut self, waiting: Waiting, error: Error) {
         match waiting {
+            Waiting::Setup(Some(subscription)) if error.is_retryable() => {
+                tracing::debug!(filter = ?subscription.filter, %error, "cannot subscribe again yet");
+                self.again.push_back((after(SETUP_PAUSE), subscription.number));
+            }
             // What the application subscribed to can be refused alone: its events end.
             Waiting::Setup(Some(subscription)) => {
                 tracing::warn!(filter = ?subscription.filter, %error, "cannot subscribe again");
+                // Was not set before: a subscription ends once.
+                let _ = subscription.outcome.error.set(error);
                 self.subscriptions.remove(&subscription.number);
                 self.setup = self.setup.saturating_sub(1);
             }

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use futures_util::Stream;
@@ -9,7 +9,7 @@ use parlour_core::{Event, TopicFilter};
 use tokio::sync::mpsc;
 
 use crate::Error;
-use crate::handle::{Handle, LocalSubscription, now};
+use crate::handle::{Handle, LocalSubscription, Outcome, after};
 
 /// How many events may wait to be taken.
 const BUFFER: usize = 1024;
@@ -23,33 +23,43 @@ pub struct Subscription {
     handle: Handle,
     number: u64,
     events: mpsc::Receiver<Event>,
-    missed: Arc<AtomicU64>,
+    outcome: Arc<Outcome>,
 }
 
 impl Subscription {
     pub(crate) async fn new(handle: Handle, pattern: &str) -> Result<Self, Error> {
         let filter = TopicFilter::parse(pattern)?;
         let (sender, events) = mpsc::channel(BUFFER);
-        let missed = Arc::new(AtomicU64::new(0));
+        let outcome = Arc::new(Outcome::default());
         let number = handle.next_number();
-        let deadline = now() + handle.default_timeout();
+        let deadline = after(handle.default_timeout());
         // Made before it is confirmed, so that dropping this future unsubscribes too.
         let subscription =
-            Self { handle: handle.clone(), number, events, missed: Arc::clone(&missed) };
+            Self { handle: handle.clone(), number, events, outcome: Arc::clone(&outcome) };
         handle
-            .subscribe(LocalSubscription { number, filter, events: sender, missed }, deadline)
+            .subscribe(LocalSubscription { number, filter, events: sender, outcome }, deadline)
             .await?;
         Ok(subscription)
     }
 
-    /// Waits for the next event. `None` once the client is closed. Cancel safe.
+    /// Waits for the next event. `None` once the client is closed, or the host refuses to go on with
+    /// the subscription, as [`error`](Self::error) then says. Cancel safe.
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
     }
 
+    /// Why the host refused to go on with the subscription after the client had reconnected; `None`
+    /// otherwise.
+    ///
+    /// A refusal that need not last, such as one of kind `overloaded`, is none: then the client asks
+    /// again until the host agrees.
+    pub fn error(&self) -> Option<&Error> {
+        self.outcome.error.get()
+    }
+
     /// How many events were dropped because nobody took those before.
     pub fn missed(&self) -> u64 {
-        self.missed.load(Ordering::Relaxed)
+        self.outcome.missed.load(Ordering::Relaxed)
     }
 }
 
@@ -73,6 +83,7 @@ impl fmt::Debug for Subscription {
             .field("number", &self.number)
             .field("waiting", &self.events.len())
             .field("missed", &self.missed())
+            .field("error", &self.error())
             .finish_non_exhaustive()
     }
 }

@@ -2,5 +2,7 @@
 //! clock that stands still unless all wait.
 
 mod client;
+mod handlers;
+mod limits;
 mod scripted;
 mod worker;

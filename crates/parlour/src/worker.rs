@@ -9,22 +9,25 @@ use crate::agent::ErasedAgent;
 use crate::client::DEFAULT_TIMEOUT;
 use crate::driver::Driver;
 use crate::handle::Handle;
-use crate::handlers::{Handlers, Served};
+use crate::handlers::Handlers;
+use crate::served::Served;
 use crate::state::State;
 use crate::transport::{Connect, Endpoint, Tcp};
 use crate::{Agent, Error, ErrorKind};
 
 /// How many messages a worker runs at a time.
 const MAX_IN_FLIGHT: usize = 1024;
+/// How many agents of a type a worker keeps.
+const MAX_AGENTS: usize = 10_000;
 /// How long a worker that shuts down waits for what runs.
 const DRAIN_TIME: Duration = Duration::from_secs(20);
 
 /// Serves agents over one connection to a host.
 ///
-/// It makes the agent for a key when the first message for it comes, and keeps it. Each message runs
-/// in a task of its own. A connection that is lost is made anew, with waits of random length up to
-/// 5 s in between, and everything is registered again; calls that ran for the old one are aborted, as
-/// their callers have been told already.
+/// It makes the agent for a key when the first message for it comes, and keeps it, up to 10,000 of a
+/// type. Each message runs in a task of its own. A connection that is lost is made anew, with waits of
+/// random length up to 5 s in between, and everything is registered again; calls that ran for the old
+/// one are aborted, as their callers have been told already.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), parlour::Error> {
@@ -61,6 +64,7 @@ impl Worker {
             default_timeout: DEFAULT_TIMEOUT,
             drain_time: DRAIN_TIME,
             max_in_flight: MAX_IN_FLIGHT,
+            max_agents: MAX_AGENTS,
             on_connected: None,
         }
     }
@@ -68,13 +72,15 @@ impl Worker {
     /// Serves until the process ends.
     ///
     /// Fails if at first there is no host, or it goes away or refuses a registration, such as with a
-    /// fault of kind `conflict`; later, all that is tried again. Dropping the future drops the connection and aborts every handler.
+    /// fault of kind `conflict`; later, all that is tried again. Dropping the future drops the
+    /// connection and aborts every handler.
     pub async fn run(self) -> Result<(), Error> {
         self.run_until(std::future::pending()).await
     }
 
     /// Serves until `shutdown` completes, and then until what runs has ended, but no longer than the
-    /// drain time. The host sends nothing new meanwhile.
+    /// drain time. The host sends nothing new meanwhile. Without a connection, what runs are the
+    /// handlers of events; what they still send fails.
     ///
     /// Fails as [`run`](Self::run) does.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
@@ -147,6 +153,7 @@ pub struct WorkerBuilder {
     default_timeout: Duration,
     drain_time: Duration,
     max_in_flight: usize,
+    max_agents: usize,
     on_connected: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
@@ -164,6 +171,9 @@ impl WorkerBuilder {
     }
 
     /// Serves the agents of a type. `factory` makes the one for a key, and should not take long.
+    ///
+    /// An agent is kept between messages, so that its fields are its memory, until the worker ends or
+    /// more keys are in use than [`max_agents`](Self::max_agents) allows. Callers choose the keys.
     pub fn agent<A, F>(self, agent_type: impl Into<String>, factory: F) -> Self
     where
         A: Agent,
@@ -214,6 +224,17 @@ impl WorkerBuilder {
         self
     }
 
+    /// How many agents of each type are kept; 10,000 by default.
+    ///
+    /// When another key comes, those that handle nothing and were unused longest are dropped, up to
+    /// an eighth of the bound at a time; the next message for such a key makes its agent anew. So what
+    /// an agent must not forget belongs elsewhere, or the bound above the number of keys:
+    /// `usize::MAX` keeps all. Agents that handle a message are kept even beyond it.
+    pub fn max_agents(mut self, agents: usize) -> Self {
+        self.max_agents = agents;
+        self
+    }
+
     /// Is called each time the host has confirmed everything that this worker serves. Must not block.
     pub fn on_connected(mut self, callback: impl Fn() + Send + Sync + 'static) -> Self {
         self.on_connected = Some(Arc::new(callback));
@@ -228,7 +249,8 @@ impl WorkerBuilder {
             let agent_type = AgentType::parse(name)?;
             let capabilities = options.capabilities.into_iter().map(ByteString::from).collect();
             let registration = Registration { exclusive: options.exclusive, capabilities };
-            if agents.insert(agent_type.clone(), Arc::new(served)).is_some() {
+            let served = Arc::new(served.max_agents(self.max_agents));
+            if agents.insert(agent_type.clone(), served).is_some() {
                 let text = format!("the worker serves {agent_type} twice");
                 return Err(Error::new(ErrorKind::Invalid, text));
             }

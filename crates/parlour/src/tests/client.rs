@@ -7,7 +7,7 @@ use parlour_core::{CallId, Fault, FaultKind, Payload};
 use tokio_websockets::CloseCode;
 
 use super::scripted::{Dialer, HEARTBEAT, Host, MAX_PAYLOAD, Peer, URL, event, host, welcome};
-use crate::{Client, Error, ErrorKind, FaultKind as Kind, Json, PayloadExt};
+use crate::{Client, Error, ErrorKind, FaultKind as Kind, Json, PayloadExt, Subscription};
 
 async fn connected() -> (Client, Peer, Host) {
     let (dialer, mut host) = host();
@@ -297,6 +297,76 @@ async fn a_refused_subscription_is_an_error() {
     };
     let (news, ()) = join(client.subscribe("news.*"), script).await;
     assert_eq!(news.unwrap_err().kind(), ErrorKind::Fault(Kind::Overloaded));
+}
+
+/// A subscription whose connection was lost, and the one after it.
+async fn resubscribing() -> (Client, Subscription, Peer, Host) {
+    let (client, mut peer, mut host) = connected().await;
+    let (news, _) = join(client.subscribe("news.*"), peer.confirm()).await;
+    drop(peer);
+    let peer = host.accept().await;
+    (client, news.unwrap(), peer, host)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_that_cannot_be_made_anew_yet_is_tried_again() {
+    let (client, mut news, mut peer, _host) = resubscribing().await;
+    let mut again = async || {
+        loop {
+            match peer.next().await {
+                Frame::Subscribe(subscribe) => break subscribe,
+                Frame::Unsubscribe { .. } => {}
+                other => panic!("not a subscription: {other:?}"),
+            }
+        }
+    };
+    // Not answered in time, and then refused for now.
+    let unanswered = again().await;
+    let refused = again().await;
+    assert_eq!(unanswered.subscription, refused.subscription);
+    let fault = Fault::new(FaultKind::Overloaded, "too many");
+    peer.send(&[Frame::Reply(refused.request, Err(fault))]).await;
+    // One of which only the answer was late is ended first, or its number would be taken.
+    assert!(matches!(
+        peer.next().await,
+        Frame::Unsubscribe { subscription, .. } if subscription == refused.subscription
+    ));
+    peer.confirm().await;
+    peer.send(&[event(&[], &[refused.subscription], "news")]).await;
+    assert_eq!(news.next().await.unwrap().payload, text("news"));
+    assert!(news.error().is_none());
+    client.close().await;
+    assert_eq!(news.next().await, None);
+    assert!(news.error().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_that_is_refused_for_good_ends_and_says_why() {
+    let (client, mut news, mut peer, _host) = resubscribing().await;
+    let Frame::Subscribe(subscribe) = peer.next().await else { panic!("not a subscription") };
+    let fault = Fault::new(FaultKind::Forbidden, "not for you");
+    peer.send(&[Frame::Reply(subscribe.request, Err(fault))]).await;
+    assert_eq!(news.next().await, None);
+    assert_eq!(news.error().unwrap().kind(), ErrorKind::Fault(Kind::Forbidden));
+    // The client itself goes on.
+    let call = tokio::spawn(client.call("x", "").into_future());
+    peer.next_call().await;
+    call.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_dropped_before_it_is_tried_again_is_not() {
+    let (client, news, mut peer, _host) = resubscribing().await;
+    let Frame::Subscribe(subscribe) = peer.next().await else { panic!("not a subscription") };
+    let fault = Fault::new(FaultKind::Overloaded, "too many");
+    peer.send(&[Frame::Reply(subscribe.request, Err(fault)), Frame::Ping(1)]).await;
+    assert_eq!(peer.next().await, Frame::Pong(1));
+    drop(news);
+    assert!(matches!(peer.next().await, Frame::Unsubscribe { .. }));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let call = tokio::spawn(client.call("x", "").into_future());
+    peer.next_call().await;
+    call.abort();
 }
 
 #[tokio::test(start_paused = true)]

@@ -85,9 +85,12 @@ pub enum RegisterError {
     /// There is no such registration or subscription of this worker.
     #[error("{0} does not exist")]
     Unknown(String),
-    /// One agent type has as many subscriptions as it may have.
-    #[error("agent type {0} has as many subscriptions as it may have")]
-    TooManySubscriptions(AgentType),
+    /// The connection has as many subscriptions of this kind as it may have.
+    #[error("the connection has as many such subscriptions as it may have")]
+    TooManySubscriptions,
+    /// The connection serves as many types and agents as it may.
+    #[error("the connection serves as many agent types and agents as it may")]
+    TooManyRegistrations,
 }
 
 /// Names a subscription within one host.
@@ -117,6 +120,21 @@ pub struct Subscription {
     pub filter: TopicFilter,
     /// Who receives them.
     pub target: Target,
+}
+
+impl Subscription {
+    /// The same in memory of its own, for keeping it longer than the message it came in.
+    fn to_kept(&self) -> Self {
+        let filter = match &self.filter {
+            TopicFilter::Exact(topic_type) => TopicFilter::Exact(topic_type.to_kept()),
+            TopicFilter::Prefix(prefix) => TopicFilter::Prefix(ByteString::from(&**prefix)),
+        };
+        let target = match &self.target {
+            Target::Agent(agent_type) => Target::Agent(agent_type.to_kept()),
+            Target::Listener(number) => Target::Listener(*number),
+        };
+        Self { filter, target }
+    }
 }
 
 /// Which topics a subscription matches.
@@ -182,13 +200,15 @@ pub struct Recipients {
 }
 
 impl<P: Clone> Directory<P> {
-    /// Records that `worker` serves `agent_type`. Registering it again changes the capabilities.
+    /// Records that `worker` serves `agent_type`, as one of at most `max` registrations. Registering
+    /// it again changes how.
     pub fn register(
         &mut self,
         worker: WorkerId,
         peer: &P,
         agent_type: &AgentType,
-        registration: Registration,
+        registration: &Registration,
+        max: usize,
     ) -> Result<(), RegisterError> {
         let agent_type = agent_type.to_kept();
         let pool = self.pools.get(&agent_type);
@@ -196,9 +216,19 @@ impl<P: Clone> Directory<P> {
         if others && (registration.exclusive || pool.is_some_and(|pool| pool.exclusive)) {
             return Err(RegisterError::TypeTaken(agent_type));
         }
+        let is_others = |(agent, (owner, _)): (&AgentId, &(WorkerId, P))| {
+            agent.agent_type == agent_type && *owner != worker
+        };
+        if registration.exclusive && self.instances.iter().any(is_others) {
+            return Err(RegisterError::TypeTaken(agent_type));
+        }
+        if !self.serves_type(worker, &agent_type) {
+            self.check_registrations(worker, max)?;
+        }
         let pool = Arc::make_mut(self.pools.entry(agent_type.clone()).or_default());
         pool.exclusive = registration.exclusive;
-        let capabilities = registration.capabilities;
+        let capabilities = registration.capabilities.iter().map(|name| ByteString::from(&**name));
+        let capabilities = capabilities.collect();
         let member = Member { id: worker, peer: peer.clone(), capabilities };
         match pool.members.iter_mut().find(|member| member.id == worker) {
             Some(known) => *known = member,
@@ -210,12 +240,13 @@ impl<P: Clone> Directory<P> {
         Ok(())
     }
 
-    /// Records that `worker` serves just this one agent.
+    /// Records that `worker` serves just this one agent, as one of at most `max` registrations.
     pub fn register_instance(
         &mut self,
         worker: WorkerId,
         peer: &P,
         agent: &AgentId,
+        max: usize,
     ) -> Result<(), RegisterError> {
         let agent = AgentId::new(agent.agent_type.to_kept(), agent.key.to_kept());
         match self.instances.get(&agent) {
@@ -223,6 +254,11 @@ impl<P: Clone> Directory<P> {
             Some(_) => return Err(RegisterError::AgentTaken(agent)),
             None => {}
         }
+        let pool = self.pools.get(&agent.agent_type).filter(|pool| pool.exclusive);
+        if pool.is_some_and(|pool| pool.members.iter().any(|member| member.id != worker)) {
+            return Err(RegisterError::TypeTaken(agent.agent_type));
+        }
+        self.check_registrations(worker, max)?;
         self.instances.insert(agent.clone(), (worker, peer.clone()));
         self.worker(worker).instances.push(agent);
         Ok(())
@@ -286,31 +322,33 @@ impl<P: Clone> Directory<P> {
     ///
     /// With `unique`, one that matches the same for the same agents is refused; without, each worker
     /// of a pool may have its own, and an agent still gets each event once. At most `max` of one
-    /// owner are for the same agent type.
+    /// owner are for the same agent type, or for the owner itself.
     pub fn subscribe(
         &mut self,
         owner: WorkerId,
         peer: &P,
         id: SubscriptionId,
-        subscription: Subscription,
+        subscription: &Subscription,
         unique: bool,
         max: usize,
     ) -> Result<(), RegisterError> {
         let same_filter = self.topics.get(&subscription.filter);
-        let twin = |id| self.subscriptions.get(id).is_some_and(|s| s.subscription == subscription);
+        let twin = |id| self.subscriptions.get(id).is_some_and(|s| s.subscription == *subscription);
         let is_taken = unique && same_filter.is_some_and(|ids| ids.iter().any(twin));
         if is_taken || self.subscriptions.contains_key(&id) {
             return Err(RegisterError::SubscriptionTaken);
         }
-        if let Target::Agent(agent_type) = &subscription.target {
-            let is_same = |s: &Owned<P>| s.subscription.target == subscription.target;
-            let owned = self.workers.get(&owner).map(|worker| &worker.subscriptions);
-            let ids = owned.into_iter().flatten();
-            let count = ids.filter(|&id| self.subscriptions.get(id).is_some_and(is_same)).count();
-            if count >= max {
-                return Err(RegisterError::TooManySubscriptions(agent_type.clone()));
-            }
+        let is_same = |s: &Owned<P>| match (&s.subscription.target, &subscription.target) {
+            (Target::Agent(a), Target::Agent(b)) => a == b,
+            (Target::Listener(_), Target::Listener(_)) => true,
+            _ => false,
+        };
+        let owned = self.workers.get(&owner).into_iter().flat_map(|worker| &worker.subscriptions);
+        let same = owned.filter(|&id| self.subscriptions.get(id).is_some_and(is_same));
+        if same.count() >= max {
+            return Err(RegisterError::TooManySubscriptions);
         }
+        let subscription = subscription.to_kept();
         if !self.topics.contains_key(&subscription.filter) {
             self.prefixes += usize::from(matches!(subscription.filter, TopicFilter::Prefix(_)));
         }
@@ -440,6 +478,12 @@ impl<P: Clone> Directory<P> {
         self.workers.get(&worker).into_iter().flat_map(|worker| &worker.types)
     }
 
+    fn check_registrations(&self, worker: WorkerId, max: usize) -> Result<(), RegisterError> {
+        let owned = self.workers.get(&worker);
+        let count = owned.map_or(0, |owned| owned.types.len() + owned.instances.len());
+        if count < max { Ok(()) } else { Err(RegisterError::TooManyRegistrations) }
+    }
+
     fn worker(&mut self, id: WorkerId) -> &mut Worker {
         Arc::make_mut(self.workers.entry(id).or_default())
     }
@@ -512,7 +556,7 @@ mod tests {
     fn a_key_moves_only_if_its_worker_leaves() {
         let mut room = Directory::default();
         for id in 1..=4 {
-            room.register(WorkerId(id), &id, &kind("a"), Registration::default()).unwrap();
+            room.register(WorkerId(id), &id, &kind("a"), &Registration::default(), 9).unwrap();
         }
         let place = |room: &Directory<u64>, n: u32| *room.route(&agent("a", n)).unwrap().1;
         let before: Vec<u64> = (0..400).map(|n| place(&room, n)).collect();
@@ -532,20 +576,43 @@ mod tests {
     fn an_exclusive_registration_admits_no_other_and_is_freed_by_death() {
         let mut room = Directory::default();
         let only = Registration { exclusive: true, ..Default::default() };
-        room.register(WorkerId(1), &1, &kind("a"), only.clone()).unwrap();
+        room.register(WorkerId(1), &1, &kind("a"), &only, 9).unwrap();
         let taken = RegisterError::TypeTaken(kind("a"));
         for wish in [only.clone(), Registration::default()] {
-            assert_eq!(room.register(WorkerId(2), &2, &kind("a"), wish), Err(taken.clone()));
+            assert_eq!(room.register(WorkerId(2), &2, &kind("a"), &wish, 9), Err(taken.clone()));
         }
         room.remove(WorkerId(1));
-        assert_eq!(room.register(WorkerId(2), &2, &kind("a"), only), Ok(()));
+        assert_eq!(room.register(WorkerId(2), &2, &kind("a"), &only, 9), Ok(()));
+    }
+
+    #[test]
+    fn an_exclusive_type_has_no_agents_elsewhere() {
+        let only = Registration { exclusive: true, ..Default::default() };
+        let taken = Err(RegisterError::TypeTaken(kind("a")));
+        let mut room = Directory::default();
+        room.register(WorkerId(1), &1, &kind("a"), &only, 9).unwrap();
+        assert_eq!(room.register_instance(WorkerId(2), &2, &agent("a", 7), 9), taken);
+        let mut room = Directory::default();
+        room.register_instance(WorkerId(2), &2, &agent("a", 7), 9).unwrap();
+        assert_eq!(room.register(WorkerId(1), &1, &kind("a"), &only, 9), taken);
+    }
+
+    #[test]
+    fn a_worker_serves_no_more_than_it_may() {
+        let mut room = Directory::default();
+        room.register_instance(WorkerId(1), &1, &agent("a", 7), 1).unwrap();
+        let shared = Registration::default();
+        let full = Err(RegisterError::TooManyRegistrations);
+        assert_eq!(room.register(WorkerId(1), &1, &kind("b"), &shared, 1), full);
+        assert_eq!(room.register_instance(WorkerId(1), &1, &agent("a", 8), 1), full);
+        assert_eq!(room.register_instance(WorkerId(1), &1, &agent("a", 7), 1), Ok(()));
     }
 
     #[test]
     fn one_agent_can_live_apart_from_its_type() {
         let mut room = Directory::default();
-        room.register(WorkerId(1), &1, &kind("a"), Registration::default()).unwrap();
-        room.register_instance(WorkerId(2), &2, &agent("a", 7)).unwrap();
+        room.register(WorkerId(1), &1, &kind("a"), &Registration::default(), 9).unwrap();
+        room.register_instance(WorkerId(2), &2, &agent("a", 7), 9).unwrap();
         assert_eq!(room.route(&agent("a", 7)), Some((WorkerId(2), &2)));
         assert_eq!(room.route(&agent("a", 8)), Some((WorkerId(1), &1)));
         assert!(room.serves(WorkerId(2), &agent("a", 7)));
@@ -555,13 +622,13 @@ mod tests {
     #[test]
     fn an_agent_gets_an_event_once_however_many_subscriptions_match() {
         let mut room = Directory::default();
-        room.register(WorkerId(1), &1, &kind("a"), Registration::default()).unwrap();
+        room.register(WorkerId(1), &1, &kind("a"), &Registration::default(), 9).unwrap();
         let filters = ["news.tech", "news.*", "*", "weather", "newsp*"];
         for (n, filter) in filters.into_iter().enumerate() {
             let filter = TopicFilter::parse(filter).unwrap();
             let subscription = Subscription { filter, target: Target::Agent(kind("a")) };
             let id = SubscriptionId::Numbered(WorkerId(1), n as u64);
-            room.subscribe(WorkerId(1), &1, id, subscription, true, 9).unwrap();
+            room.subscribe(WorkerId(1), &1, id, &subscription, true, 9).unwrap();
         }
         let topic =
             TopicId::new(TopicType::parse("news.tech").unwrap(), Key::parse("server").unwrap());

@@ -6,8 +6,8 @@ use thiserror::Error;
 
 use crate::{AgentId, Fault, MessageId, TopicId};
 
-/// How many messages may follow from one another before the host refuses the next: a loop of agents
-/// that call each other ends here.
+/// How many messages may follow from one another unless a host is configured otherwise: a loop of
+/// agents that call each other ends here.
 pub const MAX_HOPS: u8 = 16;
 
 /// A message body and how to read it. Nobody between the two ends looks inside `bytes`.
@@ -74,6 +74,16 @@ pub struct Call {
     pub deadline: Instant,
     /// What is asked.
     pub payload: Payload,
+}
+
+impl Header {
+    /// Roughly the memory that its texts hold.
+    pub fn weight(&self) -> usize {
+        self.id.as_str().len()
+            + self.conversation.as_str().len()
+            + self.traceparent.as_ref().map_or(0, |text| text.len())
+            + self.idempotency_key.as_ref().map_or(0, |text| text.len())
+    }
 }
 
 /// What came of a [`Call`].

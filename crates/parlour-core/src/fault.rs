@@ -65,6 +65,28 @@ impl Fault {
         self
     }
 
+    /// The same with texts of at most `max` bytes each, cut at a letter.
+    #[must_use]
+    pub fn shortened(mut self, max: usize) -> Self {
+        let cut = |text: &mut Box<str>| {
+            if text.len() > max {
+                let end = (0..=max.saturating_sub('…'.len_utf8())).rev();
+                let end = end.into_iter().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+                *text = format!("{}…", &text[..end]).into();
+            }
+        };
+        cut(&mut self.0.detail);
+        if let Some(hint) = &mut self.0.hint {
+            cut(hint);
+        }
+        self
+    }
+
+    /// Roughly the memory that it holds.
+    pub fn weight(&self) -> usize {
+        self.0.detail.len() + self.0.hint.as_ref().map_or(0, |hint| hint.len())
+    }
+
     /// The kind, which is all a program should decide on.
     pub fn kind(&self) -> FaultKind {
         self.0.kind

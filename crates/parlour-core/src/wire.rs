@@ -20,7 +20,7 @@
 mod codec;
 mod frame;
 
-pub use codec::{DecodeError, decode, encode, encode_event};
+pub use codec::{DecodeError, MAX_HEADER, decode, encode, encode_event, split_frame};
 pub use frame::{
     CallFrame, Done, EventFrame, Frame, HeaderFields, Hello, PublishFrame, Register, SharedEvent,
     Subscribe, Welcome,

@@ -178,7 +178,9 @@ settings! {
         queue_bytes: Bytes = "8MiB",
             "Bytes of messages that may wait for one connection.";
         subscriptions: usize = "1000",
-            "Subscriptions that one connection may have for one agent type.";
+            "Subscriptions that one connection may have for one agent type, or for itself.";
+        registrations: usize = "1000",
+            "Agent types, and single agents, that one connection may serve.";
         fan_out: usize = "10000",
             "Connections that one event may go to.";
         hops: usize = "16",
@@ -292,12 +294,13 @@ impl fmt::Display for ByteCount {
 const TIME_UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 
 impl Value for Duration {
-    const EXPECTED: &'static str = "a time such as 500ms, 30s or 10m";
+    const EXPECTED: &'static str = "a time above zero such as 500ms, 30s or 10m";
 
     fn read(text: &str) -> Option<Self> {
         let (number, unit) = split_unit(text);
         let (_, factor) = TIME_UNITS.into_iter().find(|(name, _)| *name == unit)?;
-        number.parse::<u64>().ok()?.checked_mul(factor).map(Self::from_millis)
+        let millis = number.parse::<u64>().ok()?.checked_mul(factor)?;
+        (millis > 0).then_some(Self::from_millis(millis))
     }
 
     fn write(&self) -> String {
@@ -365,6 +368,7 @@ mod tests {
         for (key, value) in [
             ("calls.default_timeout", "30"),
             ("limits.payload_bytes", "1 parsec"),
+            ("timeouts.heartbeat", "0s"),
             ("limits.batch", "-1"),
             ("limits.queue_bytes", "99999999999GiB"),
         ] {

@@ -11,11 +11,12 @@ use parlour_core::{
     Target,
 };
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::config::limits;
+use crate::config::{limits, timeouts};
 use crate::exchange::{Exchange, Origin, Published, Ticket};
-use crate::link::{Link, Received, Sendable};
+use crate::link::{FRAMES_AT_ONCE, Link, Received, Sendable};
 use crate::peer::{Close, Dispatched, Outgoing, Peer, RETRY_AFTER, ReplyTo};
 
 /// A channel's task.
@@ -31,11 +32,15 @@ pub(crate) struct Connection<L> {
     /// Calls that the peer made, under its own names.
     made: HashMap<CallId, Option<Ticket>>,
     greeted: bool,
+    /// The peer broke the protocol, and the channel is about to close.
+    refused: bool,
     link: std::marker::PhantomData<fn(L)>,
 }
 
 /// Messages taken from the inbox before the socket gets its turn.
 const BATCH: usize = 256;
+/// The most bytes of an agent's error that are passed on.
+const MAX_FAULT_TEXT: usize = 64 * 1024;
 /// How long a peer may take to answer a close.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -57,6 +62,7 @@ impl<L: Link> Connection<L> {
             session,
             made: HashMap::new(),
             greeted: !L::GREETS,
+            refused: false,
             link: std::marker::PhantomData,
         }
     }
@@ -76,7 +82,12 @@ impl<L: Link> Connection<L> {
             let due = self.session.poll_timeout().map_or(until, |at| until.min(at.into()));
             tokio::select! {
                 link = &mut attached => break link.ok(),
-                Some(item) = self.inbox.recv() => self.take(item),
+                Some(item) = self.inbox.recv() => {
+                    if matches!(item, Outgoing::Close(_)) {
+                        break None;
+                    }
+                    self.take(item);
+                }
                 () = sleep_until(due) => {
                     let now = Instant::now();
                     self.session.handle_timeout(now.into_std());
@@ -87,7 +98,7 @@ impl<L: Link> Connection<L> {
             }
         };
         if link.is_none() {
-            self.finish();
+            self.finish().await;
         }
         link
     }
@@ -102,17 +113,14 @@ impl<L: Link> Connection<L> {
         let end = self.serve(link).await;
         tracing::debug!(worker = self.peer.id.0, end, "channel ended");
         metrics.channels.dec();
-        self.finish();
+        self.finish().await;
     }
 
     /// Moves messages both ways until the channel ends, and says why it did.
     async fn serve(&mut self, link: &mut L) -> &'static str {
         let timeouts = &self.exchange.config().clone().timeouts;
-        let opened = Instant::now();
-        let mut next_beat = opened + timeouts.heartbeat;
-        let (mut heard, mut missed) = (false, 0);
-        let mut closes: Option<Instant> = None;
-        let mut timer: Pin<Box<Sleep>> = Box::pin(sleep_until(next_beat));
+        let mut clock = Clock::new(timeouts);
+        let mut timer: Pin<Box<Sleep>> = Box::pin(sleep_until(clock.next_beat));
         let mut frames = Vec::new();
         loop {
             for _ in 0..BATCH {
@@ -120,25 +128,29 @@ impl<L: Link> Connection<L> {
                 self.take(item);
             }
             self.hand_on_settled();
-            if closes.is_none() && self.fill(link) {
-                closes = Some(Instant::now() + CLOSE_PATIENCE);
+            if !clock.is_closing() && self.fill(link) {
+                clock.close();
             }
             // What this protocol could not carry has ended too.
             self.hand_on_settled();
 
-            let mut due = closes.unwrap_or(next_beat);
-            if let Some(deadline) = self.session.poll_timeout() {
-                due = due.min(deadline.into());
-            }
-            if !self.greeted {
-                due = due.min(opened + timeouts.handshake);
+            // Looked at each time round: a socket that always has more to read would never let the
+            // timer have its turn.
+            let due = clock.due(self.greeted, self.session.poll_timeout());
+            if due <= Instant::now() {
+                if let Some(end) = self.tick(link, &mut clock) {
+                    return end;
+                }
+                continue;
             }
             // One that fires early does no harm; it is moved only where it would fire late.
             if due < timer.deadline() {
                 timer.as_mut().reset(due);
             }
-            let reads = closes.is_some() || !self.peer.is_choked();
-            let wants_room = closes.is_none() && !self.outbox.is_empty();
+            let reads = clock.is_closing() || !self.peer.is_choked();
+            // A peer that is not read cannot be heard; if it takes nothing, its socket says so.
+            clock.heard |= !reads;
+            let wants_room = !clock.is_closing() && !self.outbox.is_empty();
             tokio::select! {
                 biased;
                 received = link.receive(reads, wants_room, &mut frames) => match received {
@@ -149,47 +161,58 @@ impl<L: Link> Connection<L> {
                         return "cut: it took no byte for too long";
                     }
                     received => {
-                        heard = true;
-                        let mut taken = frames.drain(..).filter(|_| closes.is_none());
-                        let handled = taken.try_for_each(|frame| self.handle(frame));
-                        let refused = match received {
-                            Received::Refused(close) => Err(close),
-                            _ => handled,
-                        };
-                        if let Err(close) = refused {
+                        clock.heard = true;
+                        let is_full = frames.len() >= FRAMES_AT_ONCE;
+                        for frame in frames.drain(..) {
+                            // Nothing is heard any more of a peer that broke the protocol.
+                            if !self.refused
+                                && !clock.is_closing()
+                                && let Err(close) = self.handle(frame)
+                            {
+                                self.refuse(close);
+                            }
+                        }
+                        if let Received::Refused(close) = received {
                             self.refuse(close);
                         }
-                    }
-                },
-                item = self.inbox.recv() => match item {
-                    Some(item) => self.take(item),
-                    None => return "forgotten",
-                },
-                () = &mut timer => {
-                    let now = Instant::now();
-                    self.session.handle_timeout(now.into_std());
-                    if closes.is_some_and(|at| now >= at) {
-                        return "cut: it did not answer the close";
-                    }
-                    if !self.greeted && now >= opened + timeouts.handshake {
-                        self.greeted = true;
-                        self.refuse(Close::new(Close::POLICY, "no HELLO within timeouts.handshake"));
-                    }
-                    if now >= next_beat {
-                        missed = if std::mem::take(&mut heard) { 0 } else { missed + 1 };
-                        if missed >= 2 {
-                            self.exchange.metrics().missed_heartbeats.inc();
-                            return "cut: it missed two heartbeats";
-                        }
-                        next_beat = now + timeouts.heartbeat;
-                        if closes.is_none() {
-                            self.send(link, Sendable::Ping);
+                        if is_full {
+                            // One that sends without end leaves the others their turn.
+                            yield_now().await;
                         }
                     }
-                    timer.as_mut().reset(next_beat);
-                }
+                },
+                Some(item) = self.inbox.recv() => self.take(item),
+                () = &mut timer => timer.as_mut().reset(clock.next_beat),
+            }
+            if self.refused {
+                clock.close();
             }
         }
+    }
+
+    /// Does what the time asks for. Returns why the channel ends, if it does.
+    fn tick(&mut self, link: &mut L, clock: &mut Clock) -> Option<&'static str> {
+        let now = Instant::now();
+        self.session.handle_timeout(now.into_std());
+        if clock.closes.is_some_and(|at| now >= at) {
+            return Some("cut: it did not answer the close");
+        }
+        if !self.greeted && now >= clock.greets {
+            self.greeted = true;
+            self.refuse(Close::new(Close::POLICY, "no HELLO within timeouts.handshake"));
+        }
+        if now >= clock.next_beat {
+            clock.missed = if std::mem::take(&mut clock.heard) { 0 } else { clock.missed + 1 };
+            if clock.missed >= 2 {
+                self.exchange.metrics().missed_heartbeats.inc();
+                return Some("cut: it missed two heartbeats");
+            }
+            clock.next_beat = now + clock.heartbeat;
+            if !clock.is_closing() {
+                self.send(link, Sendable::Ping);
+            }
+        }
+        None
     }
 
     // What the exchange has for the peer.
@@ -204,18 +227,18 @@ impl<L: Link> Connection<L> {
                 match begun {
                     Ok(()) => self.outbox.push_back(item),
                     Err(reply_to) => {
-                        self.peer.wrote(item.weight());
+                        self.peer.released(item.weight());
                         reply_to.send(Err(self.too_busy()));
                     }
                 }
                 self.peer.in_flight.store(self.session.in_flight(), Relaxed);
             }
             Outgoing::Cancel(id) => {
-                self.peer.wrote(item.weight());
+                self.peer.released(item.weight());
                 self.session.cancel(id);
             }
             Outgoing::GiveUp => {
-                self.peer.wrote(item.weight());
+                self.peer.released(item.weight());
                 let detail = "the host shut down before the agent answered";
                 self.session.end_all(&Fault::new(FaultKind::Unavailable, detail));
             }
@@ -225,7 +248,7 @@ impl<L: Link> Connection<L> {
 
     /// Queues something of the connection's own.
     fn push(&mut self, item: Outgoing) {
-        self.peer.holds(item.weight());
+        self.peer.added(item.weight());
         self.outbox.push_back(item);
     }
 
@@ -248,7 +271,7 @@ impl<L: Link> Connection<L> {
         while link.has_room()
             && let Some(item) = self.outbox.pop_front()
         {
-            self.peer.wrote(item.weight());
+            self.peer.released(item.weight());
             match item {
                 Outgoing::Call(dispatched) => self.send_call(link, &dispatched),
                 Outgoing::Withdraw(id) => self.send(link, Sendable::Withdraw(id)),
@@ -258,6 +281,8 @@ impl<L: Link> Connection<L> {
                 }
                 Outgoing::Event(event, to) => self.send(link, Sendable::Event(&event, &to)),
                 Outgoing::Frame(frame) => self.send(link, Sendable::Frame(&frame)),
+                // A peer that has not been greeted yet hears it then.
+                Outgoing::Drain if !self.greeted => {}
                 Outgoing::Drain => self.send(link, Sendable::Drain),
                 Outgoing::Close(close) => {
                     link.close(&close);
@@ -272,8 +297,10 @@ impl<L: Link> Connection<L> {
 
     fn send_call(&mut self, link: &mut L, dispatched: &Dispatched) {
         let Dispatched { id, call, .. } = dispatched;
-        let remaining = Instant::from_std(call.deadline) - Instant::now();
-        if self.session.send(*id)
+        let remaining = Instant::from_std(call.deadline).duration_since(Instant::now());
+        // One whose time is up is not begun; the session ends it.
+        if !remaining.is_zero()
+            && self.session.send(*id)
             && let Err(fault) = link.send(Sendable::Call(*id, call, remaining))
         {
             self.session.handle_reply(*id, Err(fault));
@@ -304,7 +331,8 @@ impl<L: Link> Connection<L> {
                 }
             }
             Frame::Cancel(id) => {
-                if let Some(Some(ticket)) = self.made.get(&id) {
+                // Taken, so that a call is given up once however often that is said.
+                if let Some(ticket) = self.made.get_mut(&id).and_then(Option::take) {
                     ticket.cancel();
                 }
             }
@@ -312,7 +340,7 @@ impl<L: Link> Connection<L> {
             Frame::Register(register) => {
                 let Register { request, agent_type, key, registration } = register;
                 let done = match key {
-                    None => self.exchange.register(&self.peer, &agent_type, registration),
+                    None => self.exchange.register(&self.peer, &agent_type, &registration),
                     Some(key) => {
                         let agent = AgentId::new(agent_type, key);
                         self.exchange.register_instance(&self.peer, &agent)
@@ -335,7 +363,7 @@ impl<L: Link> Connection<L> {
                 let id = SubscriptionId::Numbered(self.peer.id, number);
                 let target = subscribe.agent_type.map_or(Target::Listener(number), Target::Agent);
                 let subscription = Subscription { filter: subscribe.filter, target };
-                let done = self.exchange.subscribe(&self.peer, id, subscription, false);
+                let done = self.exchange.subscribe(&self.peer, id, &subscription, false);
                 self.answer(subscribe.request, done);
             }
             Frame::Unsubscribe { request, subscription } => {
@@ -425,10 +453,11 @@ impl<L: Link> Connection<L> {
     /// A worker's reply, as it may be passed on.
     fn checked(&self, reply: Reply) -> Reply {
         match reply {
-            Ok(payload) if payload.bytes.len() > self.exchange.config().limits.payload_bytes.0 => {
-                Err(self.exchange.too_large(payload.bytes.len()).may_have_run_if(true))
-            }
-            reply => reply,
+            Err(fault) => Err(fault.shortened(MAX_FAULT_TEXT)),
+            Ok(payload) => match self.exchange.admit_payload(&payload) {
+                Ok(()) => Ok(payload),
+                Err(fault) => Err(fault.may_have_run_if(true)),
+            },
         }
     }
 
@@ -438,16 +467,23 @@ impl<L: Link> Connection<L> {
                 let done = Done { request, recipients: 0, dropped: Vec::new() };
                 self.push(Outgoing::Frame(Box::new(Frame::Done(done))));
             }
-            Err(fault) => self.push(Outgoing::Reply(request, Box::new(Err(fault)))),
+            // Not as the end of a call: that would forget a call of the same number.
+            Err(fault) => self.push(Outgoing::Frame(Box::new(Frame::Reply(request, Err(fault))))),
         }
     }
 
-    /// Tells the peer why the channel ends, and ends it.
+    /// Tells the peer why the channel ends, and ends it: nothing more is heard from it.
     fn refuse(&mut self, close: Close) {
+        if std::mem::replace(&mut self.refused, true) {
+            return;
+        }
+        for item in self.outbox.drain(..) {
+            self.peer.released(item.weight());
+        }
         if L::GREETS {
             let fault = Fault::new(FaultKind::Invalid, close.reason.clone())
                 .hint("docs/protocol.md describes parlour.v1");
-            self.push(Outgoing::Reply(CallId(0), Box::new(Err(fault))));
+            self.push(Outgoing::Frame(Box::new(Frame::Reply(CallId(0), Err(fault)))));
         }
         self.push(Outgoing::Close(close));
     }
@@ -462,13 +498,14 @@ impl<L: Link> Connection<L> {
     }
 
     /// Leaves the exchange and ends all that is in flight, both ways.
-    fn finish(&mut self) {
+    async fn finish(&mut self) {
         self.exchange.leave(self.peer.id);
         self.session.handle_disconnect();
         self.hand_on_settled();
         self.made.values().flatten().for_each(Ticket::cancel);
         self.inbox.close();
-        while let Ok(item) = self.inbox.try_recv() {
+        // Ends once everything has come that was on its way when the inbox closed.
+        while let Some(item) = self.inbox.recv().await {
             if let Outgoing::Call(mut dispatched) = item
                 && let Some(reply_to) = dispatched.reply_to.take()
             {
@@ -477,5 +514,48 @@ impl<L: Link> Connection<L> {
                 reply_to.send(Err(fault.may_have_run_if(false)));
             }
         }
+    }
+}
+
+/// What a channel's task has to do at which time, beside the deadlines of calls.
+struct Clock {
+    heartbeat: Duration,
+    next_beat: Instant,
+    /// Whether the peer said anything since the last beat.
+    heard: bool,
+    /// Beats since it last did.
+    missed: u32,
+    /// Until when the peer has to greet.
+    greets: Instant,
+    /// Until when it has to answer a close.
+    closes: Option<Instant>,
+}
+
+impl Clock {
+    fn new(timeouts: &timeouts::Section) -> Self {
+        let now = Instant::now();
+        Self {
+            heartbeat: timeouts.heartbeat,
+            next_beat: now + timeouts.heartbeat,
+            heard: false,
+            missed: 0,
+            greets: now + timeouts.handshake,
+            closes: None,
+        }
+    }
+
+    fn is_closing(&self) -> bool {
+        self.closes.is_some()
+    }
+
+    fn close(&mut self) {
+        self.closes.get_or_insert_with(|| Instant::now() + CLOSE_PATIENCE);
+    }
+
+    /// When there is next something to do.
+    fn due(&self, greeted: bool, deadline: Option<std::time::Instant>) -> Instant {
+        let due = self.closes.map_or(self.next_beat, |at| at.min(self.next_beat));
+        let due = deadline.map_or(due, |at| due.min(at.into()));
+        if greeted { due } else { due.min(self.greets) }
     }
 }

@@ -1,11 +1,14 @@
 //! An event on its way to many connections, written once for each protocol.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
+use bytes::Bytes;
 use bytestring::ByteString;
 use parlour_core::{Event, wire};
 
 use crate::channel::dialect;
+use crate::http::sse;
 
 /// An event and its forms on the wire, each made when the first recipient needs it.
 #[derive(Debug)]
@@ -13,11 +16,15 @@ pub(crate) struct SharedEvent {
     event: Event,
     native: OnceLock<wire::SharedEvent>,
     dialect: OnceLock<Option<ByteString>>,
+    sse: OnceLock<Bytes>,
+    /// When it was published, since the Unix epoch.
+    time: Duration,
 }
 
 impl SharedEvent {
-    pub(crate) fn new(event: Event) -> Self {
-        Self { event, native: OnceLock::new(), dialect: OnceLock::new() }
+    pub(crate) fn new(event: Event, time: Duration) -> Self {
+        let (native, dialect, sse) = Default::default();
+        Self { event, native, dialect, sse, time }
     }
 
     pub(crate) fn event(&self) -> &Event {
@@ -25,7 +32,12 @@ impl SharedEvent {
     }
 
     pub(crate) fn weight(&self) -> usize {
-        self.event.payload.weight()
+        self.event.payload.weight() + self.event.header.weight()
+    }
+
+    /// The lines of a server-sent event.
+    pub(crate) fn sse(&self) -> &Bytes {
+        self.sse.get_or_init(|| sse::write(&self.event, self.time))
     }
 
     /// The part of a `parlour.v1` frame that all recipients share.

@@ -83,6 +83,11 @@ pub(crate) struct Published {
     pub(crate) dropped: Vec<ByteString>,
 }
 
+/// The most bytes of a content type or data type: some doors carry them in headers.
+const MAX_TYPE: usize = 1024;
+/// Recipients that a publish names, of those that did not take the event; the rest it counts.
+const DROPPED_NAMES: usize = 64;
+
 impl Exchange {
     pub(crate) fn new(config: Arc<Config>) -> Self {
         let started_unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -144,6 +149,11 @@ impl Exchange {
         self.change(|directory| directory.remove(worker));
     }
 
+    /// Whether this connection has not left.
+    pub(crate) fn knows(&self, peer: &Peer) -> bool {
+        self.0.peers.lock().contains_key(&peer.id)
+    }
+
     /// Every connection that can serve agents or receive events.
     pub(crate) fn peers(&self) -> Vec<Peer> {
         self.0.peers.lock().values().cloned().collect()
@@ -160,24 +170,26 @@ impl Exchange {
         &self,
         peer: &Peer,
         agent_type: &AgentType,
-        registration: Registration,
+        registration: &Registration,
     ) -> Result<(), Fault> {
-        self.try_change(|d| d.register(peer.id, peer, agent_type, registration))
+        let max = self.config().limits.registrations;
+        self.try_change(peer, |d| d.register(peer.id, peer, agent_type, registration, max))
     }
 
     /// Records that `peer` serves one agent.
     pub(crate) fn register_instance(&self, peer: &Peer, agent: &AgentId) -> Result<(), Fault> {
-        self.try_change(|d| d.register_instance(peer.id, peer, agent))
+        let max = self.config().limits.registrations;
+        self.try_change(peer, |d| d.register_instance(peer.id, peer, agent, max))
     }
 
     /// Forgets that `peer` serves an agent type.
     pub(crate) fn unregister(&self, peer: &Peer, agent_type: &AgentType) -> Result<(), Fault> {
-        self.try_change(|d| d.unregister(peer.id, agent_type))
+        self.try_change(peer, |d| d.unregister(peer.id, agent_type))
     }
 
     /// Forgets that `peer` serves one agent.
     pub(crate) fn unregister_instance(&self, peer: &Peer, agent: &AgentId) -> Result<(), Fault> {
-        self.try_change(|d| d.unregister_instance(peer.id, agent))
+        self.try_change(peer, |d| d.unregister_instance(peer.id, agent))
     }
 
     /// Adds a subscription of `peer`.
@@ -185,16 +197,16 @@ impl Exchange {
         &self,
         peer: &Peer,
         id: SubscriptionId,
-        subscription: Subscription,
+        subscription: &Subscription,
         unique: bool,
     ) -> Result<(), Fault> {
         let max = self.config().limits.subscriptions;
-        self.try_change(|d| d.subscribe(peer.id, peer, id, subscription, unique, max))
+        self.try_change(peer, |d| d.subscribe(peer.id, peer, id, subscription, unique, max))
     }
 
     /// Removes a subscription of `peer`.
     pub(crate) fn unsubscribe(&self, peer: &Peer, id: &SubscriptionId) -> Result<(), Fault> {
-        self.try_change(|d| d.unsubscribe(peer.id, id))
+        self.try_change(peer, |d| d.unsubscribe(peer.id, id))
     }
 
     /// Gives `peer` no new work from here on.
@@ -204,11 +216,18 @@ impl Exchange {
         self.change(|directory| directory.drain(peer.id));
     }
 
+    /// Changes what the directory says of `peer`, unless it has left: nobody would forget it again.
     fn try_change(
         &self,
+        peer: &Peer,
         edit: impl FnOnce(&mut Directory<Peer>) -> Result<(), RegisterError>,
     ) -> Result<(), Fault> {
-        let _peers = self.0.peers.lock();
+        let peers = self.0.peers.lock();
+        if !peers.contains_key(&peer.id) {
+            let fault =
+                Fault::new(FaultKind::Unavailable, "the client's connection has just closed");
+            return Err(fault.hint("connect again, then repeat the request"));
+        }
         let mut next = Directory::clone(&self.0.directory.load());
         edit(&mut next).map_err(|error| self.refusal(&error))?;
         self.0.directory.store(Arc::new(next));
@@ -231,7 +250,13 @@ impl Exchange {
             }
             RegisterError::SubscriptionTaken => Fault::new(FaultKind::Conflict, detail)
                 .hint("remove the other subscription first, or keep it"),
-            RegisterError::TooManySubscriptions(_) => {
+            RegisterError::TooManyRegistrations => {
+                self.0.metrics.limit_hit(limits::registrations);
+                Fault::new(FaultKind::Overloaded, detail)
+                    .hint("serve one type with many keys, or connect more than once")
+                    .limit(limits::registrations, Some(self.config().limits.registrations as u64))
+            }
+            RegisterError::TooManySubscriptions => {
                 self.0.metrics.limit_hit(limits::subscriptions);
                 Fault::new(FaultKind::Overloaded, detail)
                     .hint("subscribe to a prefix instead")
@@ -342,7 +367,8 @@ impl Exchange {
             recipients: 0,
             dropped: Vec::new(),
         };
-        let event = Arc::new(SharedEvent::new(event));
+        let event = Arc::new(SharedEvent::new(event, self.unix_time()));
+        let mut unnamed = 0;
         for (_, peer, recipients) in found {
             let count = (recipients.agents.len() + recipients.listeners.len()) as u64;
             match peer.offer(Outgoing::Event(event.clone(), Box::new(recipients))) {
@@ -354,21 +380,29 @@ impl Exchange {
                     metrics.limit_hit(key);
                     metrics.events_dropped.inc_by(count);
                     let source = &event.event().topic.source;
-                    let agents = recipients.agents.iter();
-                    let agents = agents.map(|agent_type| format!("{agent_type}/{source}").into());
-                    published.dropped.extend(agents);
-                    let listeners = recipients.listeners.iter();
-                    let listeners = listeners.map(|n| format!("listener:{}:{n}", peer.id.0).into());
-                    published.dropped.extend(listeners);
+                    let agents = recipients.agents.iter().map(|agent| format!("{agent}/{source}"));
+                    let id = peer.id.0;
+                    let listeners =
+                        recipients.listeners.iter().map(|n| format!("listener:{id}:{n}"));
+                    for name in agents.chain(listeners) {
+                        if published.dropped.len() < DROPPED_NAMES {
+                            published.dropped.push(name.into());
+                        } else {
+                            unnamed += 1;
+                        }
+                    }
                 }
                 // It left while the event was on its way: it is no recipient any more.
                 Err(_) => {}
             }
         }
+        if unnamed > 0 {
+            published.dropped.push(format!("{unnamed} more").into());
+        }
         Ok(published)
     }
 
-    /// Whether anyone would receive calls for this agent now.
+    /// The worker that a call to this agent goes to.
     fn route(&self, target: &AgentId) -> Result<Peer, Fault> {
         let directory = self.0.directory.load();
         directory.route(target).map(|(_, peer)| peer.clone()).ok_or_else(|| {
@@ -404,22 +438,25 @@ impl Exchange {
                 .hint("do agents call each other in a loop? If not, raise the limit")
                 .limit(limits::hops, Some(limits.hops as u64)));
         }
-        if payload.bytes.len() > limits.payload_bytes.0 {
-            return Err(self.too_large(payload.bytes.len()));
-        }
-        Ok(())
+        self.admit_payload(payload)
     }
 
-    /// The fault of a payload over the limit.
-    pub(crate) fn too_large(&self, length: usize) -> Fault {
+    /// Whether the host passes this payload on.
+    pub(crate) fn admit_payload(&self, payload: &Payload) -> Result<(), Fault> {
         let limit = self.0.config.limits.payload_bytes;
-        self.0.metrics.limit_hit(limits::payload_bytes);
-        Fault::new(
-            FaultKind::TooLarge,
-            format!("the payload has {length} bytes, {limit} are allowed"),
-        )
-        .hint("send less, or raise the limit")
-        .limit(limits::payload_bytes, Some(limit.0 as u64))
+        if payload.bytes.len() > limit.0 {
+            self.0.metrics.limit_hit(limits::payload_bytes);
+            let length = payload.bytes.len();
+            let detail = format!("the payload has {length} bytes, {limit} are allowed");
+            return Err(Fault::new(FaultKind::TooLarge, detail)
+                .hint("send less, or raise the limit")
+                .limit(limits::payload_bytes, Some(limit.0 as u64)));
+        }
+        if payload.content_type.len().max(payload.data_type.len()) > MAX_TYPE {
+            let detail = format!("a content type or data type is longer than {MAX_TYPE} bytes");
+            return Err(Fault::new(FaultKind::Invalid, detail).hint("name the type more briefly"));
+        }
+        Ok(())
     }
 
     /// Answers a call that a worker's queue did not take.

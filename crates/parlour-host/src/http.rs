@@ -10,5 +10,5 @@ mod rest;
 pub(crate) mod router;
 mod rpc;
 pub(crate) mod server;
-mod sse;
+pub(crate) mod sse;
 pub(crate) mod upgrade;

@@ -9,15 +9,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Sleep, sleep};
 
 use crate::http::phase::Phase;
+use crate::metrics::Metrics;
 
 /// Below this, bytes that were read are copied out of the buffer they came in.
 ///
 /// A slice of a read buffer keeps the whole of it, and the connection then allocates 8 KiB anew for
 /// what comes next: for a small message that costs more than the copy.
-const SMALL: usize = 4096;
+pub(crate) const SMALL: usize = 4096;
 
 /// What was read, in memory of its own if it is small.
 pub(crate) fn kept(bytes: Bytes) -> Bytes {
@@ -40,11 +42,37 @@ pub(crate) struct Socket {
     waiting: Option<Pin<Box<Sleep>>>,
     /// While requests are read from it: where they stand.
     phase: Option<Arc<Phase>>,
+    _place: Option<Place>,
+}
+
+/// One of `limits.connections`, until it is dropped.
+pub(crate) struct Place {
+    _permit: OwnedSemaphorePermit,
+    metrics: Arc<Metrics>,
+}
+
+impl Place {
+    pub(crate) fn new(permit: OwnedSemaphorePermit, metrics: &Arc<Metrics>) -> Self {
+        metrics.connections.inc();
+        Self { _permit: permit, metrics: metrics.clone() }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.metrics.connections.dec();
+    }
 }
 
 impl Socket {
     pub(crate) fn new(io: Box<dyn Io>, patience: Duration) -> Self {
-        Self { io, ahead: Bytes::new(), written: 0, patience, waiting: None, phase: None }
+        let ahead = Bytes::new();
+        Self { io, ahead, written: 0, patience, waiting: None, phase: None, _place: None }
+    }
+
+    /// Keeps `place` for as long as the socket is there.
+    pub(crate) fn holds(&mut self, place: Place) {
+        self._place = Some(place);
     }
 
     /// Gives back bytes that were read and are meant for the next reader.

@@ -27,6 +27,7 @@ mod peer;
 use std::future::Future;
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 pub use crate::config::{Config, ConfigError, Setting};
@@ -57,9 +58,10 @@ impl Host {
 
     fn build(config: Config, token: Option<&str>) -> Self {
         let guard = Arc::new(Guard::new(&config, token));
+        let places = Arc::new(Semaphore::new(config.limits.connections));
         let exchange = Exchange::new(Arc::new(config));
         let (lobby, tasks) = (Lobby::default(), TaskTracker::new());
-        Self { app: App { exchange, guard, lobby, tasks } }
+        Self { app: App { exchange, guard, lobby, tasks, places } }
     }
 
     /// Serves `listener` until `shutdown` completes, and then until what is in flight has ended.

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use bytestring::ByteString;
 use futures_util::{Sink as _, Stream as _};
 use parlour_core::wire::Frame;
@@ -81,8 +81,11 @@ pub(crate) enum Sendable<'a> {
 pub(crate) trait Protocol: Send {
     const GREETS: bool;
 
-    /// Reads one message.
-    fn decode(&mut self, message: Message, frames: &mut Vec<Frame>) -> Result<(), Close>;
+    /// Whether messages are text; those of the other kind end the channel with this reason.
+    const IS_TEXT: (bool, &'static str);
+
+    /// Takes the next frame off `message`; none if that frame is to be skipped.
+    fn decode(&mut self, message: &mut Bytes) -> Result<Option<Frame>, Close>;
 
     /// Writes one item.
     fn encode(&mut self, item: Sendable<'_>, out: &mut Outbox) -> Result<(), Fault>;
@@ -104,8 +107,10 @@ const ROOM: usize = 64 * 1024;
 /// A binary message is not filled further than this: with one frame more it stays below what a peer
 /// takes at the least.
 const FULL_BATCH: usize = 32 * 1024;
-/// Messages taken before what they ask for is begun.
-const FRAMES_AT_ONCE: usize = 256;
+/// What a WebSocket frame adds to a payload of common size (RFC 6455 §5.2).
+const FRAME_HEADER: usize = 4;
+/// Frames taken before what they ask for is begun.
+pub(crate) const FRAMES_AT_ONCE: usize = 256;
 /// How long, and for how many bytes, a closed peer may go on sending before the socket goes.
 const LINGER: (Duration, usize) = (Duration::from_secs(1), 8 * 1024 * 1024);
 
@@ -114,14 +119,17 @@ pub(crate) struct WebSocketLink<P> {
     socket: WebSocketStream<Socket>,
     protocol: P,
     outbox: Outbox,
-    /// Bytes given to the socket, counted like those it has written.
+    /// What of a message has not been decoded yet.
+    undecoded: Bytes,
+    /// Bytes that the socket will have written when all that it was given is out.
     given: u64,
     failed: bool,
 }
 
 impl<P: Protocol> WebSocketLink<P> {
     pub(crate) fn new(socket: WebSocketStream<Socket>, protocol: P) -> Self {
-        Self { socket, protocol, outbox: Outbox::default(), given: 0, failed: false }
+        let (outbox, undecoded, given, failed) = Default::default();
+        Self { socket, protocol, outbox, undecoded, given, failed }
     }
 
     fn pending(&self) -> usize {
@@ -144,7 +152,7 @@ impl<P: Protocol> WebSocketLink<P> {
     }
 
     fn give(&mut self, message: Message) {
-        let length = message.as_payload().len();
+        let length = message.as_payload().len() + FRAME_HEADER;
         // A socket that is closed already takes nothing, and reading from it will say so.
         if Pin::new(&mut self.socket).start_send(message).is_ok() {
             self.given += length as u64;
@@ -171,12 +179,29 @@ impl<P: Protocol> WebSocketLink<P> {
         }
         let mut heard = false;
         while frames.len() < FRAMES_AT_ONCE {
+            if !self.undecoded.is_empty() {
+                heard = true;
+                match self.protocol.decode(&mut self.undecoded) {
+                    Ok(frame) => frames.extend(frame),
+                    Err(close) => {
+                        self.undecoded = Bytes::new();
+                        return Poll::Ready(Received::Refused(close));
+                    }
+                }
+                continue;
+            }
             match Pin::new(&mut self.socket).poll_next(cx) {
                 Poll::Pending => break,
-                Poll::Ready(None) if frames.is_empty() => return Poll::Ready(Received::Closed),
+                Poll::Ready(None) if frames.is_empty() && !heard => {
+                    return Poll::Ready(Received::Closed);
+                }
                 Poll::Ready(None) => break,
                 // After a breach of the WebSocket protocol the socket writes its close frame and
                 // then ends.
+                Poll::Ready(Some(Err(Error::PayloadTooLong { max_len, .. }))) => {
+                    let reason = format!("a message has more than {max_len} bytes");
+                    return Poll::Ready(Received::Refused(Close::new(Close::TOO_BIG, reason)));
+                }
                 Poll::Ready(Some(Err(error))) => match ended(&error) {
                     Received::Closed if !self.failed && !matches!(error, Error::Io(_)) => {
                         self.failed = true;
@@ -186,9 +211,11 @@ impl<P: Protocol> WebSocketLink<P> {
                 Poll::Ready(Some(Ok(message))) => {
                     heard = true;
                     if message.is_text() || message.is_binary() {
-                        if let Err(close) = self.protocol.decode(message, frames) {
+                        if message.is_text() != P::IS_TEXT.0 {
+                            let close = Close::new(Close::UNSUPPORTED, P::IS_TEXT.1);
                             return Poll::Ready(Received::Refused(close));
                         }
+                        self.undecoded = Bytes::from(message.into_payload());
                     } else if message.is_ping() {
                         // Its answer is written before more is read, so that pings cannot pile up.
                         break;
@@ -216,7 +243,7 @@ impl<P: Protocol> Link for WebSocketLink<P> {
 
     fn send(&mut self, item: Sendable<'_>) -> Result<(), Fault> {
         self.protocol.encode(item, &mut self.outbox)?;
-        if self.outbox.batch.len() >= FULL_BATCH {
+        if self.outbox.batch.len() >= FULL_BATCH || !self.outbox.texts.is_empty() {
             self.seal();
         }
         Ok(())

@@ -33,7 +33,7 @@ pub(crate) struct Shared {
     /// Calls that the peer has been given and that have not ended.
     pub(crate) in_flight: AtomicUsize,
     queue: mpsc::UnboundedSender<Outgoing>,
-    /// What of `queue`, and behind it, has not been written to the socket yet.
+    /// What the socket's queue has not taken yet, whether in `queue` or behind it.
     messages: AtomicUsize,
     bytes: AtomicUsize,
     bounds: Bounds,
@@ -89,6 +89,7 @@ impl Close {
     pub(crate) const PROTOCOL: u16 = 1002;
     pub(crate) const UNSUPPORTED: u16 = 1003;
     pub(crate) const POLICY: u16 = 1008;
+    pub(crate) const TOO_BIG: u16 = 1009;
 
     pub(crate) fn new(code: u16, reason: impl Into<Box<str>>) -> Self {
         Self { code, reason: reason.into() }
@@ -103,9 +104,16 @@ impl Outgoing {
     pub(crate) fn weight(&self) -> usize {
         OVERHEAD
             + match self {
-                Self::Call(dispatched) => dispatched.call.payload.weight(),
-                Self::Reply(_, reply) => reply.as_ref().as_ref().map_or(0, |p| p.weight()),
-                Self::Event(event, _) => event.weight(),
+                Self::Call(dispatched) => {
+                    dispatched.call.payload.weight() + dispatched.call.header.weight()
+                }
+                Self::Reply(_, reply) => match &**reply {
+                    Ok(payload) => payload.weight(),
+                    Err(fault) => fault.weight(),
+                },
+                Self::Event(event, to) => {
+                    event.weight() + to.agents.len() * 32 + to.listeners.len() * 8
+                }
                 _ => 0,
             }
     }
@@ -143,13 +151,13 @@ impl Peer {
     /// however slow this peer is.
     pub(crate) fn offer(&self, item: Outgoing) -> Result<(), Refused> {
         let weight = item.weight();
-        let messages = self.0.messages.fetch_add(1, Relaxed);
-        let bytes = self.0.bytes.fetch_add(weight, Relaxed);
+        // Looking first and counting then lets a few senders at once pass a little over the bound,
+        // but a refusal leaves no trace that another could see.
+        let (messages, bytes) = self.waiting();
         // A message larger than the whole bound passes when nothing else waits.
         let full = messages >= self.0.bounds.messages
             || (messages > 0 && bytes + weight > self.0.bounds.bytes);
         if full {
-            self.wrote(weight);
             let key = if messages >= self.0.bounds.messages {
                 (limits::queue_messages, self.0.bounds.messages)
             } else {
@@ -157,30 +165,31 @@ impl Peer {
             };
             return Err(Refused::Full(item, key));
         }
+        self.added(weight);
         self.0.queue.send(item).map_err(|mpsc::error::SendError(item)| {
-            self.wrote(weight);
+            self.released(weight);
             Refused::Closed(item)
         })
     }
 
-    /// Queues what must not be refused: there is at most one for each request of the peer's own, and
-    /// while much of it waits the peer's requests are not read.
+    /// Queues what must not be refused. There is at most one for each request that the peer made or
+    /// was given, and while much of it waits the peer's requests are not read.
     pub(crate) fn push(&self, item: Outgoing) {
         let weight = item.weight();
-        self.holds(weight);
+        self.added(weight);
         if self.0.queue.send(item).is_err() {
-            self.wrote(weight);
+            self.released(weight);
         }
     }
 
     /// Records that a message of this weight waits.
-    pub(crate) fn holds(&self, weight: usize) {
+    pub(crate) fn added(&self, weight: usize) {
         self.0.messages.fetch_add(1, Relaxed);
         self.0.bytes.fetch_add(weight, Relaxed);
     }
 
     /// Records that a message of this weight no longer waits.
-    pub(crate) fn wrote(&self, weight: usize) {
+    pub(crate) fn released(&self, weight: usize) {
         self.0.messages.fetch_sub(1, Relaxed);
         self.0.bytes.fetch_sub(weight, Relaxed);
     }
@@ -271,7 +280,8 @@ impl ReplyTo {
             // Whoever asked and has gone has no use for it.
             Address::Waiter(waiter) => drop(waiter.send(reply)),
             Address::Peer(peer, id) => {
-                let reply = if reply.is_ok() && peer.is_choked() {
+                let is_small = reply.as_ref().is_err_and(|fault| fault.weight() <= OVERHEAD);
+                let reply = if !is_small && peer.is_choked() {
                     self.metrics.limit_hit(limits::queue_bytes);
                     Err(too_slow(&peer))
                 } else {

@@ -98,9 +98,31 @@ pub enum DecodeError {
     /// A name breaks its rule.
     #[error(transparent)]
     Name(#[from] InvalidName),
+    /// A header, or one of its texts, is longer than allowed.
+    #[error("{0} is longer than {1} bytes")]
+    TooLong(&'static str, usize),
     /// Metadata breaks its rule.
     #[error(transparent)]
     Metadata(#[from] MetadataError),
+}
+
+/// The most bytes of a header.
+pub const MAX_HEADER: usize = 32 * 1024;
+/// The most bytes of a text that has no narrower rule: trace context and idempotency key.
+const MAX_TEXT: usize = 1024;
+/// The most bytes of a fault's detail, and of its hint; more is cut when it is written.
+const MAX_FAULT_TEXT: usize = 8 * 1024;
+
+/// Takes the bytes of the next frame off `message`.
+pub fn split_frame(message: &mut Bytes) -> Result<Bytes, DecodeError> {
+    let mut rest = message.clone();
+    if rest.is_empty() {
+        return Err(DecodeError::Truncated("kind"));
+    }
+    rest.advance(1);
+    take(&mut rest, "header")?;
+    take(&mut rest, "payload")?;
+    Ok(message.split_to(message.len() - rest.len()))
 }
 
 /// Takes the next frame off `message`. Payload and texts are slices of it, not copies.
@@ -113,6 +135,9 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
     }
     let kind = message.get_u8();
     let header = take(message, "header")?;
+    if header.len() > MAX_HEADER {
+        return Err(DecodeError::TooLong("the header", MAX_HEADER));
+    }
     let payload = take(message, "payload")?;
     let fields = Fields(header);
     let missing = |number| move || DecodeError::Missing(kind, number);
@@ -125,7 +150,7 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
             for field in fields {
                 let field = field?;
                 match field.number {
-                    field::ID => request = Some(CallId(field.number()?)),
+                    field::ID => request = field.request()?,
                     field::AGENT_TYPE => agent_type = Some(AgentType::parse(field.text()?)?),
                     field::KEY => key = Some(Key::parse(field.text()?)?),
                     field::EXCLUSIVE => registration.exclusive = field.number()? != 0,
@@ -148,7 +173,7 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
             for field in fields {
                 let field = field?;
                 match field.number {
-                    field::ID => request = Some(CallId(field.number()?)),
+                    field::ID => request = field.request()?,
                     field::SUBSCRIPTION => subscription = Some(field.number()?),
                     field::TOPIC_TYPE => {
                         filter = Some(TopicFilter::Exact(TopicType::parse(field.text()?)?));
@@ -170,7 +195,7 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
             for field in fields {
                 let field = field?;
                 match field.number {
-                    field::ID => request = Some(CallId(field.number()?)),
+                    field::ID => request = field.request()?,
                     field::SUBSCRIPTION => subscription = Some(field.number()?),
                     _ => {}
                 }
@@ -185,7 +210,7 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
             for field in fields {
                 let field = field?;
                 match field.number {
-                    field::ID => request = Some(CallId(field.number()?)),
+                    field::ID => request = field.request()?,
                     field::RECIPIENTS => recipients = field.number()?,
                     field::DROPPED => dropped.push(field.text()?),
                     _ => {}
@@ -310,7 +335,7 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
         }
         Frame::Reply(id, Err(fault)) => {
             header.number(field::ID, id.0);
-            header.fault(fault);
+            header.fault(&fault.clone().shortened(MAX_FAULT_TEXT));
             kind::FAULT
         }
         Frame::Publish(publish) => {
@@ -439,7 +464,7 @@ fn message_frame(kind: u8, fields: Fields, payload: Bytes) -> Result<Frame, Deco
     for field in fields {
         let field = field?;
         match field.number {
-            field::ID => id = Some(CallId(field.number()?)),
+            field::ID => id = field.request()?,
             field::AGENT_TYPE if kind == kind::EVENT => {
                 agents.push(AgentType::parse(field.text()?)?)
             }
@@ -455,9 +480,11 @@ fn message_frame(kind: u8, fields: Fields, payload: Bytes) -> Result<Frame, Deco
             field::PRINCIPAL => header.principal = Some(Principal::named(field.text()?)),
             field::SENDER_TYPE => sender_type = Some(AgentType::parse(field.text()?)?),
             field::SENDER_KEY => sender_key = Some(Key::parse(field.text()?)?),
-            field::TRACEPARENT => header.traceparent = Some(field.text()?),
+            field::TRACEPARENT => header.traceparent = Some(field.short_text("traceparent")?),
             field::HOPS => header.hops = u8::try_from(field.number()?).unwrap_or(u8::MAX),
-            field::IDEMPOTENCY_KEY => header.idempotency_key = Some(field.text()?),
+            field::IDEMPOTENCY_KEY => {
+                header.idempotency_key = Some(field.short_text("idempotency_key")?);
+            }
             _ => payload_field(&mut payload, field)?,
         }
     }
@@ -681,6 +708,16 @@ impl Field {
             Value::Bytes(value) => Ok(value),
             _ => Err(DecodeError::FieldType(self.number)),
         }
+    }
+
+    /// The number of a request: any but 0.
+    fn request(&self) -> Result<Option<CallId>, DecodeError> {
+        Ok(Some(CallId(self.number()?)).filter(|id| id.0 != 0))
+    }
+
+    fn short_text(self, what: &'static str) -> Result<ByteString, DecodeError> {
+        let text = self.text()?;
+        if text.len() <= MAX_TEXT { Ok(text) } else { Err(DecodeError::TooLong(what, MAX_TEXT)) }
     }
 
     fn text(self) -> Result<ByteString, DecodeError> {

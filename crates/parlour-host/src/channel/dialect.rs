@@ -11,7 +11,6 @@ use parlour_core::{
     Reply, TopicId, TopicType,
 };
 use serde::{Deserialize, Serialize};
-use tokio_websockets::Message;
 
 use crate::io::kept;
 use crate::json;
@@ -23,6 +22,11 @@ pub(crate) const NAME: &str = "autogen-0.1.0";
 
 /// Its clients refuse larger frames, and then stay up deaf.
 const MAX_FRAME: usize = 1024 * 1024;
+
+/// What a client may call a request of its own.
+const MAX_REQUEST_ID: usize = 256;
+/// The most bytes of an error's text: escaped, they still fit into a frame.
+const MAX_ERROR: usize = 64 * 1024;
 
 /// The translation, with what a client calls its own requests.
 #[derive(Debug)]
@@ -41,38 +45,40 @@ impl Dialect {
 impl Protocol for Dialect {
     const GREETS: bool = false;
 
-    fn decode(&mut self, message: Message, frames: &mut Vec<Frame>) -> Result<(), Close> {
-        if message.is_binary() {
-            let reason = "this dialect is JSON text; ask for subprotocol parlour.v1 to send frames";
-            return Err(Close::new(Close::UNSUPPORTED, reason));
-        }
-        let bytes = Bytes::from(message.into_payload());
-        let frame = json::parse::<Incoming>(&bytes, self.max_depth)
-            .map_err(|error| Close::new(Close::PROTOCOL, format!("not a frame: {error}")))?;
-        match frame.kind.as_ref() {
+    const IS_TEXT: (bool, &'static str) =
+        (true, "this dialect is JSON text; ask for subprotocol parlour.v1 to send frames");
+
+    fn decode(&mut self, message: &mut Bytes) -> Result<Option<Frame>, Close> {
+        let bytes = std::mem::take(message);
+        let broken = |error: &dyn std::fmt::Display| {
+            Close::new(Close::PROTOCOL, format!("not a frame of this dialect: {error}"))
+        };
+        let frame = json::parse::<Incoming<'_>>(&bytes, self.max_depth).map_err(|e| broken(&e))?;
+        let name = frame.request_id.as_deref().unwrap_or_default();
+        Ok(match frame.kind.as_ref() {
+            "request" if name.len() > MAX_REQUEST_ID => {
+                return Err(broken(&"its request_id is longer than 256 bytes"));
+            }
             "request" => {
-                let name = frame.request_id.as_deref().unwrap_or_default();
                 let id = CallId(self.next_id);
                 self.next_id += 1;
+                let call = frame.call(id, &bytes).map_err(|error| broken(&error))?;
                 self.requests.insert(id, name.into());
-                match frame.call(id, &bytes) {
-                    Ok(call) => frames.push(Frame::Call(call)),
-                    Err(error) => return Err(Close::new(Close::PROTOCOL, error.to_string())),
-                }
+                Some(Frame::Call(call))
             }
+            // A name the host never gave cannot be in flight: the session drops and counts it.
             "response" => {
-                // A name the host never gave cannot be in flight: the session drops and counts it.
-                let name = frame.request_id.as_deref().unwrap_or_default();
                 let id = CallId(name.parse().unwrap_or(u64::MAX));
-                frames.push(Frame::Reply(id, frame.reply(&bytes)));
+                Some(Frame::Reply(id, frame.reply(&bytes)))
             }
-            "cloud_event" => match frame.publish(&bytes) {
-                Ok(publish) => frames.push(Frame::Publish(publish)),
-                Err(error) => return Err(Close::new(Close::PROTOCOL, error.to_string())),
-            },
-            other => tracing::debug!(kind = other, "skipped a frame of an unknown type"),
-        }
-        Ok(())
+            "cloud_event" => {
+                Some(Frame::Publish(frame.publish(&bytes).map_err(|error| broken(&error))?))
+            }
+            other => {
+                tracing::debug!(kind = other, "skipped a frame of an unknown type");
+                None
+            }
+        })
     }
 
     fn encode(&mut self, item: Sendable<'_>, out: &mut Outbox) -> Result<(), Fault> {
@@ -100,7 +106,7 @@ impl Protocol for Dialect {
                     Err(fault) => Err(fault.clone()),
                 };
                 let text = text.or_else(|fault| {
-                    let empty = Payload::default();
+                    let (empty, fault) = (Payload::default(), fault.shortened(MAX_ERROR));
                     write(&ResponseOut::new(&name, fault.detail(), &empty, ""))
                 })?;
                 out.texts.push(text.into());

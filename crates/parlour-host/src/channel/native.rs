@@ -3,14 +3,16 @@
 use bytes::Bytes;
 use parlour_core::wire::{self, CallFrame, Frame};
 use parlour_core::{Fault, Reply};
-use tokio_websockets::Message;
 
-use crate::io::kept;
+use crate::io::SMALL;
 use crate::link::{Outbox, Protocol, Sendable};
 use crate::peer::Close;
 
 /// The name under which the protocol is listed.
 pub(crate) const NAME: &str = wire::SUBPROTOCOL;
+
+/// Agents, and subscriptions, that one event frame names at the most.
+const RECIPIENTS: usize = 64;
 
 /// The translation, which keeps nothing between two frames but the number of pings.
 #[derive(Debug, Default)]
@@ -21,20 +23,18 @@ pub(crate) struct Native {
 impl Protocol for Native {
     const GREETS: bool = true;
 
-    fn decode(&mut self, message: Message, frames: &mut Vec<Frame>) -> Result<(), Close> {
-        if message.is_text() {
-            let reason = "parlour.v1 is binary: send frames in binary messages";
-            return Err(Close::new(Close::UNSUPPORTED, reason));
+    const IS_TEXT: (bool, &'static str) =
+        (false, "parlour.v1 is binary: send frames in binary messages");
+
+    fn decode(&mut self, message: &mut Bytes) -> Result<Option<Frame>, Close> {
+        let broken = |error: wire::DecodeError| Close::new(Close::PROTOCOL, error.to_string());
+        let whole = message.len();
+        let mut frame = wire::split_frame(message).map_err(broken)?;
+        // What is read from the frame are slices of it, which would keep the message around it.
+        if frame.len() < whole / 4 || whole < SMALL {
+            frame = Bytes::copy_from_slice(&frame);
         }
-        let mut bytes = kept(Bytes::from(message.into_payload()));
-        while !bytes.is_empty() {
-            match wire::decode(&mut bytes) {
-                Ok(Some(frame)) => frames.push(frame),
-                Ok(None) => {}
-                Err(error) => return Err(Close::new(Close::PROTOCOL, error.to_string())),
-            }
-        }
-        Ok(())
+        wire::decode(&mut frame).map_err(broken)
     }
 
     fn encode(&mut self, item: Sendable<'_>, out: &mut Outbox) -> Result<(), Fault> {
@@ -55,7 +55,18 @@ impl Protocol for Native {
                 wire::encode(&Frame::Reply(id, Reply::clone(reply)), batch)
             }
             Sendable::Event(event, to) => {
-                wire::encode_event(event.native(), &to.agents, &to.listeners, batch);
+                let mut listeners = &to.listeners[..];
+                let mut agents = to.agents.chunks(RECIPIENTS);
+                // More than fit into one header come in further frames.
+                loop {
+                    let agents = agents.next().unwrap_or_default();
+                    let (some, rest) = listeners.split_at(listeners.len().min(RECIPIENTS));
+                    listeners = rest;
+                    if agents.is_empty() && some.is_empty() {
+                        break;
+                    }
+                    wire::encode_event(event.native(), agents, some, batch);
+                }
             }
             Sendable::Frame(frame) => wire::encode(frame, batch),
             Sendable::Drain => wire::encode(&Frame::Drain, batch),

@@ -1,8 +1,8 @@
 //! Responses, and the one way in which a fault becomes one.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -10,10 +10,12 @@ use http::{HeaderValue, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use parlour_core::{Fault, FaultKind};
 use serde::Serialize;
-use tokio::time::Instant;
 
-use super::phase::Phase;
+use super::phase::Answering;
 use super::problem::{Problem, status};
+
+/// The longest wait that is asked of a client, whatever an agent says.
+const A_DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A fault on its way to an HTTP client.
 #[derive(Debug)]
@@ -22,12 +24,14 @@ pub(crate) struct Refusal {
     /// What only HTTP knows: 405, 408, 415, 431.
     status: Option<StatusCode>,
     conversation: Option<String>,
+    /// Whether a token is asked for.
+    challenge: bool,
     allow: Option<&'static str>,
 }
 
 impl From<Fault> for Refusal {
     fn from(fault: Fault) -> Self {
-        Self { fault, status: None, conversation: None, allow: None }
+        Self { fault, status: None, conversation: None, challenge: false, allow: None }
     }
 }
 
@@ -57,6 +61,11 @@ impl Refusal {
         Self { fault: self.fault.hint(hint), ..self }
     }
 
+    /// Asks for a token. (An agent's own `unauthenticated` does not.)
+    pub(crate) fn challenge(self) -> Self {
+        Self { challenge: true, ..self }
+    }
+
     pub(crate) fn allow(self, methods: &'static str) -> Self {
         Self { allow: Some(methods), ..self }
     }
@@ -79,13 +88,13 @@ impl IntoResponse for Refusal {
         let headers = response.headers_mut();
         if let Some(wait) = self.fault.retry_after_time() {
             // The header has whole seconds; `retry_after_ms` is exact.
-            let seconds = wait.as_millis().div_ceil(1000) as u64;
+            let seconds = wait.min(A_DAY).as_millis().div_ceil(1000) as u64;
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if let Some(methods) = self.allow {
             headers.insert(header::ALLOW, HeaderValue::from_static(methods));
         }
-        if status == StatusCode::UNAUTHORIZED {
+        if self.challenge {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
@@ -114,21 +123,19 @@ fn json_as(status: StatusCode, media_type: &'static str, value: &impl Serialize)
     response
 }
 
-/// A response's body that tells the connection's phase when it ends.
+/// A response's body, until whose end the request is under way.
 pub(crate) struct Tracked {
     body: axum::body::Body,
-    phase: Arc<Phase>,
+    answering: Answering,
 }
 
 impl Tracked {
-    pub(crate) fn new(response: Response, phase: Arc<Phase>) -> http::Response<Self> {
-        response.map(|body| Self { body, phase })
-    }
-}
-
-impl Drop for Tracked {
-    fn drop(&mut self) {
-        self.phase.request_ended(Instant::now());
+    pub(crate) fn new(response: Response, mut answering: Answering) -> http::Response<Self> {
+        // A stream of events has no length, and may rest.
+        if response.body().size_hint().exact().is_some_and(|length| length > 0) {
+            answering.begin_sending();
+        }
+        response.map(|body| Self { body, answering })
     }
 }
 
@@ -140,7 +147,9 @@ impl Body for Tracked {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        self.answering.moved();
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

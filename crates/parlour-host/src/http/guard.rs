@@ -20,6 +20,7 @@ use crate::config::server;
 pub(crate) struct Guard {
     hosts: Vec<String>,
     origins: Vec<String>,
+    max_headers: usize,
     /// Whether the host listens on all addresses of its machine, so that any address may name it.
     any_address: bool,
     token: Option<Box<str>>,
@@ -36,6 +37,7 @@ impl Guard {
         Self {
             hosts,
             any_address,
+            max_headers: config.limits.headers,
             origins: config.server.allowed_origins.iter().map(|o| o.to_ascii_lowercase()).collect(),
             token: token.map(Into::into),
         }
@@ -43,6 +45,11 @@ impl Guard {
 
     /// Says who sends `request`, or why it is not let in.
     pub(crate) fn admit<B>(&self, request: &Request<B>) -> Result<Principal, Refusal> {
+        if request.headers().len() > self.max_headers {
+            let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+            return Err(Refusal::invalid(status, "the request has too many header fields")
+                .hint("send fewer, or raise limits.headers"));
+        }
         self.check_host(request.uri(), request.headers())?;
         self.check_origin(request.headers())?;
         let is_open = matches!(request.uri().path(), "/livez" | "/readyz" | "/healthz");
@@ -56,6 +63,10 @@ impl Guard {
     fn check_host(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
         let mut named = headers.get_all(header::HOST).iter();
         let host = match (uri.authority(), named.next()) {
+            (Some(authority), Some(host)) if host != authority.as_str() => {
+                let detail = "the request names one host in its target and another in Host";
+                return Err(Refusal::invalid(StatusCode::BAD_REQUEST, detail));
+            }
             (Some(authority), _) => authority.as_str(),
             (None, Some(host)) => host.to_str().unwrap_or("?"),
             (None, None) => {
@@ -77,7 +88,8 @@ impl Guard {
 
     fn allows_host(&self, host: &str) -> bool {
         let host = host.to_ascii_lowercase();
-        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let address = bare.unwrap_or(&host).parse::<IpAddr>().map(|a| a.to_canonical());
         // An address, unlike a name, cannot be pointed elsewhere behind a page's back.
         host == "localhost"
             || address.is_ok_and(|address| self.any_address || address.is_loopback())
@@ -115,13 +127,12 @@ fn check_token(token: &str, headers: &HeaderMap) -> Result<Principal, Refusal> {
         Some(_) => "the host does not know this token",
     };
     Err(Fault::new(FaultKind::Unauthenticated, detail)
-        .hint("send `Authorization: Bearer TOKEN`, with the token the host was started with")
-        .into())
+        .hint("send `Authorization: Bearer TOKEN`, with the token the host was started with"))
+    .map_err(|fault| Refusal::from(fault).challenge())
 }
 
 /// The host of `host:port`, with the brackets of an IPv6 address.
 fn host_of(authority: &str) -> &str {
-    let authority = authority.rsplit('@').next().unwrap_or(authority);
     match authority.rfind(':') {
         Some(colon)
             if !authority[colon..].contains(']')

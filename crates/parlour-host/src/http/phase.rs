@@ -2,11 +2,14 @@
 
 use std::future::Future;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
+
+use crate::config::timeouts;
 
 /// Where an HTTP/1 or HTTP/2 connection stands.
 ///
@@ -19,8 +22,41 @@ pub(crate) struct Phase {
     since: AtomicU64,
     stage: AtomicU8,
     requests: AtomicUsize,
+    /// Answers whose bodies are on their way, and when the last of them moved on.
+    sending: AtomicUsize,
+    moved: AtomicU64,
     idle: Duration,
     headers: Duration,
+    stalled: Duration,
+}
+
+/// A request that is under way.
+#[derive(Debug)]
+pub(crate) struct Answering {
+    phase: Arc<Phase>,
+    sending: bool,
+}
+
+impl Answering {
+    /// The answer's body is on its way from here on, and has to move.
+    pub(crate) fn begin_sending(&mut self) {
+        self.sending = true;
+        self.phase.sending.fetch_add(1, Relaxed);
+        self.moved();
+    }
+
+    /// A part of it was taken.
+    pub(crate) fn moved(&self) {
+        self.phase.moved.store(self.phase.millis(Instant::now()), Relaxed);
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.phase.requests.fetch_sub(1, Relaxed);
+        self.phase.sending.fetch_sub(usize::from(self.sending), Relaxed);
+        self.phase.enter(IDLE, Instant::now());
+    }
 }
 
 const IDLE: u8 = 0;
@@ -28,9 +64,11 @@ const READING_HEADERS: u8 = 1;
 
 impl Phase {
     /// A connection that has just been opened.
-    pub(crate) fn new(now: Instant, idle: Duration, headers: Duration) -> Self {
-        let (since, stage, requests) = Default::default();
-        Self { start: now, since, stage, requests, idle, headers }
+    pub(crate) fn new(now: Instant, timeouts: &timeouts::Section) -> Self {
+        let (since, stage, requests, sending, moved) = Default::default();
+        let (idle, headers) = (timeouts.idle, timeouts.headers);
+        let stalled = timeouts.stalled_write;
+        Self { start: now, since, stage, requests, sending, moved, idle, headers, stalled }
     }
 
     /// Bytes came in.
@@ -40,25 +78,31 @@ impl Phase {
         }
     }
 
-    /// A request has been read up to the end of its headers.
-    pub(crate) fn request_began(&self) {
+    /// A request has been read up to the end of its headers. It is under way until what this
+    /// returns is dropped: answered in full, or given up.
+    pub(crate) fn request_began(self: &Arc<Self>) -> Answering {
         self.requests.fetch_add(1, Relaxed);
         self.stage.store(IDLE, Relaxed);
-    }
-
-    /// A request has been answered in full, or given up.
-    pub(crate) fn request_ended(&self, now: Instant) {
-        self.requests.fetch_sub(1, Relaxed);
-        self.enter(IDLE, now);
+        Answering { phase: self.clone(), sending: false }
     }
 
     fn enter(&self, stage: u8, now: Instant) {
-        self.since.store((now - self.start).as_millis() as u64, Relaxed);
+        self.since.store(self.millis(now), Relaxed);
         self.stage.store(stage, Relaxed);
     }
 
-    /// When it has stood where it stands for too long; never, while a request is under way.
+    fn millis(&self, now: Instant) -> u64 {
+        (now - self.start).as_millis() as u64
+    }
+
+    /// When it has stood where it stands for too long; never, while an agent works on a request.
     fn ends(&self) -> Option<Instant> {
+        // The window of an HTTP/2 peer can hold an answer back while its socket takes all there is.
+        if self.sending.load(Relaxed) > 0 {
+            return Some(
+                self.start + Duration::from_millis(self.moved.load(Relaxed)) + self.stalled,
+            );
+        }
         if self.requests.load(Relaxed) > 0 {
             return None;
         }
@@ -76,8 +120,9 @@ impl Phase {
             if let Poll::Ready(output) = connection.as_mut().poll(cx) {
                 return Poll::Ready(Some(output));
             }
-            // Everything that changes the phase happens while the connection is polled, so that
-            // looking here, after it, misses nothing.
+            // Over HTTP/1 all that changes the phase happens while the connection is polled. Over
+            // HTTP/2 a request may end in a task of its own; the connection is then polled to write
+            // its last frame, and by its pings.
             let Some(ends) = self.ends() else { return Poll::Pending };
             let mut timer: Pin<&mut _> = timer.as_mut();
             if ends < timer.deadline() {
@@ -98,19 +143,20 @@ impl Phase {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Config;
 
     #[tokio::test(start_paused = true)]
     async fn headers_have_less_time_than_idling_and_requests_have_all_they_need() {
         let secs = Duration::from_secs;
         let start = Instant::now();
-        let phase = Phase::new(start, secs(30), secs(5));
+        let phase = Arc::new(Phase::new(start, &Config::default().timeouts));
         let connection = async {
             tokio::time::sleep(secs(20)).await;
             phase.bytes_came();
             tokio::time::sleep(secs(4)).await;
-            phase.request_began();
+            let answering = phase.request_began();
             tokio::time::sleep(secs(600)).await;
-            phase.request_ended(Instant::now());
+            drop(answering);
             tokio::time::sleep(secs(29)).await;
             phase.bytes_came();
             std::future::pending::<()>().await;

@@ -10,6 +10,7 @@ use http::StatusCode;
 use http::request::Parts;
 use parlour_core::{Fault, FaultKind};
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use super::answer::{Refusal, invalid};
@@ -27,6 +28,8 @@ pub(crate) struct App {
     pub(crate) lobby: Lobby,
     /// Every channel's task, so that a shutdown can wait for them.
     pub(crate) tasks: TaskTracker,
+    /// As many connections as there may be.
+    pub(crate) places: Arc<Semaphore>,
 }
 
 /// The variable segments of a path, decoded.

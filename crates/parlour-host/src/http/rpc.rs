@@ -66,7 +66,25 @@ pub(crate) async fn rpc(State(app): State<App>, request: Request) -> Answer {
         return Ok(json_text(failure(None, RpcCode::InvalidRequest, &fault)));
     }
     let answers = requests.iter().map(|request| caller.answer(request.get().as_bytes(), &body));
-    let answers: Vec<String> = join_all(answers).await.into_iter().flatten().collect();
+    let mut answers = join_all(answers).await;
+    let max = config.limits.queue_bytes.0;
+    let mut length = 0;
+    for (answer, request) in answers.iter_mut().zip(&requests) {
+        let Some(answer) = answer else { continue };
+        length += answer.len();
+        if length > max {
+            caller.app.exchange.metrics().limit_hit(limits::queue_bytes);
+            let envelope = serde_json::from_str::<Envelope<'_>>(request.get()).ok();
+            let id = envelope.and_then(|envelope| envelope.id).map(RawValue::get);
+            let fault =
+                Fault::new(FaultKind::TooLarge, "the batch's answers are too large together")
+                    .may_have_run_if(true)
+                    .hint("send the requests in several batches")
+                    .limit(limits::queue_bytes, Some(max as u64));
+            *answer = failure(id.filter(|id| is_id(id)), RpcCode::Fault, &fault);
+        }
+    }
+    let answers: Vec<String> = answers.into_iter().flatten().collect();
     if answers.is_empty() {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
@@ -238,7 +256,7 @@ impl Caller {
         }
         // AutoGen's rule: a type has one worker.
         let registration = Registration { exclusive: true, ..Registration::default() };
-        self.exchange().register(&peer, &agent_type, registration)?;
+        self.exchange().register(&peer, &agent_type, &registration)?;
         Ok(OK)
     }
 
@@ -300,7 +318,7 @@ impl Caller {
         }
         let id = SubscriptionId::Named(params.id.as_ref().into());
         let subscription = Subscription { filter, target: Target::Agent(agent_type.to_kept()) };
-        self.exchange().subscribe(&self.enter()?, id, subscription, true)?;
+        self.exchange().subscribe(&self.enter()?, id, &subscription, true)?;
         Ok(OK)
     }
 

@@ -17,7 +17,6 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt;
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,7 +26,7 @@ use super::answer::Tracked;
 use super::phase::Phase;
 use super::router::App;
 use crate::config::limits;
-use crate::io::{Io, Socket};
+use crate::io::{Io, Place, Socket};
 use crate::peer::{Close, Outgoing, Peer};
 
 /// Where connections come from. Nothing in the host binds a port by itself.
@@ -66,8 +65,6 @@ pub(crate) async fn serve(
     mut listener: impl Listener,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let config = app.exchange.config().clone();
-    let places = Arc::new(Semaphore::new(config.limits.connections));
     let closing = CancellationToken::new();
     let connections = TaskTracker::new();
     let mut ending = pin!(end(&app, shutdown));
@@ -84,19 +81,18 @@ pub(crate) async fn serve(
                 continue;
             }
         };
-        let Ok(place) = places.clone().try_acquire_owned() else {
+        let Ok(permit) = app.places.clone().try_acquire_owned() else {
             // Nothing is read from it and nothing written: the socket closes.
             app.exchange.metrics().limit_hit(limits::connections);
             continue;
         };
         let (app, router, closing) = (app.clone(), router.clone(), closing.clone());
+        let place = Place::new(permit, app.exchange.metrics());
         connections.spawn(async move {
-            let metrics = app.exchange.metrics().clone();
-            metrics.connections.inc();
-            let socket = Socket::new(io, app.exchange.config().timeouts.stalled_write);
+            let mut socket = Socket::new(io, app.exchange.config().timeouts.stalled_write);
+            // It goes with the socket, which may become a channel's.
+            socket.holds(place);
             Box::pin(connection(app, router, socket, closing)).await;
-            metrics.connections.dec();
-            drop(place);
         });
     }
 
@@ -146,7 +142,7 @@ async fn connection(app: App, router: Router, mut socket: Socket, closing: Cance
     let config = app.exchange.config().clone();
     let sniffed = timeout(config.timeouts.first_byte, sniff(&mut socket)).await;
     let Ok(Ok(Some(is_http2))) = sniffed else { return };
-    let phase = Arc::new(Phase::new(Instant::now(), config.timeouts.idle, config.timeouts.headers));
+    let phase = Arc::new(Phase::new(Instant::now(), &config.timeouts));
     if !is_http2 {
         phase.bytes_came();
         socket.report_to(Some(phase.clone()));
@@ -154,8 +150,8 @@ async fn connection(app: App, router: Router, mut socket: Socket, closing: Cance
 
     let (serving, began) = (app.clone(), phase.clone());
     let service = service_fn(move |request: Request<Incoming>| {
-        began.request_began();
-        let (app, mut router, phase) = (serving.clone(), router.clone(), began.clone());
+        let answering = began.request_began();
+        let (app, mut router) = (serving.clone(), router.clone());
         async move {
             let mut request = request.map(axum::body::Body::new);
             let response = match app.guard.admit(&request) {
@@ -168,7 +164,7 @@ async fn connection(app: App, router: Router, mut socket: Socket, closing: Cance
                     }
                 }
             };
-            Ok::<_, Infallible>(Tracked::new(response, phase))
+            Ok::<_, Infallible>(Tracked::new(response, answering))
         }
     });
 

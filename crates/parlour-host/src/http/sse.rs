@@ -44,7 +44,7 @@ pub(crate) async fn events(
     let heartbeat = exchange.config().timeouts.heartbeat;
     let stream = Stream::new(exchange, peer, inbox, filter.source, heartbeat);
     let id = SubscriptionId::Numbered(stream.peer.id, 0);
-    app.exchange.subscribe(&stream.peer, id, listen(topics, 0), false)?;
+    app.exchange.subscribe(&stream.peer, id, &listen(topics, 0), false)?;
     stream.peer.connected.store(true, std::sync::atomic::Ordering::Relaxed);
 
     let mut response = Response::new(axum::body::Body::new(stream));
@@ -94,12 +94,12 @@ impl Body for Stream {
         }
         while let Poll::Ready(item) = self.inbox.poll_recv(cx) {
             let Some(item) = item else { return Poll::Ready(None) };
-            self.peer.wrote(item.weight());
+            self.peer.released(item.weight());
             match item {
-                Outgoing::Event(event, _) => {
-                    let event = event.event();
+                Outgoing::Event(shared, _) => {
+                    let event = shared.event();
                     if self.source.as_ref().is_none_or(|s| s == event.topic.source.as_str()) {
-                        return frame(write(event, self.exchange.unix_time()).into());
+                        return frame(shared.sse().clone());
                     }
                 }
                 // The host is going away, and the client will come back to it or to another.
@@ -140,7 +140,8 @@ struct Topic<'a> {
     source: &'a str,
 }
 
-fn write(event: &Event, time: Duration) -> String {
+/// The lines of an event that was published at `time`.
+pub(crate) fn write(event: &Event, time: Duration) -> Bytes {
     let data = std::str::from_utf8(&event.payload.bytes).ok();
     let data_base64 = data.is_none().then(|| STANDARD.encode(&event.payload.bytes));
     let topic = &event.topic;
@@ -157,5 +158,5 @@ fn write(event: &Event, time: Duration) -> String {
     };
     // JSON has no line breaks of its own, and an id has no control characters.
     let json = serde_json::to_string(&value).unwrap_or_default();
-    format!("id: {}\ndata: {json}\n\n", event.header.id)
+    format!("id: {}\ndata: {json}\n\n", event.header.id).into()
 }

@@ -1,13 +1,14 @@
 //! `GET /open_channel`: the WebSocket handshake (RFC 6455 §4), and the clients of the 0.1.0 dialect.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, Version, header};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use parlour_core::wire::SUBPROTOCOL;
@@ -23,9 +24,10 @@ use super::rest::origin;
 use super::router::App;
 use crate::channel::dialect::{self, Dialect};
 use crate::channel::native::{self, Native};
+use crate::config::limits;
 use crate::connection::Connection;
 use crate::exchange::Exchange;
-use crate::io::Socket;
+use crate::io::{Place, Socket};
 use crate::link::{Link as _, Protocol, WebSocketLink};
 use crate::peer::Peer;
 
@@ -34,6 +36,10 @@ const HEADER_ROOM: usize = 64 * 1024;
 
 /// Opens a channel: `parlour.v1` if it is asked for, else the dialect.
 pub(crate) async fn open_channel(State(app): State<App>, request: Request) -> Answer {
+    if request.version() < Version::HTTP_11 {
+        return Err(Refusal::invalid(StatusCode::UPGRADE_REQUIRED, "a WebSocket needs HTTP/1.1")
+            .hint("connect with a WebSocket client over HTTP/1.1"));
+    }
     let native = asks_for_native(request.headers())?;
     let accept = accept_key(request.headers())?;
     let client_id = client_id(request.uri());
@@ -47,14 +53,22 @@ pub(crate) async fn open_channel(State(app): State<App>, request: Request) -> An
     }
     let principal = origin(&request).principal;
     let claim = match client_id.filter(|_| !native) {
-        Some(id) => Some(app.lobby.claim(&app, &id, &principal)?),
+        Some(id) => {
+            let attach = app.lobby.claim(&app, &id, &principal)?;
+            Some((id, attach))
+        }
         None => None,
     };
 
-    let exchange = app.exchange.clone();
+    let (exchange, lobby) = (app.exchange.clone(), app.lobby.clone());
     let upgrade = hyper::upgrade::on(request);
     app.tasks.spawn(async move {
-        let Ok(upgraded) = upgrade.await else { return };
+        let Ok(upgraded) = upgrade.await else {
+            if let Some((id, attach)) = claim {
+                lobby.give_back(&id, attach);
+            }
+            return;
+        };
         // Every connection of this server is of this type.
         let Ok(parts) = upgraded.downcast::<TokioIo<Socket>>() else { return };
         let mut socket = parts.io.into_inner();
@@ -68,10 +82,10 @@ pub(crate) async fn open_channel(State(app): State<App>, request: Request) -> An
                 // Boxed: an idle channel's task has no room for what comes after it.
                 Box::pin(link.linger()).await;
             }
-            Some(attach) => {
+            Some((_, attach)) => {
                 let dialect = Dialect::new(exchange.config().limits.json_depth);
                 // The task that waits for this socket is the connection's.
-                let _ = attach.send(link(socket, dialect, &exchange));
+                let _ = attach.socket.send(link(socket, dialect, &exchange));
             }
         }
     });
@@ -156,7 +170,13 @@ pub(crate) struct Lobby(Arc<Mutex<HashMap<Box<str>, Client>>>);
 struct Client {
     peer: Peer,
     /// Takes the socket, as long as none has come.
-    attach: Option<oneshot::Sender<WebSocketLink<Dialect>>>,
+    attach: Option<Attach>,
+}
+
+/// Where a client's socket is waited for, and the place that it holds until it comes.
+struct Attach {
+    socket: oneshot::Sender<WebSocketLink<Dialect>>,
+    _place: Place,
 }
 
 impl Lobby {
@@ -173,12 +193,7 @@ impl Lobby {
     }
 
     /// The place where the client's socket is waited for; each has one socket.
-    fn claim(
-        &self,
-        app: &App,
-        id: &str,
-        who: &Principal,
-    ) -> Result<oneshot::Sender<WebSocketLink<Dialect>>, Fault> {
+    fn claim(&self, app: &App, id: &str, who: &Principal) -> Result<Attach, Fault> {
         let mut clients = self.0.lock();
         self.enter_locked(&mut clients, app, id, who)?;
         clients.get_mut(id).and_then(|client| client.attach.take()).ok_or_else(|| {
@@ -187,8 +202,19 @@ impl Lobby {
         })
     }
 
-    fn forget(&self, id: &str) {
-        self.0.lock().remove(id);
+    /// The socket did not come after all.
+    fn give_back(&self, id: &str, attach: Attach) {
+        if let Some(client) = self.0.lock().get_mut(id) {
+            client.attach.get_or_insert(attach);
+        }
+    }
+
+    /// Forgets the client, unless another has come under its id since it left.
+    fn forget(&self, id: &str, peer: &Peer) {
+        let mut clients = self.0.lock();
+        if clients.get(id).is_some_and(|client| client.peer.id == peer.id) {
+            clients.remove(id);
+        }
     }
 
     fn enter_locked(
@@ -198,16 +224,33 @@ impl Lobby {
         id: &str,
         who: &Principal,
     ) -> Result<Peer, Fault> {
-        if let Some(client) = clients.get(id) {
+        if let Some(client) = clients.get(id)
+            && app.exchange.knows(&client.peer)
+        {
             if client.peer.principal != *who {
                 return Err(Fault::new(FaultKind::Forbidden, "this client id belongs to another"));
             }
             return Ok(client.peer.clone());
         }
+        let Ok(permit) = app.places.clone().try_acquire_owned() else {
+            app.exchange.metrics().limit_hit(limits::connections);
+            let limit = app.exchange.config().limits.connections;
+            return Err(Fault::new(
+                FaultKind::Overloaded,
+                "the host has as many clients as it may",
+            )
+            .hint("close some, or raise the limit")
+            .limit(limits::connections, Some(limit as u64)));
+        };
         let (peer, inbox) = app.exchange.join(dialect::NAME, who.clone());
-        peer.set_name(id);
-        let (attach, attached) = oneshot::channel();
+        // Whoever knows a client's id can speak in its name, so that nobody is shown it.
+        let mut hasher = DefaultHasher::new();
+        id.hash(&mut hasher);
+        peer.set_name(&format!("client-{:08x}", hasher.finish() as u32));
+        let (socket, attached) = oneshot::channel();
+        let attach = Attach { socket, _place: Place::new(permit, app.exchange.metrics()) };
         clients.insert(id.into(), Client { peer: peer.clone(), attach: Some(attach) });
+        let known = peer.clone();
         let mut connection = Connection::new(app.exchange.clone(), peer.clone(), inbox);
         let until = Instant::now() + app.exchange.config().timeouts.attach;
         let (lobby, id) = (self.clone(), Box::<str>::from(id));
@@ -215,10 +258,10 @@ impl Lobby {
             let link = connection.attached(attached, until).await;
             if let Some(mut link) = link {
                 connection.run(&mut link).await;
-                lobby.forget(&id);
+                lobby.forget(&id, &known);
                 Box::pin(link.linger()).await;
             } else {
-                lobby.forget(&id);
+                lobby.forget(&id, &known);
             }
         });
         Ok(peer)

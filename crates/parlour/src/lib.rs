@@ -39,6 +39,7 @@ mod driver;
 mod error;
 mod handle;
 mod handlers;
+mod outgoing;
 mod payload;
 mod request;
 mod served;

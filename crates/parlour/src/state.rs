@@ -11,6 +11,7 @@ use parlour_core::{
 };
 
 use crate::handle::{Command, Ids, LocalSubscription, Request, Waiting, after};
+use crate::outgoing::{Outgoing, payload, weight};
 use crate::{Error, ErrorKind};
 
 /// How much of small frames is put into one message: as the protocol asks.
@@ -45,15 +46,6 @@ pub(crate) struct State {
     max_payload: u64,
     /// Answers to calls of the host that wait to be written.
     replies: usize,
-}
-
-/// A frame that waits to be written.
-#[derive(Debug)]
-enum Outgoing {
-    /// Is answered, unless it ended while it waited.
-    Request { request: Box<Request>, deadline: Instant },
-    /// Makes sense on this connection only.
-    Plain(Box<Frame>),
 }
 
 impl State {
@@ -396,15 +388,6 @@ impl State {
     }
 }
 
-impl Outgoing {
-    fn frame(&self) -> &Frame {
-        match self {
-            Self::Request { request, .. } => &request.frame,
-            Self::Plain(frame) => frame,
-        }
-    }
-}
-
 /// A subscription of the connection itself.
 pub(crate) fn subscribe_frame(request: CallId, subscription: &LocalSubscription) -> Frame {
     let (number, filter) = (subscription.number, subscription.filter.clone());
@@ -428,18 +411,4 @@ pub(crate) fn header(fields: &wire::HeaderFields) -> Option<Header> {
 fn too_many_in_flight() -> Fault {
     let detail = format!("this client has {MAX_IN_FLIGHT} unanswered requests");
     Fault::new(FaultKind::Overloaded, detail).hint("wait for some answers before asking more")
-}
-
-fn payload(frame: &Frame) -> Option<&Payload> {
-    match frame {
-        Frame::Call(call) => Some(&call.payload),
-        Frame::Publish(publish) => Some(&publish.payload),
-        Frame::Reply(_, Ok(payload)) => Some(payload),
-        _ => None,
-    }
-}
-
-/// About the bytes that a frame takes.
-fn weight(frame: &Frame) -> usize {
-    payload(frame).map_or(0, Payload::weight) + 256
 }

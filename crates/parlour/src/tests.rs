@@ -5,4 +5,6 @@ mod client;
 mod handlers;
 mod limits;
 mod scripted;
+mod shutdown;
+mod subscription;
 mod worker;

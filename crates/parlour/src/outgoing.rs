@@ -1,0 +1,39 @@
+use std::time::Instant;
+
+use parlour_core::Payload;
+use parlour_core::wire::Frame;
+
+use crate::handle::Request;
+
+/// A frame that waits to be written.
+#[derive(Debug)]
+pub(crate) enum Outgoing {
+    /// Is answered, unless it ended while it waited.
+    Request { request: Box<Request>, deadline: Instant },
+    /// Makes sense on this connection only.
+    Plain(Box<Frame>),
+}
+
+impl Outgoing {
+    pub(crate) fn frame(&self) -> &Frame {
+        match self {
+            Self::Request { request, .. } => &request.frame,
+            Self::Plain(frame) => frame,
+        }
+    }
+}
+
+/// What of a frame a host limits.
+pub(crate) fn payload(frame: &Frame) -> Option<&Payload> {
+    match frame {
+        Frame::Call(call) => Some(&call.payload),
+        Frame::Publish(publish) => Some(&publish.payload),
+        Frame::Reply(_, Ok(payload)) => Some(payload),
+        _ => None,
+    }
+}
+
+/// About the bytes that a frame takes.
+pub(crate) fn weight(frame: &Frame) -> usize {
+    payload(frame).map_or(0, Payload::weight) + 256
+}

@@ -122,13 +122,16 @@ impl<L: Link> Connection<L> {
         let mut clock = Clock::new(timeouts);
         let mut timer: Pin<Box<Sleep>> = Box::pin(sleep_until(clock.next_beat));
         let mut frames = Vec::new();
+        // Whether the close has been written: it is the last that is.
+        let mut closed = false;
         loop {
             for _ in 0..BATCH {
                 let Ok(item) = self.inbox.try_recv() else { break };
                 self.take(item);
             }
             self.hand_on_settled();
-            if !clock.is_closing() && self.fill(link) {
+            if !closed && self.fill(link) {
+                closed = true;
                 clock.close();
             }
             // What this protocol could not carry has ended too.
@@ -150,7 +153,7 @@ impl<L: Link> Connection<L> {
             let reads = clock.is_closing() || !self.peer.is_choked();
             // A peer that is not read cannot be heard; if it takes nothing, its socket says so.
             clock.heard |= !reads;
-            let wants_room = !clock.is_closing() && !self.outbox.is_empty();
+            let wants_room = !closed && !self.outbox.is_empty();
             tokio::select! {
                 biased;
                 received = link.receive(reads, wants_room, &mut frames) => match received {
@@ -166,7 +169,7 @@ impl<L: Link> Connection<L> {
                         for frame in frames.drain(..) {
                             // Nothing is heard any more of a peer that broke the protocol.
                             if !self.refused
-                                && !clock.is_closing()
+                                && !closed
                                 && let Err(close) = self.handle(frame)
                             {
                                 self.refuse(close);

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use bytestring::ByteString;
 use parking_lot::Mutex;
 use parlour_core::wire::HeaderFields;
@@ -298,7 +299,9 @@ impl Exchange {
         fastrand::fill(&mut random);
         let uuid = uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid();
         let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
-        let text: &str = uuid.hyphenated().encode_lower(&mut text);
+        uuid.hyphenated().encode_lower(&mut text);
+        // Owned in this way, a second reference to it costs no second allocation.
+        let text = ByteString::try_from(Bytes::from_owner(text)).expect("hexadecimal is UTF-8");
         MessageId::parse(text).expect("a UUID is a short text")
     }
 

@@ -49,30 +49,31 @@ impl Protocol for Dialect {
         (true, "this dialect is JSON text; ask for subprotocol parlour.v1 to send frames");
 
     fn decode(&mut self, message: &mut Bytes) -> Result<Option<Frame>, Close> {
-        let bytes = std::mem::take(message);
+        // What is read from it are slices of it, and live as long as the call.
+        let bytes = kept(std::mem::take(message));
         let broken = |error: &dyn std::fmt::Display| {
             Close::new(Close::PROTOCOL, format!("not a frame of this dialect: {error}"))
         };
-        let frame = json::parse::<Incoming<'_>>(&bytes, self.max_depth).map_err(|e| broken(&e))?;
+        let frame = json::parse::<Message<'_>>(&bytes, self.max_depth).map_err(|e| broken(&e))?;
         let name = frame.request_id.as_deref().unwrap_or_default();
         Ok(match frame.kind.as_ref() {
             "request" if name.len() > MAX_REQUEST_ID => {
                 return Err(broken(&"its request_id is longer than 256 bytes"));
             }
             "request" => {
-                let id = CallId(self.next_id);
+                let (id, name) = (CallId(self.next_id), Box::from(name));
                 self.next_id += 1;
-                let call = frame.call(id, &bytes).map_err(|error| broken(&error))?;
-                self.requests.insert(id, name.into());
+                let call = frame.into_call(id, &bytes).map_err(|error| broken(&error))?;
+                self.requests.insert(id, name);
                 Some(Frame::Call(call))
             }
             // A name the host never gave cannot be in flight: the session drops and counts it.
             "response" => {
                 let id = CallId(name.parse().unwrap_or(u64::MAX));
-                Some(Frame::Reply(id, frame.reply(&bytes)))
+                Some(Frame::Reply(id, frame.into_reply(&bytes)))
             }
             "cloud_event" => {
-                Some(Frame::Publish(frame.publish(&bytes).map_err(|error| broken(&error))?))
+                Some(Frame::Publish(frame.into_publish(&bytes).map_err(|error| broken(&error))?))
             }
             other => {
                 tracing::debug!(kind = other, "skipped a frame of an unknown type");
@@ -96,18 +97,18 @@ impl Protocol for Dialect {
                     data: text,
                     original_sender: "",
                 };
-                out.texts.push(write(&frame)?.into());
+                out.texts.push(write(&frame, text)?.into());
             }
             Sendable::Reply(id, reply) => {
                 let Some(name) = self.requests.remove(&id) else { return Ok(()) };
                 let text = match reply {
                     Ok(payload) => text_of(payload)
-                        .and_then(|text| write(&ResponseOut::new(&name, "", payload, text))),
+                        .and_then(|text| write(&ResponseOut::new(&name, "", payload, text), text)),
                     Err(fault) => Err(fault.clone()),
                 };
                 let text = text.or_else(|fault| {
                     let (empty, fault) = (Payload::default(), fault.shortened(MAX_ERROR));
-                    write(&ResponseOut::new(&name, fault.detail(), &empty, ""))
+                    write(&ResponseOut::new(&name, fault.detail(), &empty, ""), fault.detail())
                 })?;
                 out.texts.push(text.into());
             }
@@ -139,17 +140,18 @@ pub(crate) fn event(event: &Event) -> Option<ByteString> {
         data: text,
         payload: text,
     };
-    write(&frame).ok().map(ByteString::from)
+    write(&frame, text).ok().map(ByteString::from)
 }
 
 /// The result of `agent.call` over JSON-RPC: the response frame that the caller's client expects.
 pub(crate) fn response(request_id: &str, payload: &Payload) -> Result<String, Fault> {
-    write(&ResponseOut::new(request_id, "", payload, text_of(payload)?))
+    let text = text_of(payload)?;
+    write(&ResponseOut::new(request_id, "", payload, text), text)
 }
 
 /// A client's frame of any type, or the parameters of a JSON-RPC method that says the same.
 #[derive(Deserialize)]
-pub(crate) struct Incoming<'a> {
+pub(crate) struct Message<'a> {
     #[serde(rename = "type", borrow, default)]
     kind: Cow<'a, str>,
     #[serde(borrow, default)]
@@ -196,20 +198,16 @@ pub(crate) struct TopicIn<'a> {
 }
 
 impl AgentIn<'_> {
-    pub(crate) fn parse(&self) -> Result<AgentId, InvalidName> {
-        Ok(AgentId::new(
-            AgentType::parse(self.agent_type.as_ref())?,
-            Key::parse(self.key.as_ref())?,
-        ))
+    pub(crate) fn parse(&self, source: &Bytes) -> Result<AgentId, InvalidName> {
+        let agent_type = AgentType::parse(text_in(source, &self.agent_type))?;
+        Ok(AgentId::new(agent_type, Key::parse(text_in(source, &self.key))?))
     }
 }
 
 impl TopicIn<'_> {
-    pub(crate) fn parse(&self) -> Result<TopicId, InvalidName> {
-        Ok(TopicId::new(
-            TopicType::parse(self.topic_type.as_ref())?,
-            Key::parse(self.source.as_ref())?,
-        ))
+    pub(crate) fn parse(&self, source: &Bytes) -> Result<TopicId, InvalidName> {
+        let topic_type = TopicType::parse(text_in(source, &self.topic_type))?;
+        Ok(TopicId::new(topic_type, Key::parse(text_in(source, &self.source))?))
     }
 }
 
@@ -222,46 +220,57 @@ pub(crate) enum FrameError {
     Missing(&'static str),
 }
 
-impl Incoming<'_> {
-    /// The call that it asks for. Texts are slices of `message` where nothing in them is escaped.
-    pub(crate) fn call(&self, id: CallId, message: &Bytes) -> Result<CallFrame, FrameError> {
-        let target = self.target.as_ref().ok_or(FrameError::Missing("target"))?.parse()?;
-        let sender = self.source.as_ref().map(AgentIn::parse).transpose()?;
+impl Message<'_> {
+    /// The call that it asks for. Texts are slices of `source`, out of which the message was read.
+    pub(crate) fn into_call(self, id: CallId, source: &Bytes) -> Result<CallFrame, FrameError> {
+        let target = self.target.as_ref().ok_or(FrameError::Missing("target"))?.parse(source)?;
+        let sender = self.source.as_ref().map(|agent| agent.parse(source)).transpose()?;
         let header = HeaderFields { sender, ..HeaderFields::default() };
-        Ok(CallFrame { id, target, timeout: None, header, payload: self.payload(message) })
+        Ok(CallFrame { id, target, timeout: None, header, payload: self.into_payload(source) })
     }
 
     /// The event that it publishes.
-    pub(crate) fn publish(&self, message: &Bytes) -> Result<PublishFrame, FrameError> {
-        let topic = self.topic.as_ref().ok_or(FrameError::Missing("topic"))?.parse()?;
-        let sender = self.sender.as_ref().map(AgentIn::parse).transpose()?;
-        let id = self.id.as_deref().filter(|id| !id.is_empty());
-        let id = id.map(MessageId::parse).transpose()?;
+    pub(crate) fn into_publish(self, source: &Bytes) -> Result<PublishFrame, FrameError> {
+        let topic = self.topic.as_ref().ok_or(FrameError::Missing("topic"))?.parse(source)?;
+        let sender = self.sender.as_ref().map(|agent| agent.parse(source)).transpose()?;
+        let id = self.id.as_ref().filter(|id| !id.is_empty());
+        let id = id.map(|id| MessageId::parse(text_in(source, id))).transpose()?;
         let header = HeaderFields { id, sender, ..HeaderFields::default() };
-        Ok(PublishFrame { request: None, topic, header, payload: self.payload(message) })
+        Ok(PublishFrame { request: None, topic, header, payload: self.into_payload(source) })
     }
 
-    fn reply(&self, message: &Bytes) -> Reply {
+    fn into_reply(self, source: &Bytes) -> Reply {
         match self.error.as_deref() {
-            None | Some("") => Ok(self.payload(message)),
+            None | Some("") => Ok(self.into_payload(source)),
             Some(error) => Err(Fault::new(FaultKind::AgentFailed, error)),
         }
     }
 
-    fn payload(&self, message: &Bytes) -> Payload {
-        let text = |text: &Option<Cow<'_, str>>| text.as_deref().unwrap_or_default().into();
-        let bytes = match self.data.as_ref().or(self.payload.as_ref()) {
-            None => Bytes::new(),
-            Some(Cow::Borrowed(data)) => kept(message.slice_ref(data.as_bytes())),
-            Some(Cow::Owned(data)) => Bytes::copy_from_slice(data.as_bytes()),
+    fn into_payload(self, source: &Bytes) -> Payload {
+        let text = |text: &Option<Cow<'_, str>>| {
+            text.as_ref().map_or_else(ByteString::new, |text| text_in(source, text))
         };
-        Payload {
-            data_type: text(&self.data_type),
-            content_type: text(&self.data_content_type),
-            metadata: Default::default(),
-            bytes,
-        }
+        let (data_type, content_type) = (text(&self.data_type), text(&self.data_content_type));
+        let bytes = match self.data.or(self.payload) {
+            None => Bytes::new(),
+            Some(Cow::Borrowed(data)) => slice_in(source, data.as_bytes())
+                .unwrap_or_else(|| Bytes::copy_from_slice(data.as_bytes())),
+            Some(Cow::Owned(data)) => Bytes::from(data),
+        };
+        Payload { data_type, content_type, metadata: Default::default(), bytes }
     }
+}
+
+/// `text` as a slice of `source`, if it stands there; an escaped text does not.
+fn text_in(source: &Bytes, text: &str) -> ByteString {
+    let slice = slice_in(source, text.as_bytes());
+    slice.and_then(|slice| ByteString::try_from(slice).ok()).unwrap_or_else(|| text.into())
+}
+
+fn slice_in(source: &Bytes, part: &[u8]) -> Option<Bytes> {
+    let start = part.as_ptr().addr().checked_sub(source.as_ptr().addr())?;
+    let end = start.checked_add(part.len()).filter(|&end| end <= source.len())?;
+    Some(source.slice(start..end))
 }
 
 #[derive(Serialize)]
@@ -339,9 +348,13 @@ fn text_of(payload: &Payload) -> Result<&str, Fault> {
     })
 }
 
-fn write(frame: &impl Serialize) -> Result<String, Fault> {
-    let text = serde_json::to_string(frame)
-        .map_err(|error| Fault::new(FaultKind::Internal, error.to_string()))?;
+/// Writes `frame`, which is a little longer than `data`.
+fn write(frame: &impl Serialize, data: &str) -> Result<String, Fault> {
+    let mut text = Vec::with_capacity(data.len() + data.len() / 4 + 320);
+    let written = serde_json::to_writer(&mut text, frame);
+    let text = written.ok().and_then(|()| String::from_utf8(text).ok());
+    let text =
+        text.ok_or_else(|| Fault::new(FaultKind::Internal, "a frame could not be written"))?;
     if text.len() > MAX_FRAME { Err(unfit()) } else { Ok(text) }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
-use http_body::Body as _;
+use http_body::Body;
 use http_body_util::BodyExt;
 use parlour_core::{Fault, FaultKind};
 use tokio::time::{Instant, timeout};
@@ -15,11 +15,14 @@ use crate::config::{ByteCount, limits, timeouts};
 use crate::io::kept;
 
 /// Reads the whole of `body`, at most `limit` bytes; `key` names that limit.
-pub(crate) async fn read(
-    mut body: axum::body::Body,
+pub(crate) async fn read<B>(
+    mut body: B,
     (key, limit): (&'static str, ByteCount),
     config: &Config,
-) -> Result<Bytes, Refusal> {
+) -> Result<Bytes, Refusal>
+where
+    B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
+{
     let too_large = |length: &str| {
         Refusal::from(
             Fault::new(
@@ -66,7 +69,12 @@ pub(crate) async fn read(
         }
         match &first {
             // Most bodies come in one piece.
-            None => first = Some(kept(data)),
+            None => {
+                first = Some(kept(data));
+                if body.is_end_stream() {
+                    break;
+                }
+            }
             Some(head) => {
                 if rest.is_empty() {
                     rest.extend_from_slice(head);
@@ -81,7 +89,7 @@ pub(crate) async fn read(
 
 /// Takes a little more of a body that is refused: a client that is still writing when the connection
 /// closes would see a broken pipe instead of the answer.
-async fn discard(mut body: axum::body::Body) {
+async fn discard(mut body: impl Body<Data = Bytes> + Unpin) {
     let (mut left, time) = (8 * 1024 * 1024_usize, Duration::from_secs(2));
     let taking = async {
         while let Some(Ok(frame)) = body.frame().await {

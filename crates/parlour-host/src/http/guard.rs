@@ -87,13 +87,12 @@ impl Guard {
     }
 
     fn allows_host(&self, host: &str) -> bool {
-        let host = host.to_ascii_lowercase();
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        let address = bare.unwrap_or(&host).parse::<IpAddr>().map(|a| a.to_canonical());
+        let address = bare.unwrap_or(host).parse::<IpAddr>().map(|a| a.to_canonical());
         // An address, unlike a name, cannot be pointed elsewhere behind a page's back.
-        host == "localhost"
+        host.eq_ignore_ascii_case("localhost")
             || address.is_ok_and(|address| self.any_address || address.is_loopback())
-            || self.hosts.contains(&host)
+            || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(host))
     }
 
     fn check_origin(&self, headers: &HeaderMap) -> Result<(), Refusal> {

@@ -1,14 +1,12 @@
 //! `POST /rpc`: JSON-RPC 2.0 with the methods of `autogen-http-runtime` 0.1.0.
 
 use std::borrow::Cow;
-use std::future::Future;
-use std::pin::Pin;
 
-use axum::extract::{Request, State};
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use futures_util::future::join_all;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, Request, StatusCode, header};
+use hyper::body::Incoming;
 use parlour_core::{
     AgentType, Call, CallId, Event, Fault, FaultKind, Principal, Registration, Subscription,
     SubscriptionId, Target, TopicFilter, TopicType,
@@ -20,15 +18,14 @@ use serde_json::value::RawValue;
 use super::answer::{Answer, Refusal, invalid, json_text};
 use super::body;
 use super::problem::{Problem, RpcCode, status};
-use super::rest::origin;
 use super::router::App;
-use crate::channel::dialect::{self, AgentIn, Incoming};
+use crate::channel::dialect::{self, AgentIn, Message};
 use crate::config::limits;
 use crate::exchange::{Exchange, Origin};
 use crate::json;
 
 /// One request, or several in an array.
-pub(crate) async fn rpc(State(app): State<App>, request: Request) -> Answer {
+pub(crate) async fn rpc(app: App, principal: Principal, request: Request<Incoming>) -> Answer {
     if !is_json(request.headers()) {
         let detail = "the body of /rpc is JSON";
         return Err(Refusal::invalid(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)
@@ -36,7 +33,7 @@ pub(crate) async fn rpc(State(app): State<App>, request: Request) -> Answer {
     }
     let client = request.headers().get("x-client-id").and_then(|value| value.to_str().ok());
     let client = client.filter(|id| !id.is_empty() && id.len() <= 128).map(str::to_owned);
-    let caller = Caller { app, client, principal: origin(&request).principal };
+    let caller = Caller { app, client, principal };
     let config = caller.app.exchange.config().clone();
     let limit = (limits::json_body_bytes, config.limits.json_body_bytes);
     let body = body::read(request.into_body(), limit, &config).await?;
@@ -171,12 +168,9 @@ impl Caller {
             return Some(failure(id.filter(|id| is_id(id)), RpcCode::InvalidRequest, &fault));
         }
         let method = envelope.method.as_deref().unwrap_or_default();
-        // Boxed, so that the many small methods do not all take the room of the largest.
         let params = envelope.params.map_or("{}", RawValue::get);
         let params = if params == "null" { "{}" } else { params };
-        let result: Pin<Box<dyn Future<Output = MethodResult> + Send>> =
-            Box::pin(self.run(method, params, body));
-        let result = result.await;
+        let result = self.run(method, params, body).await;
         let id = id?;
         Some(match result {
             Ok(result) => {
@@ -217,8 +211,8 @@ impl Caller {
     }
 
     async fn call(&self, params: &str, body: &Bytes) -> MethodResult {
-        let request: Incoming<'_> = serde_json::from_str(params).map_err(Failure::params)?;
-        let frame = request.call(CallId(0), body).map_err(Failure::params)?;
+        let request: Message<'_> = serde_json::from_str(params).map_err(Failure::params)?;
+        let frame = request.into_call(CallId(0), body).map_err(Failure::params)?;
         let origin = self.origin()?;
         let exchange = self.exchange();
         let header = exchange.stamp(frame.header, &origin);
@@ -232,8 +226,8 @@ impl Caller {
     }
 
     fn publish(&self, params: &str, body: &Bytes) -> MethodResult {
-        let event: Incoming<'_> = serde_json::from_str(params).map_err(Failure::params)?;
-        let frame = event.publish(body).map_err(Failure::params)?;
+        let event: Message<'_> = serde_json::from_str(params).map_err(Failure::params)?;
+        let frame = event.into_publish(body).map_err(Failure::params)?;
         let origin = self.origin()?;
         let header = self.exchange().stamp(frame.header, &origin);
         let event = Event { header, topic: frame.topic, payload: frame.payload };
@@ -267,7 +261,7 @@ impl Caller {
             agent_id: AgentIn<'a>,
         }
         let params: Params<'_> = serde_json::from_str(params).map_err(Failure::params)?;
-        let agent = params.agent_id.parse().map_err(Failure::params)?;
+        let agent = params.agent_id.parse(&Bytes::new()).map_err(Failure::params)?;
         self.exchange().register_instance(&self.enter()?, &agent)?;
         Ok(OK)
     }

@@ -25,6 +25,7 @@ use tower::Service as _;
 use super::answer::Tracked;
 use super::phase::Phase;
 use super::router::App;
+use super::rpc;
 use crate::config::limits;
 use crate::io::{Io, Place, Socket};
 use crate::peer::{Close, Outgoing, Peer};
@@ -153,10 +154,15 @@ async fn connection(app: App, router: Router, mut socket: Socket, closing: Cance
         let answering = began.request_began();
         let (app, mut router) = (serving.clone(), router.clone());
         async move {
-            let mut request = request.map(axum::body::Body::new);
             let response = match app.guard.admit(&request) {
                 Err(refusal) => refusal.into_response(),
+                // The door with the most to do beside routing is spared the router.
+                Ok(principal) if request.uri().path() == "/rpc" && request.method() == "POST" => {
+                    let answer = rpc::rpc(app, principal, request).await;
+                    answer.unwrap_or_else(IntoResponse::into_response)
+                }
                 Ok(principal) => {
+                    let mut request = request.map(axum::body::Body::new);
                     request.extensions_mut().insert(principal);
                     match router.call(request).await {
                         Ok(response) => response,

@@ -108,7 +108,12 @@ impl Channel {
     pub(crate) async fn send(&mut self, frame: Frame) {
         let mut bytes = BytesMut::new();
         wire::encode(&frame, &mut bytes);
-        self.socket.send(Message::binary(bytes.freeze())).await.unwrap();
+        self.send_raw(bytes.freeze()).await;
+    }
+
+    /// Sends one message of these bytes.
+    pub(crate) async fn send_raw(&mut self, message: Bytes) {
+        self.socket.send(Message::binary(message)).await.unwrap();
     }
 
     /// Calls `agent` with `text`, under the name `id`.

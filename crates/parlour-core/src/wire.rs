@@ -17,10 +17,15 @@
 //! unknown kind is skipped, and so is an unknown field; a known field of the wrong type, a text that
 //! is not UTF-8, or a frame that does not end within its message is an error.
 
-mod codec;
+mod decode;
+mod encode;
 mod frame;
+mod number;
+#[cfg(test)]
+mod tests;
 
-pub use codec::{DecodeError, MAX_HEADER, decode, encode, encode_event, split_frame};
+pub use decode::{DecodeError, MAX_HEADER, decode, split_frame};
+pub use encode::{encode, encode_event};
 pub use frame::{
     CallFrame, Done, EventFrame, Frame, HeaderFields, Hello, PublishFrame, Register, SharedEvent,
     Subscribe, Welcome,

@@ -1,0 +1,444 @@
+//! Bytes to frames.
+
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use bytestring::ByteString;
+use thiserror::Error;
+
+use super::frame::{
+    CallFrame, Done, EventFrame, Frame, HeaderFields, Hello, PublishFrame, Register, Subscribe,
+    Welcome,
+};
+use super::number::{field, kind};
+use crate::{
+    AgentId, AgentType, CallId, Fault, FaultKind, InvalidName, Key, MessageId, MetadataError,
+    Payload, Principal, Registration, TopicFilter, TopicId, TopicType,
+};
+
+/// Why bytes are not a frame.
+#[derive(Clone, Debug, Eq, Error, PartialEq)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// A frame or field is longer than what holds it.
+    #[error("the frame ends in the middle of its {0}")]
+    Truncated(&'static str),
+    /// A number takes more than ten bytes.
+    #[error("a varint is longer than ten bytes")]
+    Varint,
+    /// A field has a type that does not exist, or that is not its own.
+    #[error("field {0} has the wrong type")]
+    FieldType(u64),
+    /// A text is not UTF-8.
+    #[error("field {0} is not UTF-8")]
+    Utf8(u64),
+    /// The frame lacks a field that it needs.
+    #[error("a frame of kind {0} needs field {1}")]
+    Missing(u8, u64),
+    /// A name breaks its rule.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// A header, or one of its texts, is longer than allowed.
+    #[error("{0} is longer than {1} bytes")]
+    TooLong(&'static str, usize),
+    /// Metadata breaks its rule.
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+}
+
+/// The most bytes of a header.
+pub const MAX_HEADER: usize = 32 * 1024;
+/// The most bytes of a text that has no narrower rule: trace context and idempotency key.
+const MAX_TEXT: usize = 1024;
+/// Takes the bytes of the next frame off `message`.
+pub fn split_frame(message: &mut Bytes) -> Result<Bytes, DecodeError> {
+    let mut rest = message.clone();
+    if rest.is_empty() {
+        return Err(DecodeError::Truncated("kind"));
+    }
+    rest.advance(1);
+    take(&mut rest, "header")?;
+    take(&mut rest, "payload")?;
+    Ok(message.split_to(message.len() - rest.len()))
+}
+
+/// Takes the next frame off `message`. Payload and texts are slices of it, not copies.
+///
+/// Returns `None` for a frame of an unknown kind, which is to be skipped. Call it until `message` is
+/// empty.
+pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
+    if message.is_empty() {
+        return Err(DecodeError::Truncated("kind"));
+    }
+    let kind = message.get_u8();
+    let header = take(message, "header")?;
+    if header.len() > MAX_HEADER {
+        return Err(DecodeError::TooLong("the header", MAX_HEADER));
+    }
+    let payload = take(message, "payload")?;
+    let fields = Fields(header);
+    let missing = |number| move || DecodeError::Missing(kind, number);
+    Ok(Some(match kind {
+        kind::HELLO => Frame::Hello(hello(fields)?),
+        kind::WELCOME => Frame::Welcome(welcome(fields)?),
+        kind::REGISTER | kind::UNREGISTER => {
+            let (mut request, mut agent_type, mut key) = (None, None, None);
+            let mut registration = Registration::default();
+            for field in fields {
+                let field = field?;
+                match field.number {
+                    field::ID => request = field.request()?,
+                    field::AGENT_TYPE => agent_type = Some(AgentType::parse(field.text()?)?),
+                    field::KEY => key = Some(Key::parse(field.text()?)?),
+                    field::EXCLUSIVE => registration.exclusive = field.number()? != 0,
+                    field::CAPABILITY => registration.capabilities.push(field.text()?),
+                    _ => {}
+                }
+            }
+            let request = request.ok_or_else(missing(field::ID))?;
+            let agent_type = agent_type.ok_or_else(missing(field::AGENT_TYPE))?;
+            match kind {
+                kind::REGISTER => {
+                    Frame::Register(Register { request, agent_type, key, registration })
+                }
+                _ => Frame::Unregister { request, agent_type, key },
+            }
+        }
+        kind::SUBSCRIBE => {
+            let (mut request, mut subscription) = (None, None);
+            let (mut filter, mut agent_type) = (None, None);
+            for field in fields {
+                let field = field?;
+                match field.number {
+                    field::ID => request = field.request()?,
+                    field::SUBSCRIPTION => subscription = Some(field.number()?),
+                    field::TOPIC_TYPE => {
+                        filter = Some(TopicFilter::Exact(TopicType::parse(field.text()?)?));
+                    }
+                    field::TOPIC_PREFIX => filter = Some(TopicFilter::prefix(&field.text()?)?),
+                    field::AGENT_TYPE => agent_type = Some(AgentType::parse(field.text()?)?),
+                    _ => {}
+                }
+            }
+            Frame::Subscribe(Subscribe {
+                request: request.ok_or_else(missing(field::ID))?,
+                subscription: subscription.ok_or_else(missing(field::SUBSCRIPTION))?,
+                filter: filter.ok_or_else(missing(field::TOPIC_TYPE))?,
+                agent_type,
+            })
+        }
+        kind::UNSUBSCRIBE => {
+            let (mut request, mut subscription) = (None, None);
+            for field in fields {
+                let field = field?;
+                match field.number {
+                    field::ID => request = field.request()?,
+                    field::SUBSCRIPTION => subscription = Some(field.number()?),
+                    _ => {}
+                }
+            }
+            Frame::Unsubscribe {
+                request: request.ok_or_else(missing(field::ID))?,
+                subscription: subscription.ok_or_else(missing(field::SUBSCRIPTION))?,
+            }
+        }
+        kind::DONE => {
+            let (mut request, mut recipients, mut dropped) = (None, 0, Vec::new());
+            for field in fields {
+                let field = field?;
+                match field.number {
+                    field::ID => request = field.request()?,
+                    field::RECIPIENTS => recipients = field.number()?,
+                    field::DROPPED => dropped.push(field.text()?),
+                    _ => {}
+                }
+            }
+            Frame::Done(Done {
+                request: request.ok_or_else(missing(field::ID))?,
+                recipients,
+                dropped,
+            })
+        }
+        kind::CALL | kind::PUBLISH | kind::EVENT => message_frame(kind, fields, payload)?,
+        kind::REPLY => {
+            let mut id = None;
+            let mut payload = Payload { bytes: payload, ..Payload::default() };
+            for field in fields {
+                let field = field?;
+                match field.number {
+                    field::ID => id = Some(CallId(field.number()?)),
+                    _ => payload_field(&mut payload, field)?,
+                }
+            }
+            Frame::Reply(id.ok_or_else(missing(field::ID))?, Ok(payload))
+        }
+        kind::FAULT => {
+            let (id, fault) = fault(fields)?;
+            Frame::Reply(id.ok_or_else(missing(field::ID))?, Err(fault))
+        }
+        kind::CANCEL | kind::PING | kind::PONG => {
+            let mut id = None;
+            for field in fields {
+                let field = field?;
+                if field.number == field::ID {
+                    id = Some(field.number()?);
+                }
+            }
+            let id = id.ok_or_else(missing(field::ID))?;
+            match kind {
+                kind::CANCEL => Frame::Cancel(CallId(id)),
+                kind::PING => Frame::Ping(id),
+                _ => Frame::Pong(id),
+            }
+        }
+        kind::DRAIN => Frame::Drain,
+        _ => return Ok(None),
+    }))
+}
+
+fn hello(fields: Fields) -> Result<Hello, DecodeError> {
+    let mut hello = Hello::default();
+    for field in fields {
+        let field = field?;
+        match field.number {
+            field::NAME => hello.name = field.text()?,
+            field::VERSION => hello.versions.push(field.number()?),
+            field::FEATURE => hello.features.push(field.text()?),
+            _ => {}
+        }
+    }
+    Ok(hello)
+}
+
+fn welcome(fields: Fields) -> Result<Welcome, DecodeError> {
+    let mut welcome = Welcome::default();
+    for field in fields {
+        let field = field?;
+        match field.number {
+            field::VERSION => welcome.version = field.number()?,
+            field::FEATURE => welcome.features.push(field.text()?),
+            field::NAME => welcome.name = field.text()?,
+            field::MAX_PAYLOAD => welcome.max_payload = field.number()?,
+            field::HEARTBEAT_MS => welcome.heartbeat = Duration::from_millis(field.number()?),
+            _ => {}
+        }
+    }
+    Ok(welcome)
+}
+
+/// Call, publish and event share most of their fields.
+fn message_frame(kind: u8, fields: Fields, payload: Bytes) -> Result<Frame, DecodeError> {
+    let missing = |number| move || DecodeError::Missing(kind, number);
+    let (mut id, mut timeout) = (None, None);
+    let (mut agent_type, mut key) = (None, None);
+    let (mut topic_type, mut source) = (None, None);
+    let (mut sender_type, mut sender_key) = (None, None);
+    let (mut agents, mut subscriptions) = (Vec::new(), Vec::new());
+    let mut header = HeaderFields::default();
+    let mut payload = Payload { bytes: payload, ..Payload::default() };
+    for field in fields {
+        let field = field?;
+        match field.number {
+            field::ID => id = field.request()?,
+            field::AGENT_TYPE if kind == kind::EVENT => {
+                agents.push(AgentType::parse(field.text()?)?)
+            }
+            field::AGENT_TYPE => agent_type = Some(AgentType::parse(field.text()?)?),
+            field::KEY => key = Some(Key::parse(field.text()?)?),
+            field::TOPIC_TYPE => topic_type = Some(TopicType::parse(field.text()?)?),
+            field::SOURCE => source = Some(Key::parse(field.text()?)?),
+            field::SUBSCRIPTION => subscriptions.push(field.number()?),
+            field::TIMEOUT_MS => timeout = Some(Duration::from_millis(field.number()?)),
+            field::MESSAGE_ID => header.id = Some(MessageId::parse(field.text()?)?),
+            field::CONVERSATION => header.conversation = Some(MessageId::parse(field.text()?)?),
+            field::CAUSE => header.cause = Some(MessageId::parse(field.text()?)?),
+            field::PRINCIPAL => header.principal = Some(Principal::named(field.text()?)),
+            field::SENDER_TYPE => sender_type = Some(AgentType::parse(field.text()?)?),
+            field::SENDER_KEY => sender_key = Some(Key::parse(field.text()?)?),
+            field::TRACEPARENT => header.traceparent = Some(field.short_text("traceparent")?),
+            field::HOPS => header.hops = u8::try_from(field.number()?).unwrap_or(u8::MAX),
+            field::IDEMPOTENCY_KEY => {
+                header.idempotency_key = Some(field.short_text("idempotency_key")?);
+            }
+            _ => payload_field(&mut payload, field)?,
+        }
+    }
+    if let (Some(agent_type), Some(key)) = (sender_type, sender_key) {
+        header.sender = Some(AgentId { agent_type, key });
+    }
+    if kind == kind::CALL {
+        let agent_type = agent_type.ok_or_else(missing(field::AGENT_TYPE))?;
+        let key = key.ok_or_else(missing(field::KEY))?;
+        return Ok(Frame::Call(CallFrame {
+            id: id.ok_or_else(missing(field::ID))?,
+            target: AgentId { agent_type, key },
+            timeout,
+            header,
+            payload,
+        }));
+    }
+    let topic = TopicId {
+        topic_type: topic_type.ok_or_else(missing(field::TOPIC_TYPE))?,
+        source: source.ok_or_else(missing(field::SOURCE))?,
+    };
+    Ok(match kind {
+        kind::PUBLISH => Frame::Publish(PublishFrame { request: id, topic, header, payload }),
+        _ => Frame::Event(EventFrame { agents, subscriptions, topic, header, payload }),
+    })
+}
+
+/// Takes `field` if it describes a payload.
+fn payload_field(payload: &mut Payload, field: Field) -> Result<(), DecodeError> {
+    match field.number {
+        field::CONTENT_TYPE => payload.content_type = field.text()?,
+        field::DATA_TYPE => payload.data_type = field.text()?,
+        field::METADATA => {
+            let (mut name, mut value) = (ByteString::new(), ByteString::new());
+            for part in Fields(field.bytes()?) {
+                let part = part?;
+                match part.number {
+                    field::ENTRY_NAME => name = part.text()?,
+                    field::ENTRY_VALUE => value = part.text()?,
+                    _ => {}
+                }
+            }
+            payload.metadata.insert(name, value)?;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn fault(fields: Fields) -> Result<(Option<CallId>, Fault), DecodeError> {
+    let (mut id, mut kind, mut detail) = (None, FaultKind::Internal, ByteString::new());
+    let (mut hint, mut may_have_run, mut retry_after) = (None, true, None);
+    let (mut config_key, mut limit) = (None, None);
+    for field in fields {
+        let field = field?;
+        match field.number {
+            field::ID => id = Some(CallId(field.number()?)),
+            // A kind from a newer peer is at least a failure that may have run.
+            field::FAULT_KIND => {
+                kind = FaultKind::from_name(&field.text()?).unwrap_or(FaultKind::Internal);
+            }
+            field::DETAIL => detail = field.text()?,
+            field::HINT => hint = Some(field.text()?),
+            field::MAY_HAVE_RUN => may_have_run = field.number()? != 0,
+            field::RETRY_AFTER_MS => retry_after = Some(Duration::from_millis(field.number()?)),
+            field::CONFIG_KEY => config_key = Some(field.text()?),
+            field::LIMIT => limit = Some(field.number()?),
+            _ => {}
+        }
+    }
+    let mut fault = Fault::new(kind, &*detail).may_have_run_if(may_have_run);
+    if let Some(hint) = hint {
+        fault = fault.hint(&*hint);
+    }
+    if let Some(wait) = retry_after {
+        fault = fault.retry_after(wait);
+    }
+    if let Some(key) = config_key {
+        fault = fault.limit(&*key, limit);
+    }
+    Ok((id, fault))
+}
+
+/// The fields of a header, one after the other.
+struct Fields(Bytes);
+
+struct Field {
+    number: u64,
+    value: Value,
+}
+
+enum Value {
+    Number(u64),
+    Bytes(Bytes),
+    Skipped,
+}
+
+impl Iterator for Fields {
+    type Item = Result<Field, DecodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        (!self.0.is_empty()).then(|| self.field())
+    }
+}
+
+impl Fields {
+    fn field(&mut self) -> Result<Field, DecodeError> {
+        let tag = varint(&mut self.0, "field")?;
+        let number = tag >> 3;
+        let value = match tag & 7 {
+            0 => Value::Number(varint(&mut self.0, "field")?),
+            2 => Value::Bytes(take(&mut self.0, "field")?),
+            kind @ (1 | 5) => {
+                let length = if kind == 1 { 8 } else { 4 };
+                if self.0.len() < length {
+                    return Err(DecodeError::Truncated("field"));
+                }
+                self.0.advance(length);
+                Value::Skipped
+            }
+            _ => return Err(DecodeError::FieldType(number)),
+        };
+        Ok(Field { number, value })
+    }
+}
+
+impl Field {
+    fn number(&self) -> Result<u64, DecodeError> {
+        match self.value {
+            Value::Number(value) => Ok(value),
+            _ => Err(DecodeError::FieldType(self.number)),
+        }
+    }
+
+    fn bytes(self) -> Result<Bytes, DecodeError> {
+        match self.value {
+            Value::Bytes(value) => Ok(value),
+            _ => Err(DecodeError::FieldType(self.number)),
+        }
+    }
+
+    /// The number of a request: any but 0.
+    fn request(&self) -> Result<Option<CallId>, DecodeError> {
+        Ok(Some(CallId(self.number()?)).filter(|id| id.0 != 0))
+    }
+
+    fn short_text(self, what: &'static str) -> Result<ByteString, DecodeError> {
+        let text = self.text()?;
+        if text.len() <= MAX_TEXT { Ok(text) } else { Err(DecodeError::TooLong(what, MAX_TEXT)) }
+    }
+
+    fn text(self) -> Result<ByteString, DecodeError> {
+        let number = self.number;
+        ByteString::try_from(self.bytes()?).map_err(|_| DecodeError::Utf8(number))
+    }
+}
+
+/// Takes a length and as many bytes.
+fn take(from: &mut Bytes, what: &'static str) -> Result<Bytes, DecodeError> {
+    let length = varint(from, what)?;
+    match usize::try_from(length) {
+        Ok(length) if length <= from.len() => Ok(from.split_to(length)),
+        _ => Err(DecodeError::Truncated(what)),
+    }
+}
+
+fn varint(from: &mut Bytes, what: &'static str) -> Result<u64, DecodeError> {
+    let mut value = 0_u64;
+    for place in 0..10 {
+        let Some(&byte) = from.get(place) else { return Err(DecodeError::Truncated(what)) };
+        value |= u64::from(byte & 0x7f) << (7 * place);
+        if byte & 0x80 == 0 {
+            // The tenth byte has room for one bit.
+            if place == 9 && byte > 1 {
+                break;
+            }
+            from.advance(place + 1);
+            return Ok(value);
+        }
+    }
+    Err(DecodeError::Varint)
+}

@@ -1,0 +1,270 @@
+//! Frames to bytes.
+
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::frame::{Frame, HeaderFields, SharedEvent};
+use super::number::{field, kind};
+use crate::{AgentType, Event, Fault, Key, MessageId, Payload, Principal, TopicFilter, TopicId};
+
+/// The most bytes of a fault's detail, and of its hint; more is cut when it is written.
+const MAX_FAULT_TEXT: usize = 8 * 1024;
+
+/// Appends `frame` to `out`.
+pub fn encode(frame: &Frame, out: &mut BytesMut) {
+    let mut header = Header::default();
+    let mut payload = &Bytes::new();
+    let kind = match frame {
+        Frame::Hello(hello) => {
+            header.text(field::NAME, &hello.name);
+            hello.versions.iter().for_each(|&version| header.number(field::VERSION, version));
+            hello.features.iter().for_each(|feature| header.text(field::FEATURE, feature));
+            kind::HELLO
+        }
+        Frame::Welcome(welcome) => {
+            header.number(field::VERSION, welcome.version);
+            welcome.features.iter().for_each(|feature| header.text(field::FEATURE, feature));
+            header.text(field::NAME, &welcome.name);
+            header.number(field::MAX_PAYLOAD, welcome.max_payload);
+            header.number(field::HEARTBEAT_MS, millis(welcome.heartbeat));
+            kind::WELCOME
+        }
+        Frame::Register(register) => {
+            header.number(field::ID, register.request.0);
+            header.text(field::AGENT_TYPE, register.agent_type.as_str());
+            header.optional(field::KEY, register.key.as_ref().map(Key::as_str));
+            header.flag(field::EXCLUSIVE, register.registration.exclusive);
+            let capabilities = &register.registration.capabilities;
+            capabilities.iter().for_each(|name| header.text(field::CAPABILITY, name));
+            kind::REGISTER
+        }
+        Frame::Unregister { request, agent_type, key } => {
+            header.number(field::ID, request.0);
+            header.text(field::AGENT_TYPE, agent_type.as_str());
+            header.optional(field::KEY, key.as_ref().map(Key::as_str));
+            kind::UNREGISTER
+        }
+        Frame::Subscribe(subscribe) => {
+            header.number(field::ID, subscribe.request.0);
+            header.number(field::SUBSCRIPTION, subscribe.subscription);
+            match &subscribe.filter {
+                TopicFilter::Exact(topic) => header.text(field::TOPIC_TYPE, topic.as_str()),
+                TopicFilter::Prefix(prefix) => header.text(field::TOPIC_PREFIX, prefix),
+            }
+            let agent_type = subscribe.agent_type.as_ref();
+            header.optional(field::AGENT_TYPE, agent_type.map(AgentType::as_str));
+            kind::SUBSCRIBE
+        }
+        Frame::Unsubscribe { request, subscription } => {
+            header.number(field::ID, request.0);
+            header.number(field::SUBSCRIPTION, *subscription);
+            kind::UNSUBSCRIBE
+        }
+        Frame::Done(done) => {
+            header.number(field::ID, done.request.0);
+            header.number(field::RECIPIENTS, done.recipients);
+            done.dropped.iter().for_each(|name| header.text(field::DROPPED, name));
+            kind::DONE
+        }
+        Frame::Call(call) => {
+            header.number(field::ID, call.id.0);
+            header.text(field::AGENT_TYPE, call.target.agent_type.as_str());
+            header.text(field::KEY, call.target.key.as_str());
+            if let Some(timeout) = call.timeout {
+                header.number(field::TIMEOUT_MS, millis(timeout));
+            }
+            header.common(&call.header);
+            header.payload(&call.payload);
+            payload = &call.payload.bytes;
+            kind::CALL
+        }
+        Frame::Reply(id, Ok(reply)) => {
+            header.number(field::ID, id.0);
+            header.payload(reply);
+            payload = &reply.bytes;
+            kind::REPLY
+        }
+        Frame::Reply(id, Err(fault)) => {
+            header.number(field::ID, id.0);
+            header.fault(&fault.clone().shortened(MAX_FAULT_TEXT));
+            kind::FAULT
+        }
+        Frame::Publish(publish) => {
+            if let Some(request) = publish.request {
+                header.number(field::ID, request.0);
+            }
+            header.topic(&publish.topic);
+            header.common(&publish.header);
+            header.payload(&publish.payload);
+            payload = &publish.payload.bytes;
+            kind::PUBLISH
+        }
+        Frame::Event(event) => {
+            header.topic(&event.topic);
+            header.common(&event.header);
+            header.payload(&event.payload);
+            header.recipients(&event.agents, &event.subscriptions);
+            payload = &event.payload.bytes;
+            kind::EVENT
+        }
+        Frame::Cancel(id) => {
+            header.number(field::ID, id.0);
+            kind::CANCEL
+        }
+        Frame::Ping(number) => {
+            header.number(field::ID, *number);
+            kind::PING
+        }
+        Frame::Pong(number) => {
+            header.number(field::ID, *number);
+            kind::PONG
+        }
+        Frame::Drain => kind::DRAIN,
+    };
+    write(kind, &[&header.0], payload, out);
+}
+
+/// Appends an event frame to `out`: the part that all recipients share, and who receives it here.
+pub fn encode_event(
+    event: &SharedEvent,
+    agents: &[AgentType],
+    subscriptions: &[u64],
+    out: &mut BytesMut,
+) {
+    let mut header = Header::default();
+    header.recipients(agents, subscriptions);
+    write(kind::EVENT, &[&event.header, &header.0], &event.payload, out);
+}
+
+impl SharedEvent {
+    /// Writes the shared part of `event`.
+    pub fn new(event: &Event) -> Self {
+        let mut header = Header::default();
+        header.topic(&event.topic);
+        header.common(&HeaderFields::from(&event.header));
+        header.payload(&event.payload);
+        Self { header: Bytes::from(header.0), payload: event.payload.bytes.clone() }
+    }
+}
+
+impl From<&crate::Header> for HeaderFields {
+    fn from(header: &crate::Header) -> Self {
+        Self {
+            id: Some(header.id.clone()),
+            conversation: Some(header.conversation.clone()),
+            cause: header.cause.clone(),
+            principal: Some(header.principal.clone()),
+            sender: header.sender.clone(),
+            traceparent: header.traceparent.clone(),
+            hops: header.hops,
+            idempotency_key: header.idempotency_key.clone(),
+        }
+    }
+}
+
+fn write(kind: u8, header: &[&[u8]], payload: &[u8], out: &mut BytesMut) {
+    let length: usize = header.iter().map(|part| part.len()).sum();
+    out.reserve(length + payload.len() + 16);
+    out.put_u8(kind);
+    put_varint(length as u64, out);
+    header.iter().for_each(|part| out.put_slice(part));
+    put_varint(payload.len() as u64, out);
+    out.put_slice(payload);
+}
+
+/// A header that is being written.
+#[derive(Default)]
+struct Header(Vec<u8>);
+
+impl Header {
+    fn number(&mut self, number: u64, value: u64) {
+        put_varint(number << 3, &mut self.0);
+        put_varint(value, &mut self.0);
+    }
+
+    fn flag(&mut self, number: u64, value: bool) {
+        if value {
+            self.number(number, 1);
+        }
+    }
+
+    fn text(&mut self, number: u64, value: &str) {
+        put_varint(number << 3 | 2, &mut self.0);
+        put_varint(value.len() as u64, &mut self.0);
+        self.0.put_slice(value.as_bytes());
+    }
+
+    fn optional(&mut self, number: u64, value: Option<&str>) {
+        if let Some(value) = value {
+            self.text(number, value);
+        }
+    }
+
+    fn topic(&mut self, topic: &TopicId) {
+        self.text(field::TOPIC_TYPE, topic.topic_type.as_str());
+        self.text(field::SOURCE, topic.source.as_str());
+    }
+
+    fn recipients(&mut self, agents: &[AgentType], subscriptions: &[u64]) {
+        agents.iter().for_each(|agent| self.text(field::AGENT_TYPE, agent.as_str()));
+        subscriptions.iter().for_each(|&number| self.number(field::SUBSCRIPTION, number));
+    }
+
+    fn common(&mut self, header: &HeaderFields) {
+        self.optional(field::MESSAGE_ID, header.id.as_ref().map(MessageId::as_str));
+        self.optional(field::CONVERSATION, header.conversation.as_ref().map(MessageId::as_str));
+        self.optional(field::CAUSE, header.cause.as_ref().map(MessageId::as_str));
+        self.optional(field::PRINCIPAL, header.principal.as_ref().map(Principal::as_str));
+        if let Some(sender) = &header.sender {
+            self.text(field::SENDER_TYPE, sender.agent_type.as_str());
+            self.text(field::SENDER_KEY, sender.key.as_str());
+        }
+        self.optional(field::TRACEPARENT, header.traceparent.as_deref());
+        if header.hops != 0 {
+            self.number(field::HOPS, header.hops.into());
+        }
+        self.optional(field::IDEMPOTENCY_KEY, header.idempotency_key.as_deref());
+    }
+
+    fn payload(&mut self, payload: &Payload) {
+        let content_type = Some(&*payload.content_type).filter(|text| !text.is_empty());
+        self.optional(field::CONTENT_TYPE, content_type);
+        let data_type = Some(&*payload.data_type).filter(|text| !text.is_empty());
+        self.optional(field::DATA_TYPE, data_type);
+        for (name, value) in payload.metadata.iter() {
+            let mut entry = Self::default();
+            entry.text(field::ENTRY_NAME, name);
+            entry.text(field::ENTRY_VALUE, value);
+            put_varint(field::METADATA << 3 | 2, &mut self.0);
+            put_varint(entry.0.len() as u64, &mut self.0);
+            self.0.put_slice(&entry.0);
+        }
+    }
+
+    fn fault(&mut self, fault: &Fault) {
+        self.text(field::FAULT_KIND, fault.kind().name());
+        self.text(field::DETAIL, fault.detail());
+        self.optional(field::HINT, fault.hint_text());
+        self.number(field::MAY_HAVE_RUN, fault.may_have_run().into());
+        if let Some(wait) = fault.retry_after_time() {
+            self.number(field::RETRY_AFTER_MS, millis(wait));
+        }
+        self.optional(field::CONFIG_KEY, fault.config_key());
+        if let Some(limit) = fault.limit_value() {
+            self.number(field::LIMIT, limit);
+        }
+    }
+}
+
+fn put_varint(mut value: u64, out: &mut impl BufMut) {
+    while value >= 0x80 {
+        out.put_u8(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.put_u8(value as u8);
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

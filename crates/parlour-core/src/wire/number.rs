@@ -1,0 +1,64 @@
+//! The numbers of frames and fields, as `docs/protocol.md` has them.
+
+/// The kinds of frames. Numbers are never given to another kind.
+pub(super) mod kind {
+    pub(in crate::wire) const HELLO: u8 = 1;
+    pub(in crate::wire) const WELCOME: u8 = 2;
+    pub(in crate::wire) const REGISTER: u8 = 3;
+    pub(in crate::wire) const UNREGISTER: u8 = 4;
+    pub(in crate::wire) const SUBSCRIBE: u8 = 5;
+    pub(in crate::wire) const UNSUBSCRIBE: u8 = 6;
+    pub(in crate::wire) const DONE: u8 = 7;
+    pub(in crate::wire) const CALL: u8 = 8;
+    pub(in crate::wire) const REPLY: u8 = 9;
+    pub(in crate::wire) const FAULT: u8 = 10;
+    pub(in crate::wire) const PUBLISH: u8 = 11;
+    pub(in crate::wire) const EVENT: u8 = 12;
+    pub(in crate::wire) const CANCEL: u8 = 13;
+    pub(in crate::wire) const PING: u8 = 14;
+    pub(in crate::wire) const PONG: u8 = 15;
+    pub(in crate::wire) const DRAIN: u8 = 16;
+}
+
+/// The fields of headers. A number means the same in every frame.
+pub(super) mod field {
+    pub(in crate::wire) const ID: u64 = 1;
+    pub(in crate::wire) const AGENT_TYPE: u64 = 2;
+    pub(in crate::wire) const KEY: u64 = 3;
+    pub(in crate::wire) const TOPIC_TYPE: u64 = 4;
+    pub(in crate::wire) const SOURCE: u64 = 5;
+    pub(in crate::wire) const CONTENT_TYPE: u64 = 6;
+    pub(in crate::wire) const DATA_TYPE: u64 = 7;
+    pub(in crate::wire) const METADATA: u64 = 8;
+    pub(in crate::wire) const TIMEOUT_MS: u64 = 9;
+    pub(in crate::wire) const MESSAGE_ID: u64 = 10;
+    pub(in crate::wire) const CONVERSATION: u64 = 11;
+    pub(in crate::wire) const CAUSE: u64 = 12;
+    pub(in crate::wire) const SENDER_TYPE: u64 = 13;
+    pub(in crate::wire) const SENDER_KEY: u64 = 14;
+    pub(in crate::wire) const PRINCIPAL: u64 = 15;
+    pub(in crate::wire) const TRACEPARENT: u64 = 16;
+    pub(in crate::wire) const HOPS: u64 = 17;
+    pub(in crate::wire) const IDEMPOTENCY_KEY: u64 = 18;
+    pub(in crate::wire) const FAULT_KIND: u64 = 19;
+    pub(in crate::wire) const DETAIL: u64 = 20;
+    pub(in crate::wire) const HINT: u64 = 21;
+    pub(in crate::wire) const MAY_HAVE_RUN: u64 = 22;
+    pub(in crate::wire) const RETRY_AFTER_MS: u64 = 23;
+    pub(in crate::wire) const CONFIG_KEY: u64 = 24;
+    pub(in crate::wire) const LIMIT: u64 = 25;
+    pub(in crate::wire) const EXCLUSIVE: u64 = 26;
+    pub(in crate::wire) const CAPABILITY: u64 = 27;
+    pub(in crate::wire) const TOPIC_PREFIX: u64 = 28;
+    pub(in crate::wire) const SUBSCRIPTION: u64 = 29;
+    pub(in crate::wire) const RECIPIENTS: u64 = 30;
+    pub(in crate::wire) const DROPPED: u64 = 31;
+    pub(in crate::wire) const VERSION: u64 = 32;
+    pub(in crate::wire) const FEATURE: u64 = 33;
+    pub(in crate::wire) const NAME: u64 = 34;
+    pub(in crate::wire) const MAX_PAYLOAD: u64 = 35;
+    pub(in crate::wire) const HEARTBEAT_MS: u64 = 36;
+    /// Within a metadata entry.
+    pub(in crate::wire) const ENTRY_NAME: u64 = 1;
+    pub(in crate::wire) const ENTRY_VALUE: u64 = 2;
+}

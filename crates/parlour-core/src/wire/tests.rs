@@ -1,0 +1,149 @@
+//! Frames there and back, and bytes that are none.
+
+use proptest::prelude::*;
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+
+use super::number::kind;
+use super::*;
+use crate::{
+    AgentId, AgentType, CallId, Fault, FaultKind, Key, MessageId, Payload, Principal, Registration,
+    TopicFilter, TopicId, TopicType,
+};
+
+#[test]
+fn every_kind_of_frame_survives_the_wire() {
+    let mut metadata = crate::Metadata::default();
+    metadata.insert("request-type", "sum ✓").unwrap();
+    let payload = Payload {
+        data_type: "Text".into(),
+        content_type: "application/json".into(),
+        metadata,
+        bytes: Bytes::from_static(b"{\"a\":1}"),
+    };
+    let header = HeaderFields {
+        id: Some(MessageId::parse("m1").unwrap()),
+        conversation: Some(MessageId::parse("c1").unwrap()),
+        cause: Some(MessageId::parse("m0").unwrap()),
+        principal: Some(Principal::named("token")),
+        sender: Some(AgentId::parse("a/k/2").unwrap()),
+        traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+        hops: 3,
+        idempotency_key: Some("once".into()),
+    };
+    let agent_type = AgentType::parse("upper").unwrap();
+    let topic = TopicId::new(TopicType::parse("a:b").unwrap(), Key::parse("s").unwrap());
+    let fault = Fault::new(FaultKind::Overloaded, "full")
+        .hint("wait")
+        .retry_after(Duration::from_millis(250))
+        .limit("limits.queue_messages", Some(4096));
+    let registration = Registration { exclusive: true, capabilities: vec!["sum".into()] };
+    let frames = [
+        Frame::Hello(Hello {
+            name: "me".into(),
+            versions: vec![1, 2],
+            features: vec!["resume".into()],
+        }),
+        Frame::Welcome(Welcome {
+            version: 1,
+            features: vec![],
+            name: "room".into(),
+            max_payload: 1 << 20,
+            heartbeat: Duration::from_secs(15),
+        }),
+        Frame::Register(Register {
+            request: CallId(1),
+            agent_type: agent_type.clone(),
+            key: Some(Key::parse("k").unwrap()),
+            registration,
+        }),
+        Frame::Unregister { request: CallId(2), agent_type: agent_type.clone(), key: None },
+        Frame::Subscribe(Subscribe {
+            request: CallId(3),
+            subscription: 7,
+            filter: TopicFilter::parse("news.*").unwrap(),
+            agent_type: Some(agent_type.clone()),
+        }),
+        Frame::Unsubscribe { request: CallId(4), subscription: 7 },
+        Frame::Done(Done { request: CallId(4), recipients: 2, dropped: vec!["a/b".into()] }),
+        Frame::Call(CallFrame {
+            id: CallId(u64::MAX),
+            target: AgentId::parse("upper/1").unwrap(),
+            timeout: Some(Duration::from_millis(1500)),
+            header: header.clone(),
+            payload: payload.clone(),
+        }),
+        Frame::Reply(CallId(5), Ok(payload.clone())),
+        Frame::Reply(CallId(6), Err(fault)),
+        Frame::Publish(PublishFrame {
+            request: None,
+            topic: topic.clone(),
+            header: HeaderFields::default(),
+            payload: payload.clone(),
+        }),
+        Frame::Event(EventFrame {
+            agents: vec![agent_type],
+            subscriptions: vec![7, 300],
+            topic,
+            header,
+            payload,
+        }),
+        Frame::Cancel(CallId(7)),
+        Frame::Ping(8),
+        Frame::Pong(9),
+        Frame::Drain,
+    ];
+
+    let mut message = BytesMut::new();
+    frames.iter().for_each(|frame| encode(frame, &mut message));
+    let mut message = message.freeze();
+    for frame in frames {
+        assert_eq!(decode(&mut message).unwrap(), Some(frame));
+    }
+    assert!(message.is_empty());
+}
+
+#[test]
+fn what_is_unknown_is_skipped() {
+    // Kind 200; then a ping with fields 100 of every type before its number.
+    #[rustfmt::skip]
+    let bytes: &[u8] = &[
+        200, 1, 0xff, 2, 1, 2,
+        kind::PING, 25,
+        0xa0, 6, 1,
+        0xa1, 6, 1, 2, 3, 4, 5, 6, 7, 8,
+        0xa2, 6, 1, 9,
+        0xa5, 6, 1, 2, 3, 4,
+        8, 5,
+        0,
+    ];
+    let mut message = Bytes::from_static(bytes);
+    assert_eq!(decode(&mut message), Ok(None));
+    assert_eq!(decode(&mut message), Ok(Some(Frame::Ping(5))));
+}
+
+#[test]
+fn broken_frames_are_named() {
+    let error = |bytes: &'static [u8]| decode(&mut Bytes::from_static(bytes)).unwrap_err();
+    assert_eq!(error(&[]), DecodeError::Truncated("kind"));
+    assert_eq!(error(&[14, 5, 8]), DecodeError::Truncated("header"));
+    assert_eq!(error(&[14, 2, 8, 1]), DecodeError::Truncated("payload"));
+    assert_eq!(error(&[14, 0, 0]), DecodeError::Missing(14, 1));
+    assert_eq!(error(&[14, 2, 10, 0, 0]), DecodeError::FieldType(1));
+    assert_eq!(error(&[14, 1, 11, 0]), DecodeError::FieldType(1));
+    assert_eq!(error(&[1, 5, 0x92, 2, 2, 0xc3, 0x28, 0]), DecodeError::Utf8(34));
+    assert_eq!(
+        error(&[14, 12, 8, 255, 255, 255, 255, 255, 255, 255, 255, 255, 2, 0, 0]),
+        DecodeError::Varint
+    );
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_the_decoder_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let mut message = Bytes::from(bytes);
+        while !message.is_empty() && decode(&mut message).is_ok() {}
+    }
+}

@@ -488,7 +488,7 @@ impl<L: Link> Connection<L> {
                 .hint("docs/protocol.md describes parlour.v1");
             self.push(Outgoing::Frame(Box::new(Frame::Reply(CallId(0), Err(fault)))));
         }
-        self.push(Outgoing::Close(close));
+        self.push(Outgoing::Close(Box::new(close)));
     }
 
     fn too_busy(&self) -> Fault {

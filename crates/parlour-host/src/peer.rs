@@ -66,7 +66,7 @@ pub(crate) enum Outgoing {
     /// The host goes now: what the peer has not answered ends.
     GiveUp,
     /// The channel is to be closed, once what waits before this has been written.
-    Close(Close),
+    Close(Box<Close>),
 }
 
 /// A call with its name and, until the connection's session keeps it, its return address.

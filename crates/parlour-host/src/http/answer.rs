@@ -130,9 +130,14 @@ pub(crate) struct Tracked {
 }
 
 impl Tracked {
-    pub(crate) fn new(response: Response, mut answering: Answering) -> http::Response<Self> {
+    /// With `watch` the body has to move: over HTTP/1 the socket sees to that.
+    pub(crate) fn new(
+        response: Response,
+        mut answering: Answering,
+        watch: bool,
+    ) -> http::Response<Self> {
         // A stream of events has no length, and may rest.
-        if response.body().size_hint().exact().is_some_and(|length| length > 0) {
+        if watch && response.body().size_hint().exact().is_some_and(|length| length > 0) {
             answering.begin_sending();
         }
         response.map(|body| Self { body, answering })

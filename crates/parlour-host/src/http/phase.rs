@@ -47,6 +47,9 @@ impl Answering {
 
     /// A part of it was taken.
     pub(crate) fn moved(&self) {
+        if !self.sending {
+            return;
+        }
         self.phase.moved.store(self.phase.millis(Instant::now()), Relaxed);
     }
 }

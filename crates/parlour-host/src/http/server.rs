@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -100,7 +100,8 @@ pub(crate) async fn serve(
     drop(listener);
     closing.cancel();
     app.exchange.peers().iter().for_each(|peer| {
-        peer.push(Outgoing::Close(Close::new(Close::GOING_AWAY, "the host is shutting down")));
+        let close = Close::new(Close::GOING_AWAY, "the host is shutting down");
+        peer.push(Outgoing::Close(Box::new(close)));
     });
     connections.close();
     app.tasks.close();
@@ -170,7 +171,7 @@ async fn connection(app: App, router: Router, mut socket: Socket, closing: Cance
                     }
                 }
             };
-            Ok::<_, Infallible>(Tracked::new(response, answering))
+            Ok::<_, Infallible>(Tracked::new(response, answering, is_http2))
         }
     });
 
@@ -186,14 +187,9 @@ async fn connection(app: App, router: Router, mut socket: Socket, closing: Cance
             .initial_connection_window_size(1024 * 1024)
             .keep_alive_interval(config.timeouts.heartbeat)
             .keep_alive_timeout(config.timeouts.heartbeat);
-        let mut serving = pin!(builder.serve_connection(io, service));
-        let ended = phase.guard(std::future::poll_fn(|cx| {
-            if closing.is_cancelled() {
-                serving.as_mut().graceful_shutdown();
-            }
-            serving.as_mut().poll(cx)
-        }));
-        or_closing(ended, &closing).await;
+        let serving = pin!(builder.serve_connection(io, service));
+        let serving = until_closing(serving, |it| it.graceful_shutdown(), &closing);
+        phase.guard(serving).await;
     } else {
         let mut builder = http1::Builder::new();
         builder
@@ -201,25 +197,22 @@ async fn connection(app: App, router: Router, mut socket: Socket, closing: Cance
             .header_read_timeout(None)
             .max_headers(config.limits.headers)
             .max_buf_size(config.limits.header_bytes.0.max(8192));
-        let serving = builder.serve_connection(io, service).with_upgrades();
-        let mut serving = pin!(serving);
-        let ended = phase.guard(std::future::poll_fn(|cx| {
-            if closing.is_cancelled() {
-                serving.as_mut().graceful_shutdown();
-            }
-            serving.as_mut().poll(cx)
-        }));
-        or_closing(ended, &closing).await;
+        let serving = pin!(builder.serve_connection(io, service).with_upgrades());
+        let serving = until_closing(serving, |it| it.graceful_shutdown(), &closing);
+        phase.guard(serving).await;
     }
 }
 
-/// Drives a connection, and wakes it once more when the host begins to close.
-async fn or_closing(serving: impl Future, closing: &CancellationToken) {
-    let mut serving = pin!(serving);
+/// Drives a connection to its end, and tells it once when the host begins to close.
+async fn until_closing<C: Future>(
+    mut serving: Pin<&mut C>,
+    shut_down: impl FnOnce(Pin<&mut C>),
+    closing: &CancellationToken,
+) {
     tokio::select! {
         biased;
-        _ = &mut serving => return,
-        () = closing.cancelled() => {}
+        _ = serving.as_mut() => return,
+        () = closing.cancelled() => shut_down(serving.as_mut()),
     }
     serving.await;
 }

@@ -73,9 +73,9 @@ impl<L: Link> Connection<L> {
     /// A 0.1.0 worker registers before it opens its socket.
     pub(crate) async fn attached(
         &mut self,
-        attached: oneshot::Receiver<L>,
+        attached: oneshot::Receiver<Box<L>>,
         until: Instant,
-    ) -> Option<L> {
+    ) -> Option<Box<L>> {
         let mut attached = pin!(attached);
         let link = loop {
             self.hand_on_settled();

@@ -85,7 +85,7 @@ pub(crate) async fn open_channel(State(app): State<App>, request: Request) -> An
             Some((_, attach)) => {
                 let dialect = Dialect::new(exchange.config().limits.json_depth);
                 // The task that waits for this socket is the connection's.
-                let _ = attach.socket.send(link(socket, dialect, &exchange));
+                let _ = attach.socket.send(Box::new(link(socket, dialect, &exchange)));
             }
         }
     });
@@ -175,7 +175,7 @@ struct Client {
 
 /// Where a client's socket is waited for, and the place that it holds until it comes.
 struct Attach {
-    socket: oneshot::Sender<WebSocketLink<Dialect>>,
+    socket: oneshot::Sender<Box<WebSocketLink<Dialect>>>,
     _place: Place,
 }
 
@@ -255,9 +255,8 @@ impl Lobby {
         let until = Instant::now() + app.exchange.config().timeouts.attach;
         let (lobby, id) = (self.clone(), Box::<str>::from(id));
         app.tasks.spawn(async move {
-            let link = connection.attached(attached, until).await;
-            if let Some(mut link) = link {
-                connection.run(&mut link).await;
+            if let Some(mut link) = connection.attached(attached, until).await {
+                connection.run(&mut *link).await;
                 lobby.forget(&id, &known);
                 Box::pin(link.linger()).await;
             } else {

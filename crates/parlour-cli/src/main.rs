@@ -1,10 +1,6 @@
 //! The `parlour` binary: reads the command line, runs one verb, and ends with the code that says how
 //! it went. The only crate that prints.
 
-/// Ten per cent fewer instructions on the busiest door than the system's; record 7 has the figures.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 mod args;
 mod bench;
 mod body;

@@ -43,8 +43,7 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(
 /// Refuses what nests deeper than `max`, before any parser recurses into it.
 fn check_depth(bytes: &[u8], max: usize) -> Result<(), JsonError> {
     // Most bodies open fewer brackets than may nest, and counting them is quick.
-    // `[` and `{` differ by the bit of 0x20.
-    if bytes.iter().map(|byte| usize::from(byte | 0x20 == b'{')).sum::<usize>() <= max {
+    if memchr::memchr2_iter(b'[', b'{', bytes).count() <= max {
         return Ok(());
     }
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);

@@ -45,47 +45,8 @@ pub(crate) async fn rpc(app: App, principal: Principal, request: Request<Incomin
             None => StatusCode::NO_CONTENT.into_response(),
         });
     }
-    let requests = match json::parse::<Vec<&RawValue>>(&body, config.limits.json_depth) {
-        Ok(requests) => requests,
-        Err(error) => return Ok(json_text(failure(None, RpcCode::ParseError, &error.into()))),
-    };
-    if requests.is_empty() {
-        let fault = invalid("a batch needs at least one request").hint("send the request itself");
-        return Ok(json_text(failure(None, RpcCode::InvalidRequest, &fault)));
-    }
-    let max = config.limits.batch;
-    if requests.len() > max {
-        caller.app.exchange.metrics().limit_hit(limits::batch);
-        let fault =
-            invalid(format!("the batch has {} requests, {max} are allowed", requests.len()))
-                .hint("split it, or raise the limit")
-                .limit(limits::batch, Some(max as u64));
-        return Ok(json_text(failure(None, RpcCode::InvalidRequest, &fault)));
-    }
-    let answers = requests.iter().map(|request| caller.answer(request.get().as_bytes(), &body));
-    let mut answers = join_all(answers).await;
-    let max = config.limits.queue_bytes.0;
-    let mut length = 0;
-    for (answer, request) in answers.iter_mut().zip(&requests) {
-        let Some(answer) = answer else { continue };
-        length += answer.len();
-        if length > max {
-            caller.app.exchange.metrics().limit_hit(limits::queue_bytes);
-            let envelope = serde_json::from_str::<Envelope<'_>>(request.get()).ok();
-            let id = envelope.and_then(|envelope| envelope.id).map(RawValue::get);
-            let fault =
-                Fault::new(FaultKind::TooLarge, "the batch's answers are too large together")
-                    .may_have_run_if(true)
-                    .hint("send the requests in several batches")
-                    .limit(limits::queue_bytes, Some(max as u64));
-            *answer = failure(id.filter(|id| is_id(id)), RpcCode::Fault, &fault);
-        }
-    }
-    let answers: Vec<String> = answers.into_iter().flatten().collect();
-    if answers.is_empty() {
-        return Ok(StatusCode::NO_CONTENT.into_response());
-    }
-    Ok(json_text(format!("[{}]", answers.join(","))))
+    // Boxed, so that a single request's future has no room for a batch.
+    Box::pin(caller.batch(&body)).await
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -149,6 +110,53 @@ type MethodResult = Result<Cow<'static, str>, Failure>;
 const OK: Cow<'static, str> = Cow::Borrowed(r#"{"ok":true}"#);
 
 impl Caller {
+    /// The answers to an array of requests, which run at the same time.
+    async fn batch(&self, body: &Bytes) -> Answer {
+        let config = self.exchange().config();
+        let requests = match json::parse::<Vec<&RawValue>>(body, config.limits.json_depth) {
+            Ok(requests) => requests,
+            Err(error) => return Ok(json_text(failure(None, RpcCode::ParseError, &error.into()))),
+        };
+        if requests.is_empty() {
+            let fault =
+                invalid("a batch needs at least one request").hint("send the request itself");
+            return Ok(json_text(failure(None, RpcCode::InvalidRequest, &fault)));
+        }
+        let max = config.limits.batch;
+        if requests.len() > max {
+            self.app.exchange.metrics().limit_hit(limits::batch);
+            let fault =
+                invalid(format!("the batch has {} requests, {max} are allowed", requests.len()))
+                    .hint("split it, or raise the limit")
+                    .limit(limits::batch, Some(max as u64));
+            return Ok(json_text(failure(None, RpcCode::InvalidRequest, &fault)));
+        }
+        let answers = requests.iter().map(|request| self.answer(request.get().as_bytes(), body));
+        let mut answers = join_all(answers).await;
+        let max = config.limits.queue_bytes.0;
+        let mut length = 0;
+        for (answer, request) in answers.iter_mut().zip(&requests) {
+            let Some(answer) = answer else { continue };
+            length += answer.len();
+            if length > max {
+                self.app.exchange.metrics().limit_hit(limits::queue_bytes);
+                let envelope = serde_json::from_str::<Envelope<'_>>(request.get()).ok();
+                let id = envelope.and_then(|envelope| envelope.id).map(RawValue::get);
+                let fault =
+                    Fault::new(FaultKind::TooLarge, "the batch's answers are too large together")
+                        .may_have_run_if(true)
+                        .hint("send the requests in several batches")
+                        .limit(limits::queue_bytes, Some(max as u64));
+                *answer = failure(id.filter(|id| is_id(id)), RpcCode::Fault, &fault);
+            }
+        }
+        let answers: Vec<String> = answers.into_iter().flatten().collect();
+        if answers.is_empty() {
+            return Ok(StatusCode::NO_CONTENT.into_response());
+        }
+        Ok(json_text(format!("[{}]", answers.join(","))))
+    }
+
     /// The answer to one request; none to a notification. `body` is what `request` is a part of.
     async fn answer(&self, request: &[u8], body: &Bytes) -> Option<String> {
         let max_depth = self.exchange().config().limits.json_depth;

@@ -39,7 +39,8 @@ pub(crate) struct Connection<L> {
 
 /// Messages taken from the inbox before the socket gets its turn.
 const BATCH: usize = 256;
-/// The most bytes of an agent's error that are passed on.
+/// The most bytes of an agent's error that are passed on: escaped, they still fit into a frame of the
+/// 0.1.0 dialect.
 const MAX_FAULT_TEXT: usize = 64 * 1024;
 /// How long a peer may take to answer a close.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
@@ -509,13 +510,8 @@ impl<L: Link> Connection<L> {
         self.inbox.close();
         // Ends once everything has come that was on its way when the inbox closed.
         while let Some(item) = self.inbox.recv().await {
-            if let Outgoing::Call(mut dispatched) = item
-                && let Some(reply_to) = dispatched.reply_to.take()
-            {
-                let fault =
-                    Fault::new(FaultKind::WorkerLost, "the worker left before it had the call");
-                reply_to.send(Err(fault.may_have_run_if(false)));
-            }
+            let fault = Fault::new(FaultKind::WorkerLost, "the worker left before it had the call");
+            item.refuse(fault.may_have_run_if(false));
         }
     }
 }

@@ -13,8 +13,8 @@ use parking_lot::Mutex;
 use parlour_core::wire::HeaderFields;
 use parlour_core::{
     AgentId, AgentType, Call, CallId, Directory, Event, Fault, FaultKind, Header, MessageId,
-    Payload, Principal, RegisterError, Registration, Reply, Subscription, SubscriptionId, Target,
-    TopicId, WorkerId,
+    Payload, Principal, RegisterError, Registration, Reply, Subscription, SubscriptionId, TopicId,
+    WorkerId,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -478,11 +478,7 @@ impl Exchange {
                 (item, fault)
             }
         };
-        if let Outgoing::Call(mut dispatched) = item
-            && let Some(reply_to) = dispatched.reply_to.take()
-        {
-            reply_to.send(Err(fault));
-        }
+        item.refuse(fault);
     }
 }
 
@@ -498,11 +494,6 @@ impl Drop for Waiting {
             ticket.cancel();
         }
     }
-}
-
-/// A listening connection's subscription to topics.
-pub(crate) fn listen(filter: parlour_core::TopicFilter, number: u64) -> Subscription {
-    Subscription { filter, target: Target::Listener(number) }
 }
 
 /// The address of an event.

@@ -100,6 +100,15 @@ impl Close {
 const OVERHEAD: usize = 256;
 
 impl Outgoing {
+    /// Ends it with `fault` if it is a call that nobody has begun; nobody waits for anything else.
+    pub(crate) fn refuse(self, fault: Fault) {
+        if let Self::Call(mut dispatched) = self
+            && let Some(reply_to) = dispatched.reply_to.take()
+        {
+            reply_to.send(Err(fault));
+        }
+    }
+
     /// Roughly the memory it holds while it waits.
     pub(crate) fn weight(&self) -> usize {
         OVERHEAD

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{FromRequestParts, Path, Request, State};
+use axum::extract::{FromRequestParts, Path, Request};
 use axum::response::IntoResponse;
 use axum::routing::{MethodRouter, get, post};
 use http::StatusCode;
@@ -82,7 +82,7 @@ fn only(methods: MethodRouter<App>, allow: &'static str) -> MethodRouter<App> {
     })
 }
 
-async fn nothing_here(State(_): State<App>, request: Request) -> Refusal {
+async fn nothing_here(request: Request) -> Refusal {
     let detail = format!("there is nothing at {}", request.uri().path().escape_debug());
     Fault::new(FaultKind::NotFound, detail)
         .hint("the doors: /v1/agents, /v1/topics/{type}/{source}, /rpc, /open_channel, /healthz")

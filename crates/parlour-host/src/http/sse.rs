@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{HeaderValue, header};
 use http_body::{Body, Frame};
-use parlour_core::{Event, SubscriptionId, TopicFilter};
+use parlour_core::{Event, Subscription, SubscriptionId, Target, TopicFilter};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -19,7 +19,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use super::answer::Answer;
 use super::rest::origin;
 use super::router::{App, Segments};
-use crate::exchange::{Exchange, listen};
+use crate::exchange::Exchange;
 use crate::peer::{Outgoing, Peer};
 
 /// The name under which such listeners are listed.
@@ -44,7 +44,8 @@ pub(crate) async fn events(
     let heartbeat = exchange.config().timeouts.heartbeat;
     let stream = Stream::new(exchange, peer, inbox, filter.source, heartbeat);
     let id = SubscriptionId::Numbered(stream.peer.id, 0);
-    app.exchange.subscribe(&stream.peer, id, &listen(topics, 0), false)?;
+    let subscription = Subscription { filter: topics, target: Target::Listener(0) };
+    app.exchange.subscribe(&stream.peer, id, &subscription, false)?;
     stream.peer.connected.store(true, std::sync::atomic::Ordering::Relaxed);
 
     let mut response = Response::new(axum::body::Body::new(stream));

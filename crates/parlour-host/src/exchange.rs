@@ -2,8 +2,10 @@
 //! here, whichever door it came in by.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -336,13 +338,10 @@ impl Exchange {
         }
     }
 
-    /// Sends `call` and waits for its reply. Dropping the future gives the call up.
-    pub(crate) async fn call(&self, call: Call) -> Reply {
+    /// Sends `call` on its way, and returns what waits for its reply.
+    pub(crate) fn call(&self, call: Call) -> Waiting {
         let (reply_to, reply) = ReplyTo::waiter(&self.0.metrics);
-        let mut waiting = Waiting { ticket: self.dispatch(call, reply_to), reply };
-        let reply = (&mut waiting.reply).await;
-        waiting.ticket = None;
-        reply.unwrap_or_else(|_| Err(Fault::new(FaultKind::Internal, "a reply was lost")))
+        Waiting { ticket: self.dispatch(call, reply_to), reply }
     }
 
     /// Sends `event` to every recipient but those at the connection `except`.
@@ -483,9 +482,22 @@ impl Exchange {
 }
 
 /// A call that a task waits for. Dropped before its end, it gives the call up.
-struct Waiting {
+#[derive(Debug)]
+pub(crate) struct Waiting {
     ticket: Option<Ticket>,
     reply: oneshot::Receiver<Reply>,
+}
+
+impl Future for Waiting {
+    type Output = Reply;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Reply> {
+        let reply = ready!(Pin::new(&mut self.reply).poll(cx));
+        self.ticket = None;
+        Poll::Ready(
+            reply.unwrap_or_else(|_| Err(Fault::new(FaultKind::Internal, "a reply was lost"))),
+        )
+    }
 }
 
 impl Drop for Waiting {

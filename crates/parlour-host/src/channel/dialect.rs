@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt::Write as _;
 
 use bytes::Bytes;
 use bytestring::ByteString;
@@ -10,10 +11,10 @@ use parlour_core::{
     AgentId, AgentType, CallId, Event, Fault, FaultKind, InvalidName, Key, MessageId, Payload,
     Reply, TopicId, TopicType,
 };
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::io::kept;
-use crate::json;
+use crate::json::{self, Text, Value};
 use crate::link::{Outbox, Protocol, Sendable};
 use crate::peer::Close;
 
@@ -54,7 +55,7 @@ impl Protocol for Dialect {
         };
         let frame = json::parse::<Message<'_>>(&bytes, self.max_depth).map_err(|e| broken(&e))?;
         let name = frame.request_id.as_deref().unwrap_or_default();
-        Ok(match frame.kind.as_ref() {
+        Ok(match &*frame.kind {
             "request" if name.len() > MAX_REQUEST_ID => {
                 return Err(broken(&"its request_id is longer than 256 bytes"));
             }
@@ -84,32 +85,34 @@ impl Protocol for Dialect {
         match item {
             Sendable::Call(id, call, _) => {
                 let text = text_of(&call.payload)?;
-                let name = id.0.to_string();
-                let frame = RequestOut {
-                    r#type: "request",
-                    request_id: &name,
-                    target: (&call.target).into(),
-                    source: call.header.sender.as_ref().map(Into::into),
-                    data_type: &call.payload.data_type,
-                    data_content_type: content_type(&call.payload),
-                    data: text,
-                    original_sender: "",
-                };
-                out.texts.push(write(&frame, text)?.into());
+                out.texts.push(frame(text, |out| {
+                    json::object!(out, {
+                        "type": "request",
+                        "request_id": &id,
+                        "target": &call.target,
+                        "source": &call.header.sender,
+                        "data_type": &*call.payload.data_type,
+                        "data_content_type": content_type(&call.payload),
+                        "data": text,
+                        // Old workers hand it back; nobody believes it.
+                        "original_sender": "",
+                    });
+                })?);
             }
             Sendable::Reply(id, reply) => {
                 let Some(name) = self.requests.remove(&id) else { return Ok(()) };
                 let text = match reply {
-                    Ok(payload) => text_of(payload)
-                        .and_then(|text| write(&ResponseOut::new(&name, "", payload, text), text)),
+                    Ok(payload) => text_of(payload).and_then(|text| {
+                        frame(text, |out| write_response(&name, "", payload, text, out))
+                    }),
                     Err(fault) => Err(fault.clone()),
                 };
                 let text = text.or_else(|fault| {
                     // An agent's text was cut when it came, so that this fits.
-                    let empty = Payload::default();
-                    write(&ResponseOut::new(&name, fault.detail(), &empty, ""), fault.detail())
+                    let (error, empty) = (fault.detail(), Payload::default());
+                    frame(error, |out| write_response(&name, error, &empty, "", out))
                 })?;
-                out.texts.push(text.into());
+                out.texts.push(text);
             }
             Sendable::Event(event, _) => match event.dialect() {
                 Some(text) => out.texts.push(text.clone()),
@@ -126,39 +129,41 @@ impl Protocol for Dialect {
 /// The frame of an event, if it fits into one.
 pub(crate) fn event(event: &Event) -> Option<ByteString> {
     let text = text_of(&event.payload).ok()?;
-    let frame = EventOut {
-        r#type: "cloud_event",
-        topic: TopicOut {
-            r#type: event.topic.topic_type.as_str(),
-            source: event.topic.source.as_str(),
-        },
-        sender: event.header.sender.as_ref().map(Into::into),
-        data_type: &event.payload.data_type,
-        data_content_type: content_type(&event.payload),
-        id: event.header.id.as_str(),
-        data: text,
-        payload: text,
+    let write = |out: &mut String| {
+        json::object!(out, {
+            "type": "cloud_event",
+            "topic": &event.topic,
+            "sender": &event.header.sender,
+            "data_type": &*event.payload.data_type,
+            "data_content_type": content_type(&event.payload),
+            "id": event.header.id.as_str(),
+            "data": text,
+            "payload": text,
+        });
     };
-    write(&frame, text).ok().map(ByteString::from)
+    frame(text, write).ok()
 }
 
-/// The result of `agent.call` over JSON-RPC: the response frame that the caller's client expects.
-pub(crate) fn response(request_id: &str, payload: &Payload) -> Result<String, Fault> {
-    let text = text_of(payload)?;
-    write(&ResponseOut::new(request_id, "", payload, text), text)
+/// Appends the result of `agent.call` over JSON-RPC: the response frame that the caller's client
+/// expects.
+pub(crate) fn response(name: &str, payload: &Payload, out: &mut String) -> Result<(), Fault> {
+    let (text, start) = (text_of(payload)?, out.len());
+    out.reserve(text.len() + 320);
+    write_response(name, "", payload, text, out);
+    if out.len() - start > MAX_FRAME { Err(unfit()) } else { Ok(()) }
 }
 
 /// A client's frame of any type, or the parameters of a JSON-RPC method that says the same.
 #[derive(Deserialize)]
 pub(crate) struct Message<'a> {
     #[serde(rename = "type", borrow, default)]
-    kind: Cow<'a, str>,
+    kind: Text<'a>,
     #[serde(borrow, default)]
-    request_id: Option<Cow<'a, str>>,
+    request_id: Option<Text<'a>>,
     #[serde(borrow, default)]
-    error: Option<Cow<'a, str>>,
+    error: Option<Text<'a>>,
     #[serde(borrow, default)]
-    id: Option<Cow<'a, str>>,
+    id: Option<Text<'a>>,
     #[serde(borrow, default)]
     target: Option<AgentIn<'a>>,
     #[serde(borrow, default)]
@@ -168,32 +173,32 @@ pub(crate) struct Message<'a> {
     #[serde(borrow, default)]
     topic: Option<TopicIn<'a>>,
     #[serde(borrow, default)]
-    data_type: Option<Cow<'a, str>>,
+    data_type: Option<Text<'a>>,
     #[serde(borrow, default)]
-    data_content_type: Option<Cow<'a, str>>,
+    data_content_type: Option<Text<'a>>,
     #[serde(borrow, default)]
-    data: Option<Cow<'a, str>>,
+    data: Option<Text<'a>>,
     /// Where receivers of 0.1.0 look for an event's body, and so where some senders put it.
     #[serde(borrow, default)]
-    payload: Option<Cow<'a, str>>,
+    payload: Option<Text<'a>>,
 }
 
 /// An agent as JSON has it.
 #[derive(Deserialize)]
 pub(crate) struct AgentIn<'a> {
     #[serde(rename = "type", borrow)]
-    agent_type: Cow<'a, str>,
+    agent_type: Text<'a>,
     #[serde(borrow)]
-    key: Cow<'a, str>,
+    key: Text<'a>,
 }
 
 /// A topic as JSON has it.
 #[derive(Deserialize)]
 pub(crate) struct TopicIn<'a> {
     #[serde(rename = "type", borrow)]
-    topic_type: Cow<'a, str>,
+    topic_type: Text<'a>,
     #[serde(borrow)]
-    source: Cow<'a, str>,
+    source: Text<'a>,
 }
 
 impl AgentIn<'_> {
@@ -246,11 +251,11 @@ impl Message<'_> {
     }
 
     fn into_payload(self, source: &Bytes) -> Payload {
-        let text = |text: &Option<Cow<'_, str>>| {
+        let text = |text: &Option<Text<'_>>| {
             text.as_ref().map_or_else(ByteString::new, |text| text_in(source, text))
         };
         let (data_type, content_type) = (text(&self.data_type), text(&self.data_content_type));
-        let bytes = match self.data.or(self.payload) {
+        let bytes = match self.data.or(self.payload).map(|data| data.0) {
             None => Bytes::new(),
             Some(Cow::Borrowed(data)) => slice_in(source, data.as_bytes())
                 .unwrap_or_else(|| Bytes::copy_from_slice(data.as_bytes())),
@@ -272,64 +277,35 @@ fn slice_in(source: &Bytes, part: &[u8]) -> Option<Bytes> {
     Some(source.slice(start..end))
 }
 
-#[derive(Serialize)]
-struct AgentOut<'a> {
-    r#type: &'a str,
-    key: &'a str,
-}
-
-impl<'a> From<&'a AgentId> for AgentOut<'a> {
-    fn from(id: &'a AgentId) -> Self {
-        Self { r#type: id.agent_type.as_str(), key: id.key.as_str() }
+impl Value for CallId {
+    fn write(&self, out: &mut String) {
+        // Writing into a string cannot fail.
+        let _ = write!(out, "\"{}\"", self.0);
     }
 }
 
-#[derive(Serialize)]
-struct TopicOut<'a> {
-    r#type: &'a str,
-    source: &'a str,
-}
-
-#[derive(Serialize)]
-struct RequestOut<'a> {
-    r#type: &'a str,
-    request_id: &'a str,
-    target: AgentOut<'a>,
-    source: Option<AgentOut<'a>>,
-    data_type: &'a str,
-    data_content_type: &'a str,
-    data: &'a str,
-    /// Old workers hand it back; nobody believes it.
-    original_sender: &'a str,
-}
-
-#[derive(Serialize)]
-struct ResponseOut<'a> {
-    r#type: &'a str,
-    request_id: &'a str,
-    error: &'a str,
-    data_type: &'a str,
-    data_content_type: &'a str,
-    data: &'a str,
-}
-
-impl<'a> ResponseOut<'a> {
-    fn new(request_id: &'a str, error: &'a str, payload: &'a Payload, data: &'a str) -> Self {
-        let (data_type, data_content_type) = (&*payload.data_type, content_type(payload));
-        Self { r#type: "response", request_id, error, data_type, data_content_type, data }
+impl Value for AgentId {
+    fn write(&self, out: &mut String) {
+        json::object!(out, { "type": self.agent_type.as_str(), "key": self.key.as_str() });
     }
 }
 
-#[derive(Serialize)]
-struct EventOut<'a> {
-    r#type: &'a str,
-    topic: TopicOut<'a>,
-    sender: Option<AgentOut<'a>>,
-    data_type: &'a str,
-    data_content_type: &'a str,
-    id: &'a str,
-    data: &'a str,
-    payload: &'a str,
+impl Value for TopicId {
+    fn write(&self, out: &mut String) {
+        json::object!(out, { "type": self.topic_type.as_str(), "source": self.source.as_str() });
+    }
+}
+
+/// Appends a response with `payload`, whose bytes are the text `data`.
+fn write_response(name: &str, error: &str, payload: &Payload, data: &str, out: &mut String) {
+    json::object!(out, {
+        "type": "response",
+        "request_id": name,
+        "error": error,
+        "data_type": &*payload.data_type,
+        "data_content_type": content_type(payload),
+        "data": data,
+    });
 }
 
 /// Its clients take JSON for granted.
@@ -347,14 +323,11 @@ fn text_of(payload: &Payload) -> Result<&str, Fault> {
     })
 }
 
-/// Writes `frame`, which is a little longer than `data`.
-fn write(frame: &impl Serialize, data: &str) -> Result<String, Fault> {
-    let mut text = Vec::with_capacity(data.len() + data.len() / 4 + 320);
-    let written = serde_json::to_writer(&mut text, frame);
-    let text = written.ok().and_then(|()| String::from_utf8(text).ok());
-    let text =
-        text.ok_or_else(|| Fault::new(FaultKind::Internal, "a frame could not be written"))?;
-    if text.len() > MAX_FRAME { Err(unfit()) } else { Ok(text) }
+/// Writes a frame that is a little longer than `data`, unless its receivers would refuse it.
+fn frame(data: &str, write: impl FnOnce(&mut String)) -> Result<ByteString, Fault> {
+    let mut text = String::with_capacity(data.len() + 320);
+    write(&mut text);
+    if text.len() > MAX_FRAME { Err(unfit()) } else { Ok(text.into()) }
 }
 
 fn unfit() -> Fault {

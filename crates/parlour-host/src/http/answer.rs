@@ -106,33 +106,64 @@ pub(crate) fn json(value: &impl Serialize) -> Response {
     json_as(StatusCode::OK, "application/json", value)
 }
 
-/// A JSON answer that is written already.
-pub(crate) fn json_text(text: impl Into<Bytes>) -> Response {
-    let mut response = Response::new(axum::body::Body::from(text.into()));
-    let media_type = HeaderValue::from_static("application/json");
-    response.headers_mut().insert(header::CONTENT_TYPE, media_type);
-    response
-}
-
 fn json_as(status: StatusCode, media_type: &'static str, value: &impl Serialize) -> Response {
     // Maps with keys other than texts could fail; none of ours has such.
     let text = serde_json::to_vec(value).unwrap_or_default();
-    let mut response = json_text(text);
+    let mut response = Response::new(axum::body::Body::from(text));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     response
 }
 
+/// A response's content.
+#[derive(Debug)]
+pub(crate) enum Content {
+    /// All of it, until it is taken.
+    Whole(Bytes),
+    /// Whatever the router's handlers answer with.
+    Other(axum::body::Body),
+}
+
+impl Body for Content {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        match &mut *self {
+            Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Other(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.is_empty(),
+            Self::Other(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Other(body) => body.size_hint(),
+        }
+    }
+}
+
 /// A response's body, until whose end the request is under way.
 pub(crate) struct Tracked {
-    body: axum::body::Body,
+    body: Content,
     answering: Answering,
 }
 
 impl Tracked {
     /// With `watch` the body has to move: over HTTP/1 the socket sees to that.
     pub(crate) fn new(
-        response: Response,
+        response: http::Response<Content>,
         mut answering: Answering,
         watch: bool,
     ) -> http::Response<Self> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt as _;
 use http::StatusCode;
 use http_body::Body;
 use http_body_util::BodyExt;
@@ -39,13 +40,19 @@ where
         discard(body).await;
         return Err(too_large(&length.to_string()));
     }
-    let began = Instant::now();
     let stall = config.timeouts.body_stall;
     let rate = config.limits.body_bytes_per_second.0 as f64;
     let mut first: Option<Bytes> = None;
     let mut rest = BytesMut::new();
+    // Most bodies came whole, with the head of their request, and need no clock.
+    let mut early = body.frame().now_or_never();
+    let mut began = None;
     loop {
-        let frame = match timeout(stall, body.frame()).await {
+        let frame = match early.take() {
+            Some(frame) => Ok(frame),
+            None => timeout(stall, body.frame()).await,
+        };
+        let frame = match frame {
             Err(_) => return Err(slow("the body stalled", timeouts::body_stall)),
             Ok(None) => break,
             Ok(Some(Err(error))) => {
@@ -63,18 +70,15 @@ where
             discard(body).await;
             return Err(too_large(&format!("more than {}", limit.0)));
         }
-        let elapsed = began.elapsed();
+        if first.is_none() && body.is_end_stream() {
+            return Ok(kept(data));
+        }
+        let elapsed = began.get_or_insert_with(Instant::now).elapsed();
         if elapsed > stall && (length as f64) < rate * elapsed.as_secs_f64() {
             return Err(slow("the body comes too slowly", limits::body_bytes_per_second));
         }
         match &first {
-            // Most bodies come in one piece.
-            None => {
-                first = Some(kept(data));
-                if body.is_end_stream() {
-                    break;
-                }
-            }
+            None => first = Some(kept(data)),
             Some(head) => {
                 if rest.is_empty() {
                     rest.extend_from_slice(head);

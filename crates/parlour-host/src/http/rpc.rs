@@ -1,52 +1,65 @@
 //! `POST /rpc`: JSON-RPC 2.0 with the methods of `autogen-http-runtime` 0.1.0.
 
-use std::borrow::Cow;
-
-use axum::response::IntoResponse;
 use bytes::Bytes;
 use futures_util::future::join_all;
-use http::{HeaderMap, Request, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use parlour_core::{
-    AgentType, Call, CallId, Event, Fault, FaultKind, Principal, Registration, Subscription,
-    SubscriptionId, Target, TopicFilter, TopicType,
+    AgentType, Call, CallId, Event, Fault, FaultKind, MessageId, Principal, Registration,
+    Subscription, SubscriptionId, Target, TopicFilter, TopicType,
 };
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use super::answer::{Answer, Refusal, invalid, json_text};
+use super::answer::{Content, Refusal, invalid};
 use super::body;
 use super::problem::{Problem, RpcCode, status};
 use super::router::App;
 use crate::channel::dialect::{self, AgentIn, Message};
 use crate::config::limits;
-use crate::exchange::{Exchange, Origin};
-use crate::json;
+use crate::exchange::{Exchange, Origin, Waiting};
+use crate::json::{self, Text};
 
 /// One request, or several in an array.
-pub(crate) async fn rpc(app: App, principal: Principal, request: Request<Incoming>) -> Answer {
-    if !is_json(request.headers()) {
+pub(crate) async fn rpc(
+    app: &App,
+    principal: Principal,
+    request: Request<Incoming>,
+) -> Result<Response<Content>, Refusal> {
+    let (mut parts, body) = request.into_parts();
+    if !is_json(&parts.headers) {
         let detail = "the body of /rpc is JSON";
         return Err(Refusal::invalid(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)
             .hint("send Content-Type: application/json"));
     }
-    let client = request.headers().get("x-client-id").and_then(|value| value.to_str().ok());
+    let client = parts.headers.get("x-client-id").and_then(|value| value.to_str().ok());
     let client = client.filter(|id| !id.is_empty() && id.len() <= 128).map(str::to_owned);
     let caller = Caller { app, client, principal };
-    let config = caller.app.exchange.config().clone();
+    // The answer takes over the request's map: its memory serves a connection's every message.
+    parts.headers.clear();
+    let headers = parts.headers;
+    let config = app.exchange.config();
     let limit = (limits::json_body_bytes, config.limits.json_body_bytes);
-    let body = body::read(request.into_body(), limit, &config).await?;
+    let body = body::read(body, limit, config).await?;
 
     let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
-    if first != Some(&b'[') {
-        return Ok(match caller.answer(&body, &body).await {
-            Some(text) => json_text(text),
-            None => StatusCode::NO_CONTENT.into_response(),
-        });
+    let answer = if first == Some(&b'[') {
+        // Boxed, so that a single request's future has no room for a batch.
+        Box::pin(caller.batch(&body)).await
+    } else {
+        caller.answer(&body, &body).await
+    };
+    let mut response = Response::new(Content::Whole(answer.unwrap_or_default().into()));
+    *response.headers_mut() = headers;
+    if response.body().is_end_stream() {
+        *response.status_mut() = StatusCode::NO_CONTENT;
+    } else {
+        let media_type = HeaderValue::from_static("application/json");
+        response.headers_mut().insert(header::CONTENT_TYPE, media_type);
     }
-    // Boxed, so that a single request's future has no room for a batch.
-    Box::pin(caller.batch(&body)).await
+    Ok(response)
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -57,8 +70,8 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// Whoever sent the requests of one body.
-struct Caller {
-    app: App,
+struct Caller<'a> {
+    app: &'a App,
     client: Option<String>,
     principal: Principal,
 }
@@ -67,14 +80,48 @@ struct Caller {
 #[derive(Deserialize)]
 struct Envelope<'a> {
     #[serde(borrow, default)]
-    jsonrpc: Option<Cow<'a, str>>,
+    jsonrpc: Option<Text<'a>>,
     #[serde(borrow, default)]
-    method: Option<Cow<'a, str>>,
+    method: Option<Text<'a>>,
     #[serde(borrow, default)]
     params: Option<&'a RawValue>,
     /// Absent in a notification. The clients of 0.1.0 send `null` where they wait for an answer.
     #[serde(borrow, default, deserialize_with = "present")]
     id: Option<&'a RawValue>,
+}
+
+/// What most requests are, read in one pass.
+#[derive(Deserialize)]
+struct AgentCall<'a> {
+    #[serde(borrow)]
+    jsonrpc: Text<'a>,
+    #[serde(borrow)]
+    method: Text<'a>,
+    #[serde(borrow)]
+    params: Message<'a>,
+    #[serde(borrow)]
+    id: &'a RawValue,
+}
+
+impl AgentCall<'_> {
+    fn is_well_formed(&self) -> bool {
+        (&*self.jsonrpc, &*self.method) == ("2.0", "agent.call") && is_id(self.id.get())
+    }
+}
+
+/// A call on its way to an agent.
+struct Begun {
+    id: MessageId,
+    reply: Waiting,
+}
+
+impl Begun {
+    /// Appends the reply to `out`.
+    async fn end(begun: Result<Self, Failure>, out: &mut String) -> MethodResult {
+        let Self { id, reply } = begun?;
+        let answered = dialect::response(id.as_str(), &reply.await?, out);
+        Ok(answered.map_err(|fault| fault.may_have_run_if(true))?)
+    }
 }
 
 /// Tells `null` from absent.
@@ -104,23 +151,24 @@ impl Failure {
     }
 }
 
-/// A method's result, as JSON text.
-type MethodResult = Result<Cow<'static, str>, Failure>;
+/// What became of a method, which appends its result as JSON.
+type MethodResult = Result<(), Failure>;
 
-const OK: Cow<'static, str> = Cow::Borrowed(r#"{"ok":true}"#);
+const OK: &str = r#"{"ok":true}"#;
 
-impl Caller {
-    /// The answers to an array of requests, which run at the same time.
-    async fn batch(&self, body: &Bytes) -> Answer {
+impl Caller<'_> {
+    /// The answers to an array of requests, which run at the same time; none if all of them are
+    /// notifications.
+    async fn batch(&self, body: &Bytes) -> Option<String> {
         let config = self.exchange().config();
         let requests = match json::parse::<Vec<&RawValue>>(body, config.limits.json_depth) {
             Ok(requests) => requests,
-            Err(error) => return Ok(json_text(failure(None, RpcCode::ParseError, &error.into()))),
+            Err(error) => return Some(failure(None, RpcCode::ParseError, &error.into())),
         };
         if requests.is_empty() {
             let fault =
                 invalid("a batch needs at least one request").hint("send the request itself");
-            return Ok(json_text(failure(None, RpcCode::InvalidRequest, &fault)));
+            return Some(failure(None, RpcCode::InvalidRequest, &fault));
         }
         let max = config.limits.batch;
         if requests.len() > max {
@@ -129,7 +177,7 @@ impl Caller {
                 invalid(format!("the batch has {} requests, {max} are allowed", requests.len()))
                     .hint("split it, or raise the limit")
                     .limit(limits::batch, Some(max as u64));
-            return Ok(json_text(failure(None, RpcCode::InvalidRequest, &fault)));
+            return Some(failure(None, RpcCode::InvalidRequest, &fault));
         }
         let answers = requests.iter().map(|request| self.answer(request.get().as_bytes(), body));
         let mut answers = join_all(answers).await;
@@ -151,15 +199,20 @@ impl Caller {
             }
         }
         let answers: Vec<String> = answers.into_iter().flatten().collect();
-        if answers.is_empty() {
-            return Ok(StatusCode::NO_CONTENT.into_response());
-        }
-        Ok(json_text(format!("[{}]", answers.join(","))))
+        (!answers.is_empty()).then(|| format!("[{}]", answers.join(",")))
     }
 
     /// The answer to one request; none to a notification. `body` is what `request` is a part of.
     async fn answer(&self, request: &[u8], body: &Bytes) -> Option<String> {
         let max_depth = self.exchange().config().limits.json_depth;
+        // Whatever is not such a call, or wrong in any way, is read again part by part.
+        let call = json::parse::<AgentCall<'_>>(request, max_depth);
+        if let Some(call) = call.ok().filter(AgentCall::is_well_formed) {
+            let (id, begun) = (call.id.get(), self.begin_call(call.params, body));
+            let mut out = begin_answer();
+            let result = Begun::end(begun, &mut out).await;
+            return Some(end_answer(out, result, id));
+        }
         let envelope = match json::parse::<Envelope<'_>>(request, max_depth) {
             Ok(envelope) => envelope,
             Err(error) => {
@@ -178,59 +231,57 @@ impl Caller {
         let method = envelope.method.as_deref().unwrap_or_default();
         let params = envelope.params.map_or("{}", RawValue::get);
         let params = if params == "null" { "{}" } else { params };
-        let result = self.run(method, params, body).await;
-        let id = id?;
-        Some(match result {
-            Ok(result) => {
-                let mut text = String::with_capacity(result.len() + id.len() + 32);
-                text.push_str(r#"{"jsonrpc":"2.0","result":"#);
-                text.push_str(&result);
-                text.push_str(r#","id":"#);
-                text.push_str(id);
-                text.push('}');
-                text
-            }
-            Err(Failure { code, fault }) => failure(Some(id), code, &fault),
-        })
+        let mut out = begin_answer();
+        let result = self.run(method, params, body, &mut out).await;
+        Some(end_answer(out, result, id?))
     }
 
-    async fn run(&self, method: &str, params: &str, body: &Bytes) -> MethodResult {
+    async fn run(
+        &self,
+        method: &str,
+        params: &str,
+        body: &Bytes,
+        out: &mut String,
+    ) -> MethodResult {
         if !params.starts_with('{') {
             return Err(Failure::params("`params` must be an object"));
         }
         // 0.1.0 asks it of every request.
         self.client()?;
         match method {
-            "agent.call" => self.call(params, body).await,
-            "agent.publish" => self.publish(params, body),
-            "runtime.register_agent" => self.register_agent(params),
-            "runtime.register_agent_instance" => self.register_instance(params),
-            "runtime.add_subscription" => self.add_subscription(params),
-            "runtime.remove_subscription" => self.remove_subscription(params),
-            "runtime.get_subscriptions" => Ok(self.subscriptions()),
+            "agent.call" => {
+                let call = serde_json::from_str(params).map_err(Failure::params)?;
+                return Begun::end(self.begin_call(call, body), out).await;
+            }
+            "agent.publish" => {
+                self.publish(params, body)?;
+                out.push_str("null");
+            }
+            "runtime.get_subscriptions" => out.push_str(&self.subscriptions()),
             _ => {
-                let detail = format!("Unknown method {}", method.escape_debug());
-                let hint = "agent.call, agent.publish, runtime.register_agent, \
-                            runtime.register_agent_instance, runtime.add_subscription, \
-                            runtime.remove_subscription, runtime.get_subscriptions";
-                Err(Failure { code: RpcCode::MethodNotFound, fault: invalid(detail).hint(hint) })
+                match method {
+                    "runtime.register_agent" => self.register_agent(params),
+                    "runtime.register_agent_instance" => self.register_instance(params),
+                    "runtime.add_subscription" => self.add_subscription(params),
+                    "runtime.remove_subscription" => self.remove_subscription(params),
+                    _ => Err(unknown(method)),
+                }?;
+                out.push_str(OK);
             }
         }
+        Ok(())
     }
 
-    async fn call(&self, params: &str, body: &Bytes) -> MethodResult {
-        let request: Message<'_> = serde_json::from_str(params).map_err(Failure::params)?;
-        let frame = request.into_call(CallId(0), body).map_err(Failure::params)?;
+    /// Sends a call on its way.
+    fn begin_call(&self, call: Message<'_>, body: &Bytes) -> Result<Begun, Failure> {
+        let frame = call.into_call(CallId(0), body).map_err(Failure::params)?;
         let origin = self.origin()?;
         let exchange = self.exchange();
         let header = exchange.stamp(frame.header, &origin);
         let id = header.id.clone();
         let deadline = exchange.deadline(None).into_std();
         let call = Call { header, target: frame.target, deadline, payload: frame.payload };
-        let payload = exchange.call(call).await?;
-        let response = dialect::response(id.as_str(), &payload);
-        let response = response.map_err(|fault| fault.may_have_run_if(true))?;
-        Ok(Cow::Owned(response))
+        Ok(Begun { id, reply: exchange.call(call) })
     }
 
     fn publish(&self, params: &str, body: &Bytes) -> MethodResult {
@@ -240,17 +291,17 @@ impl Caller {
         let header = self.exchange().stamp(frame.header, &origin);
         let event = Event { header, topic: frame.topic, payload: frame.payload };
         self.exchange().publish(event, origin.worker)?;
-        Ok(Cow::Borrowed("null"))
+        Ok(())
     }
 
     fn register_agent(&self, params: &str) -> MethodResult {
         #[derive(Deserialize)]
         struct Params<'a> {
             #[serde(rename = "type", borrow)]
-            agent_type: Cow<'a, str>,
+            agent_type: Text<'a>,
         }
         let params: Params<'_> = serde_json::from_str(params).map_err(Failure::params)?;
-        let agent_type = AgentType::parse(params.agent_type.as_ref()).map_err(Failure::params)?;
+        let agent_type = AgentType::parse(&*params.agent_type).map_err(Failure::params)?;
         let peer = self.enter()?;
         if self.exchange().directory().types_of(peer.id).any(|known| *known == agent_type) {
             let detail = format!("agent type {agent_type} already registered.");
@@ -259,7 +310,7 @@ impl Caller {
         // AutoGen's rule: a type has one worker.
         let registration = Registration { exclusive: true, ..Registration::default() };
         self.exchange().register(&peer, &agent_type, &registration)?;
-        Ok(OK)
+        Ok(())
     }
 
     fn register_instance(&self, params: &str) -> MethodResult {
@@ -271,14 +322,14 @@ impl Caller {
         let params: Params<'_> = serde_json::from_str(params).map_err(Failure::params)?;
         let agent = params.agent_id.parse(&Bytes::new()).map_err(Failure::params)?;
         self.exchange().register_instance(&self.enter()?, &agent)?;
-        Ok(OK)
+        Ok(())
     }
 
     fn add_subscription(&self, params: &str) -> MethodResult {
         #[derive(Deserialize)]
         struct Params<'a> {
             #[serde(borrow)]
-            id: Cow<'a, str>,
+            id: Text<'a>,
             #[serde(borrow, default)]
             type_subscription: Option<Exact<'a>>,
             #[serde(borrow, default)]
@@ -287,22 +338,22 @@ impl Caller {
         #[derive(Deserialize)]
         struct Exact<'a> {
             #[serde(borrow)]
-            topic_type: Cow<'a, str>,
+            topic_type: Text<'a>,
             #[serde(borrow)]
-            agent_type: Cow<'a, str>,
+            agent_type: Text<'a>,
         }
         #[derive(Deserialize)]
         struct Prefix<'a> {
             #[serde(borrow)]
-            topic_type_prefix: Cow<'a, str>,
+            topic_type_prefix: Text<'a>,
             #[serde(borrow)]
-            agent_type: Cow<'a, str>,
+            agent_type: Text<'a>,
         }
         let params: Params<'_> = serde_json::from_str(params).map_err(Failure::params)?;
         let (filter, agent_type) =
             match (&params.type_subscription, &params.type_prefix_subscription) {
                 (Some(exact), None) => {
-                    let topic_type = TopicType::parse(exact.topic_type.as_ref());
+                    let topic_type = TopicType::parse(&*exact.topic_type);
                     (topic_type.map(TopicFilter::Exact), &exact.agent_type)
                 }
                 (None, Some(prefix)) => {
@@ -314,29 +365,29 @@ impl Caller {
                 }
             };
         let filter = filter.map_err(Failure::params)?;
-        let agent_type = AgentType::parse(agent_type.as_ref()).map_err(Failure::params)?;
+        let agent_type = AgentType::parse(&**agent_type).map_err(Failure::params)?;
         if params.id.is_empty() || params.id.len() > 256 {
             return Err(Failure::params("a subscription's id has 1 to 256 bytes"));
         }
-        let id = SubscriptionId::Named(params.id.as_ref().into());
+        let id = SubscriptionId::Named((&*params.id).into());
         let subscription = Subscription { filter, target: Target::Agent(agent_type.to_kept()) };
         self.exchange().subscribe(&self.enter()?, id, &subscription, true)?;
-        Ok(OK)
+        Ok(())
     }
 
     fn remove_subscription(&self, params: &str) -> MethodResult {
         #[derive(Deserialize)]
         struct Params<'a> {
             #[serde(borrow)]
-            id: Cow<'a, str>,
+            id: Text<'a>,
         }
         let params: Params<'_> = serde_json::from_str(params).map_err(Failure::params)?;
-        let id = SubscriptionId::Named(params.id.as_ref().into());
+        let id = SubscriptionId::Named((&*params.id).into());
         self.exchange().unsubscribe(&self.enter()?, &id)?;
-        Ok(OK)
+        Ok(())
     }
 
-    fn subscriptions(&self) -> Cow<'static, str> {
+    fn subscriptions(&self) -> String {
         let directory = self.exchange().directory();
         let all = directory.subscriptions().filter_map(|(id, _, subscription)| {
             let Target::Agent(agent_type) = &subscription.target else { return None };
@@ -351,7 +402,7 @@ impl Caller {
                 }}),
             })
         });
-        Cow::Owned(json!({"subscriptions": all.collect::<Vec<_>>()}).to_string())
+        json!({"subscriptions": all.collect::<Vec<_>>()}).to_string()
     }
 
     fn exchange(&self) -> &Exchange {
@@ -396,6 +447,32 @@ fn check(envelope: &Envelope<'_>) -> Result<(), &'static str> {
 
 fn is_id(id: &str) -> bool {
     id.len() <= 256 && !id.starts_with(['{', '[', 't', 'f'])
+}
+
+fn unknown(method: &str) -> Failure {
+    let detail = format!("Unknown method {}", method.escape_debug());
+    let hint = "agent.call, agent.publish, runtime.register_agent, \
+                runtime.register_agent_instance, runtime.add_subscription, \
+                runtime.remove_subscription, runtime.get_subscriptions";
+    Failure { code: RpcCode::MethodNotFound, fault: invalid(detail).hint(hint) }
+}
+
+/// An answer up to its result, with room for a short one.
+fn begin_answer() -> String {
+    let mut out = String::with_capacity(512);
+    out.push_str(r#"{"jsonrpc":"2.0","result":"#);
+    out
+}
+
+/// The whole answer: `out` with its result and `id`, or the failure instead.
+fn end_answer(mut out: String, result: MethodResult, id: &str) -> String {
+    if let Err(Failure { code, fault }) = result {
+        return failure(Some(id), code, &fault);
+    }
+    out.push_str(r#","id":"#);
+    out.push_str(id);
+    out.push('}');
+    out
 }
 
 fn failure(id: Option<&str>, code: RpcCode, fault: &Fault) -> String {

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service as _;
 
-use super::answer::Tracked;
+use super::answer::{Content, Tracked};
 use super::phase::Phase;
 use super::router::App;
 use super::rpc;
@@ -69,6 +69,7 @@ pub(crate) async fn serve(
     let closing = CancellationToken::new();
     let connections = TaskTracker::new();
     let mut ending = pin!(end(&app, shutdown));
+    let doors = Arc::new(Doors { app: app.clone(), router });
     loop {
         let io = tokio::select! {
             () = &mut ending => break,
@@ -87,14 +88,12 @@ pub(crate) async fn serve(
             app.exchange.metrics().limit_hit(limits::connections);
             continue;
         };
-        let (app, router, closing) = (app.clone(), router.clone(), closing.clone());
+        let (doors, closing) = (doors.clone(), closing.clone());
         let place = Place::new(permit, app.exchange.metrics());
-        connections.spawn(async move {
-            let mut socket = Socket::new(io, app.exchange.config().timeouts.stalled_write);
-            // It goes with the socket, which may become a channel's.
-            socket.holds(place);
-            Box::pin(connection(app, router, socket, closing)).await;
-        });
+        let mut socket = Socket::new(io, app.exchange.config().timeouts.stalled_write);
+        // It goes with the socket, which may become a channel's.
+        socket.holds(place);
+        connections.spawn(async move { Box::pin(connection(doors, socket, closing)).await });
     }
 
     drop(listener);
@@ -139,9 +138,38 @@ async fn end(app: &App, shutdown: impl Future<Output = ()>) {
     let _ = timeout(LAST_WORDS, written).await;
 }
 
+/// What every request passes through.
+struct Doors {
+    app: App,
+    router: Router,
+}
+
+impl Doors {
+    async fn answer(&self, request: Request<Incoming>) -> http::Response<Content> {
+        match self.app.guard.admit(&request) {
+            Err(refusal) => refusal.into_response().map(Content::Other),
+            // The door with the most to do beside routing is spared the router.
+            Ok(principal) if request.uri().path() == "/rpc" && request.method() == "POST" => {
+                match rpc::rpc(&self.app, principal, request).await {
+                    Ok(response) => response,
+                    Err(refusal) => refusal.into_response().map(Content::Other),
+                }
+            }
+            Ok(principal) => {
+                let mut request = request.map(axum::body::Body::new);
+                request.extensions_mut().insert(principal);
+                match self.router.clone().call(request).await {
+                    Ok(response) => response.map(Content::Other),
+                    Err(never) => match never {},
+                }
+            }
+        }
+    }
+}
+
 /// Serves one connection, whichever version of HTTP it speaks.
-async fn connection(app: App, router: Router, mut socket: Socket, closing: CancellationToken) {
-    let config = app.exchange.config().clone();
+async fn connection(doors: Arc<Doors>, mut socket: Socket, closing: CancellationToken) {
+    let config = doors.app.exchange.config().clone();
     let sniffed = timeout(config.timeouts.first_byte, sniff(&mut socket)).await;
     let Ok(Ok(Some(is_http2))) = sniffed else { return };
     let phase = Arc::new(Phase::new(Instant::now(), &config.timeouts));
@@ -150,27 +178,12 @@ async fn connection(app: App, router: Router, mut socket: Socket, closing: Cance
         socket.report_to(Some(phase.clone()));
     }
 
-    let (serving, began) = (app.clone(), phase.clone());
+    let began = phase.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let answering = began.request_began();
-        let (app, mut router) = (serving.clone(), router.clone());
+        let doors = doors.clone();
         async move {
-            let response = match app.guard.admit(&request) {
-                Err(refusal) => refusal.into_response(),
-                // The door with the most to do beside routing is spared the router.
-                Ok(principal) if request.uri().path() == "/rpc" && request.method() == "POST" => {
-                    let answer = rpc::rpc(app, principal, request).await;
-                    answer.unwrap_or_else(IntoResponse::into_response)
-                }
-                Ok(principal) => {
-                    let mut request = request.map(axum::body::Body::new);
-                    request.extensions_mut().insert(principal);
-                    match router.call(request).await {
-                        Ok(response) => response,
-                        Err(never) => match never {},
-                    }
-                }
-            };
+            let response = doors.answer(request).await;
             Ok::<_, Infallible>(Tracked::new(response, answering, is_http2))
         }
     });

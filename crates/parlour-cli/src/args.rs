@@ -148,7 +148,7 @@ Examples:
   parlour agents
   parlour agents --output jsonl")]
     Agents(Client),
-    /// Lists the workers that are connected
+    /// Lists who is connected: workers, and callers and followers too
     #[command(help_template = TEMPLATE, before_help = "\
 Examples:
   parlour workers
@@ -228,7 +228,7 @@ pub(crate) struct Sources {
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// One setting, such as limits.payload_bytes=4MiB
-    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
     pub(crate) set: Vec<(String, String)>,
 }
 
@@ -255,7 +255,7 @@ pub(crate) struct Worker {
     #[command(flatten)]
     pub(crate) client: Client,
     /// The program to run for each call, and its arguments
-    #[arg(last = true, required_unless_present = "echo")]
+    #[arg(last = true, required_unless_present = "echo", help_heading = "Arguments")]
     pub(crate) command: Vec<OsString>,
 }
 
@@ -362,6 +362,11 @@ fn pair(text: &str) -> Result<(String, String), String> {
         Some((name, value)) if !name.is_empty() => Ok((name.trim().into(), value.into())),
         _ => Err("expected NAME=VALUE".into()),
     }
+}
+
+/// Reads `KEY=VALUE`.
+fn setting(text: &str) -> Result<(String, String), String> {
+    pair(text).map_err(|_| "expected KEY=VALUE, such as limits.payload_bytes=4MiB".into())
 }
 
 /// Reads a time such as `500ms`, `5s` or `2m`.

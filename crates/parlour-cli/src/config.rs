@@ -121,19 +121,27 @@ impl Settings {
                     ConfigError::UnknownKey { suggestion: Some(meant), .. } => {
                         format!("did you mean `{meant}`?")
                     }
-                    _ => format!("`parlour config show` lists every setting; this is {key}"),
+                    _ => format!("`parlour config show` says what `{key}` is for"),
                 }));
             }
         }
     }
 
     fn read_file(&mut self, path: &Path) {
-        let read = std::fs::read_to_string(path).map_err(|error| error.to_string());
-        let parsed = read.and_then(|text| {
-            text.parse::<toml::Table>().map_err(|error| {
-                let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count());
-                format!("line {}: {}", line + 1, error.message())
-            })
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) => {
+                let detail = format!("cannot read {}: {error}", path.display());
+                self.faults.push(
+                    Fault::new(FaultKind::Invalid, detail)
+                        .hint("`parlour config show` says what holds without this file"),
+                );
+                return;
+            }
+        };
+        let parsed = text.parse::<toml::Table>().map_err(|error| {
+            let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count());
+            format!("line {}: {}", line + 1, error.message())
         });
         match parsed {
             Ok(table) => self.read_table("", table, path),

@@ -42,6 +42,7 @@ impl Code {
 pub(crate) struct Failure {
     code: Code,
     faults: Vec<Fault>,
+    is_of_host: bool,
 }
 
 impl Failure {
@@ -56,17 +57,17 @@ impl Failure {
             Code::PartlyFailed => FaultKind::Overloaded,
             _ => FaultKind::Unavailable,
         };
-        Self { code, faults: vec![Fault::new(kind, detail)] }
+        Self { code, faults: vec![Fault::new(kind, detail)], is_of_host: false }
     }
 
     /// Several faults that are told at once, such as everything wrong with a configuration.
     pub(crate) fn all(code: Code, faults: Vec<Fault>) -> Self {
-        Self { code, faults }
+        Self { code, faults, is_of_host: false }
     }
 
     /// An end of which nobody needs to be told, such as a reader of our output that has gone.
     pub(crate) fn silent(code: Code) -> Self {
-        Self { code, faults: Vec::new() }
+        Self { code, faults: Vec::new(), is_of_host: false }
     }
 
     /// Adds what to type or change next.
@@ -82,6 +83,11 @@ impl Failure {
         self.code
     }
 
+    /// Whether a host answered this, so that `parlour explain` has a page on it.
+    pub(crate) fn is_of_host(&self) -> bool {
+        self.is_of_host
+    }
+
     pub(crate) fn faults(&self) -> &[Fault] {
         &self.faults
     }
@@ -89,7 +95,7 @@ impl Failure {
 
 impl From<Fault> for Failure {
     fn from(fault: Fault) -> Self {
-        Self { code: Code::of(fault.kind()), faults: vec![fault] }
+        Self { code: Code::of(fault.kind()), faults: vec![fault], is_of_host: true }
     }
 }
 
@@ -106,7 +112,7 @@ impl From<parlour::Error> for Failure {
             _ => (Code::Failed, FaultKind::Internal),
         };
         if let Some(fault) = error.fault() {
-            return Self::all(code, vec![fault.clone()]);
+            return Self { code, faults: vec![fault.clone()], is_of_host: true };
         }
         let mut detail = error.to_string();
         if let Some(source) = error.source() {

@@ -156,6 +156,9 @@ impl Output {
             if let Some(hint) = fault.hint_text() {
                 say(&format!("{} {}", self.label("hint:", AnsiColor::Cyan), escape(hint)));
             }
+            if failure.is_of_host() {
+                say(&format!("more: parlour explain {}", fault.kind().name()));
+            }
         }
     }
 

@@ -1,9 +1,10 @@
 //! A program as an agent: payload on its stdin, reply on its stdout.
 
 use std::collections::VecDeque;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 
 use parlour_core::{ByteString, Bytes, Payload};
@@ -22,6 +23,16 @@ const AT_ONCE: usize = 256;
 const OUTPUT_BYTES: usize = 64 << 20;
 /// How much of a failing program's stderr its caller is told: the end, where the reason stands.
 const COMPLAINT_BYTES: usize = 8 * 1024;
+
+/// Whether a program of this name is there to be started: at this path, or in a directory of `PATH`.
+pub(crate) fn is_found(name: &OsStr) -> bool {
+    if name.as_encoded_bytes().contains(&b'/') {
+        return Path::new(name).is_file();
+    }
+    std::env::var_os("PATH").is_none_or(|path| {
+        std::env::split_paths(&path).any(|directory| directory.join(name).is_file())
+    })
+}
 
 /// A program that is run once for each call.
 #[derive(Debug)]

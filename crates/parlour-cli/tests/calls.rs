@@ -40,6 +40,7 @@ fn no_host_is_told_apart() {
             .with_code(7);
         assert!(ended.stderr.starts_with("error: "), "{}", ended.stderr);
         assert!(ended.stderr.contains("hint: "), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("parlour explain"), "no host spoke: {}", ended.stderr);
     }
 }
 
@@ -53,6 +54,7 @@ fn an_agent_that_nobody_serves_is_not_found() {
         "{}",
         ended.stderr
     );
+    assert!(ended.stderr.contains("parlour explain unknown_agent"), "{}", ended.stderr);
 
     let ended = room.parlour(["call", "nobody", "x", "--output", "jsonl"]).run().with_code(3);
     let problem: serde_json::Value = serde_json::from_str(&ended.stderr).unwrap();

@@ -29,6 +29,13 @@ fn a_wrong_value_is_told_what_one_looks_like() {
 }
 
 #[test]
+fn a_file_that_cannot_be_read_is_not_called_bad_toml() {
+    let ended = parlour(["config", "check", "none.toml"]).run().with_code(78);
+    assert!(ended.stderr.contains("cannot read none.toml"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("TOML"), "{}", ended.stderr);
+}
+
+#[test]
 fn a_file_that_is_not_toml_is_told_with_its_line() {
     let ended = parlour(["config", "check", "bad.toml"])
         .file("bad.toml", "[limits]\nbatch 7\n")

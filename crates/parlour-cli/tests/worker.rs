@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Room, is_alive, until};
+use common::{Room, is_alive, parlour, until};
 use rustix::process::Signal;
 
 #[test]
@@ -83,6 +83,17 @@ fn a_program_that_cannot_start_is_named() {
     let _worker = room.worker(["none", "--", "/no/such/program"]);
     let ended = room.parlour(["call", "none", "x"]).run().with_code(1);
     assert!(ended.stderr.contains("/no/such/program"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_worker_whose_program_is_not_there_says_so_when_it_starts() {
+    for (program, is_there) in
+        [("no-such-program", false), ("/no/such/program", false), ("tr", true)]
+    {
+        let ended = parlour(["worker", "any", "--url", "ftp://nowhere", "--", program]).run();
+        let warned = ended.stderr.contains(&format!("there is no program `{program}`"));
+        assert_eq!(warned, !is_there, "{}", ended.stderr);
+    }
 }
 
 #[test]

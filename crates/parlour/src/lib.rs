@@ -5,7 +5,7 @@
 //! agents; a [`Client`] calls them. Neither needs to know where the other runs.
 //!
 //! ```no_run
-//! use parlour::{Client, Cx, PayloadExt, Worker, typed};
+//! use parlour::{Client, Cx, Worker, typed};
 //!
 //! #[tokio::main(flavor = "current_thread")]
 //! async fn main() -> Result<(), parlour::Error> {

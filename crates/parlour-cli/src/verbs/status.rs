@@ -39,7 +39,7 @@ async fn status(client: &Client, output: &Output) -> Result<Code, Failure> {
             escape(&client.url)
         ))?;
         for (name, key) in [
-            ("workers", "workers"),
+            ("connected", "workers"),
             ("agent types", "agent_types"),
             ("calls in flight", "in_flight"),
             ("messages queued", "queued"),

@@ -9,7 +9,7 @@ use crate::args::{Client, Worker};
 use crate::exit::{Code, Failure};
 use crate::log;
 use crate::output::{Output, escape};
-use crate::program::Program;
+use crate::program::{self, Program};
 use crate::room;
 use crate::signals::Signals;
 
@@ -37,6 +37,12 @@ async fn serve(args: &Worker, output: &Output) -> Result<Code, Failure> {
         });
     if let Some(token) = room::token(&args.client)? {
         worker = worker.token(token);
+    }
+    if let Some(program) = args.command.first().filter(|program| !program::is_found(program)) {
+        output.warn(&format!(
+            "there is no program `{}`: calls will fail until there is one",
+            escape(&program.to_string_lossy())
+        ));
     }
     let worker = if args.echo {
         worker.agent_with(&args.agent_type, options, |_key| echo)

@@ -23,4 +23,4 @@ pub use envelope::{
 };
 pub use fault::{Fault, FaultKind};
 pub use name::{AgentId, AgentType, InvalidName, Key, MessageId, TopicId, TopicType};
-pub use session::{CallId, Session, Settled};
+pub use session::{CallId, CallMap, Session, Settled};

@@ -9,6 +9,9 @@ use crate::{Fault, FaultKind, Reply};
 #[expect(clippy::exhaustive_structs, reason = "a number with a name")]
 pub struct CallId(pub u64);
 
+/// Something for each of the calls on one connection, seeded at random against chosen numbers.
+pub type CallMap<V> = HashMap<CallId, V, foldhash::fast::RandomState>;
+
 /// The calls meant for one peer that have not ended yet. Each one ends exactly once: by a reply, by
 /// its deadline, by being cancelled, or with the connection.
 ///
@@ -23,7 +26,7 @@ pub struct CallId(pub u64);
 /// - `poll_*`, for what the owner should do next. Poll after every command and every `handle_*`.
 pub struct Session<R> {
     max_in_flight: usize,
-    in_flight: HashMap<CallId, InFlight<R>>,
+    in_flight: CallMap<InFlight<R>>,
     /// Ordered by time, so that the next deadline is the first entry.
     deadlines: BTreeSet<(Instant, CallId)>,
     settled: VecDeque<Settled<R>>,
@@ -34,7 +37,7 @@ impl<R> Session<R> {
     pub fn new(max_in_flight: usize) -> Self {
         Self {
             max_in_flight,
-            in_flight: HashMap::new(),
+            in_flight: CallMap::default(),
             deadlines: BTreeSet::new(),
             settled: VecDeque::new(),
         }

@@ -1,14 +1,14 @@
 //! One channel, from its opening to its end: the task that owns a worker's or caller's socket.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use parlour_core::wire::{self, CallFrame, Done, Frame, Hello, PublishFrame, Register, Welcome};
 use parlour_core::{
-    AgentId, Call, CallId, Event, Fault, FaultKind, Reply, Session, Subscription, SubscriptionId,
-    Target,
+    AgentId, Call, CallId, CallMap, Event, Fault, FaultKind, Reply, Session, Subscription,
+    SubscriptionId, Target,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::yield_now;
@@ -30,7 +30,7 @@ pub(crate) struct Connection<L> {
     /// Calls that the peer was given, or will be.
     session: Session<ReplyTo>,
     /// Calls that the peer made, under its own names.
-    made: HashMap<CallId, Option<Ticket>>,
+    made: CallMap<Option<Ticket>>,
     greeted: bool,
     /// The peer broke the protocol, and the channel is about to close.
     refused: bool,
@@ -61,7 +61,7 @@ impl<L: Link> Connection<L> {
             inbox,
             outbox: VecDeque::new(),
             session,
-            made: HashMap::new(),
+            made: CallMap::default(),
             greeted: !L::GREETS,
             refused: false,
             link: std::marker::PhantomData,

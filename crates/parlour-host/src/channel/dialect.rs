@@ -1,15 +1,14 @@
 //! The dialect of `autogen-http-runtime` 0.1.0 on a WebSocket: one JSON object in each text message.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use bytes::Bytes;
 use bytestring::ByteString;
 use parlour_core::wire::{CallFrame, Frame, HeaderFields, PublishFrame};
 use parlour_core::{
-    AgentId, AgentType, CallId, Event, Fault, FaultKind, InvalidName, Key, MessageId, Payload,
-    Reply, TopicId, TopicType,
+    AgentId, AgentType, CallId, CallMap, Event, Fault, FaultKind, InvalidName, Key, MessageId,
+    Payload, Reply, TopicId, TopicType,
 };
 use serde::Deserialize;
 
@@ -32,12 +31,12 @@ const MAX_REQUEST_ID: usize = 256;
 pub(crate) struct Dialect {
     max_depth: usize,
     next_id: u64,
-    requests: HashMap<CallId, Box<str>>,
+    requests: CallMap<Box<str>>,
 }
 
 impl Dialect {
     pub(crate) fn new(max_depth: usize) -> Self {
-        Self { max_depth, next_id: 1, requests: HashMap::new() }
+        Self { max_depth, next_id: 1, requests: CallMap::default() }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,9 +18,11 @@ use crate::config::timeouts;
 #[derive(Debug)]
 pub(crate) struct Phase {
     start: Instant,
-    /// Milliseconds after `start` when the connection came to where it stands.
-    since: AtomicU64,
     stage: AtomicU8,
+    /// Milliseconds after `start` when the connection came to where it stands; not yet noted while
+    /// `entered` is set. A request that comes and is begun at once costs no look at the clock.
+    since: AtomicU64,
+    entered: AtomicBool,
     requests: AtomicUsize,
     /// Answers whose bodies are on their way, and when the last of them moved on.
     sending: AtomicUsize,
@@ -58,7 +60,7 @@ impl Drop for Answering {
     fn drop(&mut self) {
         self.phase.requests.fetch_sub(1, Relaxed);
         self.phase.sending.fetch_sub(usize::from(self.sending), Relaxed);
-        self.phase.enter(IDLE, Instant::now());
+        self.phase.enter(IDLE);
     }
 }
 
@@ -68,16 +70,16 @@ const READING_HEADERS: u8 = 1;
 impl Phase {
     /// A connection that has just been opened.
     pub(crate) fn new(now: Instant, timeouts: &timeouts::Section) -> Self {
-        let (since, stage, requests, sending, moved) = Default::default();
+        let (stage, since, entered, requests, sending, moved) = Default::default();
         let (idle, headers) = (timeouts.idle, timeouts.headers);
         let stalled = timeouts.stalled_write;
-        Self { start: now, since, stage, requests, sending, moved, idle, headers, stalled }
+        Self { start: now, stage, since, entered, requests, sending, moved, idle, headers, stalled }
     }
 
     /// Bytes came in.
     pub(crate) fn bytes_came(&self) {
         if self.requests.load(Relaxed) == 0 && self.stage.load(Relaxed) == IDLE {
-            self.enter(READING_HEADERS, Instant::now());
+            self.enter(READING_HEADERS);
         }
     }
 
@@ -89,9 +91,9 @@ impl Phase {
         Answering { phase: self.clone(), sending: false }
     }
 
-    fn enter(&self, stage: u8, now: Instant) {
-        self.since.store(self.millis(now), Relaxed);
+    fn enter(&self, stage: u8) {
         self.stage.store(stage, Relaxed);
+        self.entered.store(true, Relaxed);
     }
 
     fn millis(&self, now: Instant) -> u64 {
@@ -108,6 +110,9 @@ impl Phase {
         }
         if self.requests.load(Relaxed) > 0 {
             return None;
+        }
+        if self.entered.swap(false, Relaxed) {
+            self.since.store(self.millis(Instant::now()), Relaxed);
         }
         let allowed = if self.stage.load(Relaxed) == IDLE { self.idle } else { self.headers };
         Some(self.start + Duration::from_millis(self.since.load(Relaxed)) + allowed)

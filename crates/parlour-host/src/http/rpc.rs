@@ -418,7 +418,7 @@ impl Caller<'_> {
 
     /// The client's place in the room, made if it is new.
     fn enter(&self) -> Result<crate::peer::Peer, Fault> {
-        self.app.lobby.enter(&self.app, self.client()?, &self.principal)
+        self.app.lobby.enter(self.app, self.client()?, &self.principal)
     }
 
     /// Whom calls and events come from: the client's connection, if it has one.

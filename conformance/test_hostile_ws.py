@@ -1,8 +1,8 @@
 """What a host does with WebSocket frames that nobody should send.
 
-Autobahn's `wstest` needs Python 2.7 and a route that echoes what it gets, which no door here does. Its
-cases that matter are written out instead: reserved bits and opcodes, fragmentation, UTF-8, closing,
-limits.
+Autobahn's cases need a door that echoes what it gets, which the built binary does not have, and Python
+2.7: `scripts/autobahn` runs them where it can. Those that matter are written out here, for the real
+doors: reserved bits and opcodes, fragmentation, UTF-8, closing, limits.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 //! What a channel's task needs of a socket, and how a WebSocket gives it.
 
+#[cfg(test)]
+mod echo;
+
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -81,8 +84,9 @@ pub(crate) enum Sendable<'a> {
 pub(crate) trait Protocol: Send {
     const GREETS: bool;
 
-    /// Whether messages are text; those of the other kind end the channel with this reason.
-    const IS_TEXT: (bool, &'static str);
+    /// Hears of a message's kind before its frames are taken; one of the wrong kind ends the channel
+    /// with the reason returned.
+    fn begin(&mut self, is_text: bool) -> Result<(), &'static str>;
 
     /// Takes the next frame off `message`; none if that frame is to be skipped.
     fn decode(&mut self, message: &mut Bytes) -> Result<Option<Frame>, Close>;
@@ -211,8 +215,8 @@ impl<P: Protocol> WebSocketLink<P> {
                 Poll::Ready(Some(Ok(message))) => {
                     heard = true;
                     if message.is_text() || message.is_binary() {
-                        if message.is_text() != P::IS_TEXT.0 {
-                            let close = Close::new(Close::UNSUPPORTED, P::IS_TEXT.1);
+                        if let Err(reason) = self.protocol.begin(message.is_text()) {
+                            let close = Close::new(Close::UNSUPPORTED, reason);
                             return Poll::Ready(Received::Refused(close));
                         }
                         self.undecoded = Bytes::from(message.into_payload());

@@ -43,8 +43,10 @@ impl Dialect {
 impl Protocol for Dialect {
     const GREETS: bool = false;
 
-    const IS_TEXT: (bool, &'static str) =
-        (true, "this dialect is JSON text; ask for subprotocol parlour.v1 to send frames");
+    fn begin(&mut self, is_text: bool) -> Result<(), &'static str> {
+        let reason = "this dialect is JSON text; ask for subprotocol parlour.v1 to send frames";
+        if is_text { Ok(()) } else { Err(reason) }
+    }
 
     fn decode(&mut self, message: &mut Bytes) -> Result<Option<Frame>, Close> {
         // What is read from it are slices of it, and live as long as the call.

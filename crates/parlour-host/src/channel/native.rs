@@ -23,8 +23,9 @@ pub(crate) struct Native {
 impl Protocol for Native {
     const GREETS: bool = true;
 
-    const IS_TEXT: (bool, &'static str) =
-        (false, "parlour.v1 is binary: send frames in binary messages");
+    fn begin(&mut self, is_text: bool) -> Result<(), &'static str> {
+        if is_text { Err("parlour.v1 is binary: send frames in binary messages") } else { Ok(()) }
+    }
 
     fn decode(&mut self, message: &mut Bytes) -> Result<Option<Frame>, Close> {
         let broken = |error: wire::DecodeError| Close::new(Close::PROTOCOL, error.to_string());

@@ -9,6 +9,7 @@ use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, Version, header};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use parlour_core::wire::SUBPROTOCOL;
@@ -63,17 +64,12 @@ pub(crate) async fn open_channel(State(app): State<App>, request: Request) -> An
     let (exchange, lobby) = (app.exchange.clone(), app.lobby.clone());
     let upgrade = hyper::upgrade::on(request);
     app.tasks.spawn(async move {
-        let Ok(upgraded) = upgrade.await else {
+        let Some(socket) = socket_of(upgrade).await else {
             if let Some((id, attach)) = claim {
                 lobby.give_back(&id, attach);
             }
             return;
         };
-        // Every connection of this server is of this type.
-        let Ok(parts) = upgraded.downcast::<TokioIo<Socket>>() else { return };
-        let mut socket = parts.io.into_inner();
-        socket.report_to(None);
-        socket.put_back(parts.read_buf);
         match claim {
             None => {
                 let (peer, inbox) = exchange.join(native::NAME, principal);
@@ -90,19 +86,41 @@ pub(crate) async fn open_channel(State(app): State<App>, request: Request) -> An
         }
     });
 
+    let mut response = switching(accept);
+    if native {
+        let name = HeaderValue::from_static(SUBPROTOCOL);
+        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, name);
+    }
+    Ok(response)
+}
+
+/// The answer after which the connection is a WebSocket.
+pub(crate) fn switching(accept: HeaderValue) -> Response {
     let mut response = Response::new(axum::body::Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-    if native {
-        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
-    }
-    Ok(response)
+    response
 }
 
-fn link<P: Protocol>(socket: Socket, protocol: P, exchange: &Exchange) -> WebSocketLink<P> {
+/// The socket of a connection that is HTTP no more.
+pub(crate) async fn socket_of(upgrade: OnUpgrade) -> Option<Socket> {
+    // Every connection of this server is of this type.
+    let parts = upgrade.await.ok()?.downcast::<TokioIo<Socket>>().ok()?;
+    let mut socket = parts.io.into_inner();
+    socket.report_to(None);
+    socket.put_back(parts.read_buf);
+    Some(socket)
+}
+
+/// The WebSocket of a channel, within the host's limits.
+pub(crate) fn link<P: Protocol>(
+    socket: Socket,
+    protocol: P,
+    exchange: &Exchange,
+) -> WebSocketLink<P> {
     let limit = exchange.config().limits.payload_bytes.0 + HEADER_ROOM;
     let limits = Limits::default().max_payload_len(Some(limit));
     WebSocketLink::new(ServerBuilder::new().limits(limits).serve(socket), protocol)
@@ -127,7 +145,7 @@ fn asks_for_native(headers: &HeaderMap) -> Result<bool, Refusal> {
 }
 
 /// The answer to the client's key, once the request is a handshake.
-fn accept_key(headers: &HeaderMap) -> Result<HeaderValue, Refusal> {
+pub(crate) fn accept_key(headers: &HeaderMap) -> Result<HeaderValue, Refusal> {
     let has = |name, word: &str| {
         let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
         values.flat_map(|value| value.split(',')).any(|v| v.trim().eq_ignore_ascii_case(word))

@@ -109,8 +109,13 @@ class Room:
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels; 0 if there is none of that name."""
-        pattern = re.compile(rf"^{name}(?:\{{[^}}]*\}})? (\S+)", re.MULTILINE)
+        labels = "" if name.endswith("}") else r"(?:\{[^}]*\})?"
+        pattern = re.compile(rf"^{name}{labels} (\S+)", re.MULTILINE)
         return sum(float(value) for value in pattern.findall(self.get("/metrics")))
+
+    def limit_hits(self, key: str) -> float:
+        """How often the limit of this key was met."""
+        return self.metric(rf'parlour_limit_hits_total{{key="{re.escape(key)}"}}')
 
     def rss(self) -> int:
         """Resident memory in bytes."""

@@ -200,6 +200,32 @@ def test_an_agents_failure_keeps_its_text(room, agents):
     assert found["detail"] == "it broke ☂" and found["may_have_run"] is True
 
 
+LIMITS = {
+    "limits.headers": ("POST", "/v1/topics/t/s", b"", {f"x-{n}": "1" for n in range(65)}),
+    "limits.payload_bytes": ("POST", "/v1/topics/t/s", b"x" * 4096, {}),
+    "limits.json_body_bytes": ("POST", "/rpc", b" " * 4096, {}),
+    "limits.json_depth": ("POST", "/rpc", b"[" * 100, {}),
+    "limits.batch": ("POST", "/rpc", b"[%s]" % b",".join([b"1"] * 1001), {}),
+    "server.allowed_hosts": ("GET", "/v1/agents", None, {"host": "elsewhere.example"}),
+    "server.allowed_origins": ("GET", "/v1/agents", None, {"origin": "https://elsewhere.example"}),
+}
+
+
+@pytest.fixture(scope="module")
+def narrow(module_room):
+    return module_room(limits__payload_bytes="2KiB", limits__json_body_bytes="3KiB")
+
+
+@pytest.mark.parametrize("key", LIMITS)
+def test_a_limit_that_is_met_is_named_and_counted(narrow, key):
+    method, path, body, headers = LIMITS[key]
+    headers = {"content-type": "application/json"} | headers
+    assert narrow.limit_hits(key) == 0
+    answer = json.loads(narrow.http(method, path, body, headers).body)
+    assert answer.get("error", {"data": answer})["data"]["config_key"] == key
+    assert narrow.limit_hits(key) == 1
+
+
 def test_an_unknown_agent_is_a_problem_with_a_hint(room):
     found = problem(room.http("POST", "/v1/agents/nobody/k/call", b"x"), 404, "unknown_agent")
     assert found["hint"] and found["may_have_run"] is False and found["retryable"] is True

@@ -422,12 +422,11 @@ impl<L: Link> Connection<L> {
         let reply_to = ReplyTo::peer(self.peer.clone(), id, metrics);
         let limit = self.exchange.config().limits.caller_in_flight;
         if self.made.len() >= limit {
-            metrics.limit_hit(limits::caller_in_flight);
             let detail = "this connection has as many calls in flight as it may have";
-            reply_to.send(Err(Fault::new(FaultKind::Overloaded, detail)
+            let fault = Fault::new(FaultKind::Overloaded, detail)
                 .hint("wait for replies before sending more")
-                .retry_after(RETRY_AFTER)
-                .limit(limits::caller_in_flight, Some(limit as u64))));
+                .retry_after(RETRY_AFTER);
+            reply_to.send(Err(metrics.limit_met(limits::caller_in_flight, Some(limit), fault)));
             return Ok(());
         }
         let header = self.exchange.stamp(header, &self.origin);
@@ -493,12 +492,12 @@ impl<L: Link> Connection<L> {
     }
 
     fn too_busy(&self) -> Fault {
-        self.exchange.metrics().limit_hit(limits::worker_in_flight);
         let limit = self.exchange.config().limits.worker_in_flight;
-        Fault::new(FaultKind::Overloaded, "the worker has as many calls as it may have")
+        let detail = "the worker has as many calls as it may have";
+        let fault = Fault::new(FaultKind::Overloaded, detail)
             .hint("try again later, or start another worker for this agent type")
-            .retry_after(RETRY_AFTER)
-            .limit(limits::worker_in_flight, Some(limit as u64))
+            .retry_after(RETRY_AFTER);
+        self.exchange.metrics().limit_met(limits::worker_in_flight, Some(limit), fault)
     }
 
     /// Leaves the exchange and ends all that is in flight, both ways.

@@ -254,16 +254,16 @@ impl Exchange {
             RegisterError::SubscriptionTaken => Fault::new(FaultKind::Conflict, detail)
                 .hint("remove the other subscription first, or keep it"),
             RegisterError::TooManyRegistrations => {
-                self.0.metrics.limit_hit(limits::registrations);
-                Fault::new(FaultKind::Overloaded, detail)
-                    .hint("serve one type with many keys, or connect more than once")
-                    .limit(limits::registrations, Some(self.config().limits.registrations as u64))
+                let max = self.config().limits.registrations;
+                let fault = Fault::new(FaultKind::Overloaded, detail)
+                    .hint("serve one type with many keys, or connect more than once");
+                self.0.metrics.limit_met(limits::registrations, Some(max), fault)
             }
             RegisterError::TooManySubscriptions => {
-                self.0.metrics.limit_hit(limits::subscriptions);
-                Fault::new(FaultKind::Overloaded, detail)
-                    .hint("subscribe to a prefix instead")
-                    .limit(limits::subscriptions, Some(self.config().limits.subscriptions as u64))
+                let max = self.config().limits.subscriptions;
+                let fault =
+                    Fault::new(FaultKind::Overloaded, detail).hint("subscribe to a prefix instead");
+                self.0.metrics.limit_met(limits::subscriptions, Some(max), fault)
             }
             _ => Fault::new(FaultKind::NotFound, detail),
         }
@@ -357,11 +357,10 @@ impl Exchange {
         found.retain(|(id, ..)| Some(*id) != except);
         let limit = self.0.config.limits.fan_out;
         if found.len() > limit {
-            metrics.limit_hit(limits::fan_out);
             let detail = format!("the event would go to {} connections", found.len());
-            return Err(Fault::new(FaultKind::TooLarge, detail)
-                .hint("split the topic, or raise the limit")
-                .limit(limits::fan_out, Some(limit as u64)));
+            let fault =
+                Fault::new(FaultKind::TooLarge, detail).hint("split the topic, or raise the limit");
+            return Err(metrics.limit_met(limits::fan_out, Some(limit), fault));
         }
         let mut published = Published {
             id: event.header.id.clone(),
@@ -434,11 +433,10 @@ impl Exchange {
                 .retry_after(Duration::from_secs(1)));
         }
         if usize::from(header.hops) > limits.hops {
-            self.0.metrics.limit_hit(limits::hops);
             let detail = format!("this conversation is {} messages deep", header.hops);
-            return Err(Fault::new(FaultKind::Invalid, detail)
-                .hint("do agents call each other in a loop? If not, raise the limit")
-                .limit(limits::hops, Some(limits.hops as u64)));
+            let fault = Fault::new(FaultKind::Invalid, detail)
+                .hint("do agents call each other in a loop? If not, raise the limit");
+            return Err(self.0.metrics.limit_met(limits::hops, Some(limits.hops), fault));
         }
         self.admit_payload(payload)
     }
@@ -447,12 +445,11 @@ impl Exchange {
     pub(crate) fn admit_payload(&self, payload: &Payload) -> Result<(), Fault> {
         let limit = self.0.config.limits.payload_bytes;
         if payload.bytes.len() > limit.0 {
-            self.0.metrics.limit_hit(limits::payload_bytes);
             let length = payload.bytes.len();
             let detail = format!("the payload has {length} bytes, {limit} are allowed");
-            return Err(Fault::new(FaultKind::TooLarge, detail)
-                .hint("send less, or raise the limit")
-                .limit(limits::payload_bytes, Some(limit.0 as u64)));
+            let fault =
+                Fault::new(FaultKind::TooLarge, detail).hint("send less, or raise the limit");
+            return Err(self.0.metrics.limit_met(limits::payload_bytes, Some(limit.0), fault));
         }
         if payload.content_type.len().max(payload.data_type.len()) > MAX_TYPE {
             let detail = format!("a content type or data type is longer than {MAX_TYPE} bytes");
@@ -469,12 +466,10 @@ impl Exchange {
                 (item, fault.may_have_run_if(false))
             }
             Refused::Full(item, (key, limit)) => {
-                self.0.metrics.limit_hit(key);
                 let fault = Fault::new(FaultKind::Overloaded, "the worker's queue is full")
                     .hint("try again later, or start another worker for this agent type")
-                    .retry_after(RETRY_AFTER)
-                    .limit(key, Some(limit as u64));
-                (item, fault)
+                    .retry_after(RETRY_AFTER);
+                (item, self.0.metrics.limit_met(key, Some(limit), fault))
             }
         };
         item.refuse(fault);

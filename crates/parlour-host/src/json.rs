@@ -10,6 +10,7 @@ use serde::de::{Deserializer, Visitor};
 use thiserror::Error;
 
 use crate::config::limits;
+use crate::metrics::Metrics;
 
 /// Why bytes are not the JSON that was expected.
 #[derive(Debug, Error)]
@@ -25,14 +26,15 @@ pub(crate) enum JsonError {
     Syntax(#[from] serde_json::Error),
 }
 
-impl From<JsonError> for Fault {
-    fn from(error: JsonError) -> Self {
-        let fault = Self::new(FaultKind::Invalid, error.to_string());
-        match error {
-            JsonError::Depth(max) => {
-                fault.hint("send flatter JSON").limit(limits::json_depth, Some(max as u64))
+impl JsonError {
+    /// What whoever sent it is told.
+    pub(crate) fn fault(&self, metrics: &Metrics) -> Fault {
+        let fault = Fault::new(FaultKind::Invalid, self.to_string());
+        match self {
+            Self::Depth(max) => {
+                metrics.limit_met(limits::json_depth, Some(*max), fault.hint("send flatter JSON"))
             }
-            JsonError::Utf8(_) | JsonError::Syntax(_) => fault.hint("send one JSON text in UTF-8"),
+            Self::Utf8(_) | Self::Syntax(_) => fault.hint("send one JSON text in UTF-8"),
         }
     }
 }

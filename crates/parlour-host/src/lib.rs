@@ -57,9 +57,10 @@ impl Host {
     }
 
     fn build(config: Config, token: Option<&str>) -> Self {
-        let guard = Arc::new(Guard::new(&config, token));
-        let places = Arc::new(Semaphore::new(config.limits.connections));
         let exchange = Exchange::new(Arc::new(config));
+        let config = exchange.config();
+        let guard = Arc::new(Guard::new(config, token, exchange.metrics().clone()));
+        let places = Arc::new(Semaphore::new(config.limits.connections));
         let (lobby, tasks) = (Lobby::default(), TaskTracker::new());
         Self { app: App { exchange, guard, lobby, tasks, places } }
     }

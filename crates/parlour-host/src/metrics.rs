@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicI64;
 
-use parlour_core::FaultKind;
+use parlour_core::{Fault, FaultKind};
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -103,7 +103,13 @@ impl Metrics {
         }
     }
 
-    /// Counts that the limit of this key was met.
+    /// Completes the fault of whoever met the limit of this key, and counts that it was met.
+    pub(crate) fn limit_met(&self, key: &'static str, max: Option<usize>, fault: Fault) -> Fault {
+        self.limit_hit(key);
+        fault.limit(key, max.map(|max| max as u64))
+    }
+
+    /// Counts that the limit of this key was met, where nobody is told by a fault.
     pub(crate) fn limit_hit(&self, key: &str) {
         self.limit_hits.get_or_create(&Key { key: key.into() }).inc();
     }

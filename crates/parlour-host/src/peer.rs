@@ -291,8 +291,8 @@ impl ReplyTo {
             Address::Peer(peer, id) => {
                 let is_small = reply.as_ref().is_err_and(|fault| fault.weight() <= OVERHEAD);
                 let reply = if !is_small && peer.is_choked() {
-                    self.metrics.limit_hit(limits::queue_bytes);
-                    Err(too_slow(&peer))
+                    let max = Some(peer.bounds.bytes);
+                    Err(self.metrics.limit_met(limits::queue_bytes, max, too_slow()))
                 } else {
                     reply
                 };
@@ -319,10 +319,9 @@ impl fmt::Debug for ReplyTo {
 /// How long to wait before a full queue is worth another try.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(250);
 
-fn too_slow(peer: &Peer) -> Fault {
+fn too_slow() -> Fault {
     Fault::new(FaultKind::Overloaded, "the agent answered, but too many replies wait to be read")
         .may_have_run_if(true)
         .hint("read replies faster, or have fewer calls in flight")
         .retry_after(RETRY_AFTER)
-        .limit(limits::queue_bytes, Some(peer.bounds.bytes as u64))
 }

@@ -11,28 +11,23 @@ use parlour_core::{Fault, FaultKind};
 use tokio::time::{Instant, timeout};
 
 use super::answer::Refusal;
-use crate::Config;
 use crate::config::{ByteCount, limits, timeouts};
+use crate::exchange::Exchange;
 use crate::io::kept;
 
 /// Reads the whole of `body`, at most `limit` bytes; `key` names that limit.
 pub(crate) async fn read<B>(
     mut body: B,
     (key, limit): (&'static str, ByteCount),
-    config: &Config,
+    exchange: &Exchange,
 ) -> Result<Bytes, Refusal>
 where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
 {
     let too_large = |length: &str| {
-        Refusal::from(
-            Fault::new(
-                FaultKind::TooLarge,
-                format!("the body has {length} bytes, {limit} are allowed"),
-            )
-            .hint("send less, or raise the limit")
-            .limit(key, Some(limit.0 as u64)),
-        )
+        let detail = format!("the body has {length} bytes, {limit} are allowed");
+        let fault = Fault::new(FaultKind::TooLarge, detail).hint("send less, or raise the limit");
+        Refusal::from(exchange.metrics().limit_met(key, Some(limit.0), fault))
     };
     if let Some(length) = body.size_hint().exact()
         && length > limit.0 as u64
@@ -40,6 +35,7 @@ where
         discard(body).await;
         return Err(too_large(&length.to_string()));
     }
+    let config = exchange.config();
     let stall = config.timeouts.body_stall;
     let rate = config.limits.body_bytes_per_second.0 as f64;
     let mut first: Option<Bytes> = None;
@@ -53,7 +49,7 @@ where
             None => timeout(stall, body.frame()).await,
         };
         let frame = match frame {
-            Err(_) => return Err(slow("the body stalled", timeouts::body_stall)),
+            Err(_) => return Err(slow("the body stalled", timeouts::body_stall, exchange)),
             Ok(None) => break,
             Ok(Some(Err(error))) => {
                 return Err(Refusal::invalid(
@@ -75,7 +71,8 @@ where
         }
         let elapsed = began.get_or_insert_with(Instant::now).elapsed();
         if elapsed > stall && (length as f64) < rate * elapsed.as_secs_f64() {
-            return Err(slow("the body comes too slowly", limits::body_bytes_per_second));
+            let key = limits::body_bytes_per_second;
+            return Err(slow("the body comes too slowly", key, exchange));
         }
         match &first {
             None => first = Some(kept(data)),
@@ -106,7 +103,8 @@ async fn discard(mut body: impl Body<Data = Bytes> + Unpin) {
     let _ = timeout(time, taking).await;
 }
 
-fn slow(detail: &str, key: &'static str) -> Refusal {
-    let fault = Fault::new(FaultKind::Invalid, detail).limit(key, None);
+fn slow(detail: &str, key: &'static str, exchange: &Exchange) -> Refusal {
+    let fault = Fault::new(FaultKind::Invalid, detail);
+    let fault = exchange.metrics().limit_met(key, None, fault);
     Refusal::from(fault).status(StatusCode::REQUEST_TIMEOUT).hint("send it faster, or in one piece")
 }

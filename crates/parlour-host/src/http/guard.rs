@@ -5,15 +5,17 @@
 //! is not). Both lists hold on loopback too.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use bytestring::ByteString;
 use http::{HeaderMap, Request, StatusCode, Uri, header};
 use parlour_core::{Fault, FaultKind, Principal};
 use subtle::ConstantTimeEq;
 
-use super::answer::Refusal;
+use super::answer::{Refusal, invalid};
 use crate::Config;
-use crate::config::server;
+use crate::config::{limits, server};
+use crate::metrics::Metrics;
 
 /// The rules, made once from the configuration.
 #[derive(Debug)]
@@ -24,11 +26,12 @@ pub(crate) struct Guard {
     /// Whether the host listens on all addresses of its machine, so that any address may name it.
     any_address: bool,
     token: Option<Box<str>>,
+    metrics: Arc<Metrics>,
 }
 
 impl Guard {
     /// `token` is the content of the token file, if there is one.
-    pub(crate) fn new(config: &Config, token: Option<&str>) -> Self {
+    pub(crate) fn new(config: &Config, token: Option<&str>, metrics: Arc<Metrics>) -> Self {
         let listen = host_of(&config.server.listen).to_ascii_lowercase();
         let mut hosts: Vec<_> =
             config.server.allowed_hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
@@ -40,6 +43,7 @@ impl Guard {
             max_headers: config.limits.headers,
             origins: config.server.allowed_origins.iter().map(|o| o.to_ascii_lowercase()).collect(),
             token: token.map(Into::into),
+            metrics,
         }
     }
 
@@ -47,8 +51,10 @@ impl Guard {
     pub(crate) fn admit<B>(&self, request: &Request<B>) -> Result<Principal, Refusal> {
         if request.headers().len() > self.max_headers {
             let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-            return Err(Refusal::invalid(status, "the request has too many header fields")
-                .hint("send fewer, or raise limits.headers"));
+            let fault = invalid("the request has too many header fields")
+                .hint("send fewer, or raise the limit");
+            let fault = self.metrics.limit_met(limits::headers, Some(self.max_headers), fault);
+            return Err(Refusal::from(fault).status(status));
         }
         self.check_host(request.uri(), request.headers())?;
         self.check_origin(request.headers())?;
@@ -81,9 +87,8 @@ impl Guard {
         }
         let detail = format!("requests may not name the host `{}`", host.escape_debug());
         let fault = Fault::new(FaultKind::Forbidden, detail)
-            .hint("use the address the host listens on, or add the name to the setting")
-            .limit(server::allowed_hosts, None);
-        Err(fault.into())
+            .hint("use the address the host listens on, or add the name to the setting");
+        Err(self.metrics.limit_met(server::allowed_hosts, None, fault).into())
     }
 
     fn allows_host(&self, host: &str) -> bool {
@@ -102,9 +107,8 @@ impl Guard {
                 let detail =
                     format!("pages of `{}` may not talk to this host", origin.escape_debug());
                 let fault = Fault::new(FaultKind::Forbidden, detail)
-                    .hint("add the origin to the setting if its pages are yours")
-                    .limit(server::allowed_origins, None);
-                return Err(fault.into());
+                    .hint("add the origin to the setting if its pages are yours");
+                return Err(self.metrics.limit_met(server::allowed_origins, None, fault).into());
             }
         }
         Ok(())
@@ -151,7 +155,7 @@ mod tests {
     fn only_loopback_and_listed_hosts_may_be_named() {
         let mut config = Config::default();
         config.set("server.allowed_hosts", "room.example, Other.example").unwrap();
-        let guard = Guard::new(&config, None);
+        let guard = Guard::new(&config, None, Arc::new(Metrics::new(&config)));
         for good in [
             "localhost",
             "LOCALHOST:9000",

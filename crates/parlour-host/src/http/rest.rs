@@ -224,13 +224,12 @@ async fn payload(
             metadata.insert(short, value).map_err(|error| invalid(error.to_string()))?;
         }
     }
-    let config = app.exchange.config();
-    let limit = (limits::payload_bytes, config.limits.payload_bytes);
+    let limit = (limits::payload_bytes, app.exchange.config().limits.payload_bytes);
     Ok(Payload {
         data_type: text(headers, &DATA_TYPE)?.unwrap_or_default(),
         content_type: text(headers, &header::CONTENT_TYPE)?.unwrap_or_default(),
         metadata,
-        bytes: body::read(body, limit, config).await?,
+        bytes: body::read(body, limit, &app.exchange).await?,
     })
 }
 

@@ -42,7 +42,7 @@ pub(crate) async fn rpc(
     let headers = parts.headers;
     let config = app.exchange.config();
     let limit = (limits::json_body_bytes, config.limits.json_body_bytes);
-    let body = body::read(body, limit, config).await?;
+    let body = body::read(body, limit, &app.exchange).await?;
 
     let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
     let answer = if first == Some(&b'[') {
@@ -160,10 +160,10 @@ impl Caller<'_> {
     /// The answers to an array of requests, which run at the same time; none if all of them are
     /// notifications.
     async fn batch(&self, body: &Bytes) -> Option<String> {
-        let config = self.exchange().config();
+        let (config, metrics) = (self.exchange().config(), self.exchange().metrics());
         let requests = match json::parse::<Vec<&RawValue>>(body, config.limits.json_depth) {
             Ok(requests) => requests,
-            Err(error) => return Some(failure(None, RpcCode::ParseError, &error.into())),
+            Err(error) => return Some(failure(None, RpcCode::ParseError, &error.fault(metrics))),
         };
         if requests.is_empty() {
             let fault =
@@ -172,11 +172,9 @@ impl Caller<'_> {
         }
         let max = config.limits.batch;
         if requests.len() > max {
-            self.app.exchange.metrics().limit_hit(limits::batch);
-            let fault =
-                invalid(format!("the batch has {} requests, {max} are allowed", requests.len()))
-                    .hint("split it, or raise the limit")
-                    .limit(limits::batch, Some(max as u64));
+            let detail = format!("the batch has {} requests, {max} are allowed", requests.len());
+            let fault = invalid(detail).hint("split it, or raise the limit");
+            let fault = metrics.limit_met(limits::batch, Some(max), fault);
             return Some(failure(None, RpcCode::InvalidRequest, &fault));
         }
         let answers = requests.iter().map(|request| self.answer(request.get().as_bytes(), body));
@@ -187,14 +185,13 @@ impl Caller<'_> {
             let Some(answer) = answer else { continue };
             length += answer.len();
             if length > max {
-                self.app.exchange.metrics().limit_hit(limits::queue_bytes);
                 let envelope = serde_json::from_str::<Envelope<'_>>(request.get()).ok();
                 let id = envelope.and_then(|envelope| envelope.id).map(RawValue::get);
                 let fault =
                     Fault::new(FaultKind::TooLarge, "the batch's answers are too large together")
                         .may_have_run_if(true)
-                        .hint("send the requests in several batches")
-                        .limit(limits::queue_bytes, Some(max as u64));
+                        .hint("send the requests in several batches");
+                let fault = metrics.limit_met(limits::queue_bytes, Some(max), fault);
                 *answer = failure(id.filter(|id| is_id(id)), RpcCode::Fault, &fault);
             }
         }
@@ -220,7 +217,8 @@ impl Caller<'_> {
                     json::JsonError::Syntax(e) if e.is_data() => RpcCode::InvalidRequest,
                     _ => RpcCode::ParseError,
                 };
-                return Some(failure(None, code, &error.into()));
+                let fault = error.fault(self.exchange().metrics());
+                return Some(failure(None, code, &fault));
             }
         };
         let id = envelope.id.map(RawValue::get);

@@ -208,7 +208,8 @@ async fn connection(doors: Arc<Doors>, mut socket: Socket, closing: Cancellation
         builder
             .timer(TokioTimer::new())
             .header_read_timeout(None)
-            .max_headers(config.limits.headers)
+            // A few too many are answered like any mistake; more than that, by hyper and briefly.
+            .max_headers(config.limits.headers + 16)
             .max_buf_size(config.limits.header_bytes.0.max(8192));
         let serving = pin!(builder.serve_connection(io, service).with_upgrades());
         let serving = until_closing(serving, |it| it.graceful_shutdown(), &closing);

@@ -251,14 +251,12 @@ impl Lobby {
             return Ok(client.peer.clone());
         }
         let Ok(permit) = app.places.clone().try_acquire_owned() else {
-            app.exchange.metrics().limit_hit(limits::connections);
             let limit = app.exchange.config().limits.connections;
-            return Err(Fault::new(
-                FaultKind::Overloaded,
-                "the host has as many clients as it may",
-            )
-            .hint("close some, or raise the limit")
-            .limit(limits::connections, Some(limit as u64)));
+            let detail = "the host has as many clients as it may";
+            let fault =
+                Fault::new(FaultKind::Overloaded, detail).hint("close some, or raise the limit");
+            let metrics = app.exchange.metrics();
+            return Err(metrics.limit_met(limits::connections, Some(limit), fault));
         };
         let (peer, inbox) = app.exchange.join(dialect::NAME, who.clone());
         // Whoever knows a client's id can speak in its name, so that nobody is shown it.

@@ -10,6 +10,7 @@ mod envelope;
 mod fault;
 mod name;
 mod session;
+mod window;
 pub mod wire;
 
 pub use bytes::Bytes;
@@ -24,3 +25,4 @@ pub use envelope::{
 pub use fault::{Fault, FaultKind};
 pub use name::{AgentId, AgentType, InvalidName, Key, MessageId, TopicId, TopicType};
 pub use session::{CallId, CallMap, Session, Settled};
+pub use window::{Credit, Received, Sent, WrongCount};

@@ -25,7 +25,8 @@ mod number;
 mod tests;
 
 pub use decode::{DecodeError, MAX_HEADER, decode, split_frame};
-pub use encode::{encode, encode_event};
+pub(crate) use encode::resend;
+pub use encode::{encode, encode_event, is_counted};
 pub use frame::{
     CallFrame, Done, EventFrame, Frame, HeaderFields, Hello, PublishFrame, Register, SharedEvent,
     Subscribe, Welcome,

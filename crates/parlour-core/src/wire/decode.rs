@@ -160,7 +160,7 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
             })
         }
         kind::CALL | kind::PUBLISH | kind::EVENT => message_frame(kind, fields, payload)?,
-        kind::REPLY => {
+        kind::REPLY | kind::PROGRESS => {
             let mut id = None;
             let mut payload = Payload { bytes: payload, ..Payload::default() };
             for field in fields {
@@ -170,7 +170,11 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
                     _ => payload_field(&mut payload, field)?,
                 }
             }
-            Frame::Reply(id.ok_or_else(missing(field::ID))?, Ok(payload))
+            let id = id.ok_or_else(missing(field::ID))?;
+            match kind {
+                kind::REPLY => Frame::Reply(id, Ok(payload)),
+                _ => Frame::Progress(id, payload),
+            }
         }
         kind::FAULT => {
             let (id, fault) = fault(fields)?;
@@ -192,6 +196,16 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
             }
         }
         kind::DRAIN => Frame::Drain,
+        kind::ACK => {
+            let mut received = None;
+            for field in fields {
+                let field = field?;
+                if field.number == field::RECEIVED {
+                    received = Some(field.number()?);
+                }
+            }
+            Frame::Ack(received.ok_or_else(missing(field::RECEIVED))?)
+        }
         _ => return Ok(None),
     }))
 }
@@ -204,6 +218,10 @@ fn hello(fields: Fields) -> Result<Hello, DecodeError> {
             field::NAME => hello.name = field.text()?,
             field::VERSION => hello.versions.push(field.number()?),
             field::FEATURE => hello.features.push(field.text()?),
+            field::SESSION => hello.session = Some(field.text()?),
+            field::RECEIVED => hello.received = field.number()?,
+            field::WINDOW_MESSAGES => hello.credit.messages = field.number()?,
+            field::WINDOW_BYTES => hello.credit.bytes = field.number()?,
             _ => {}
         }
     }
@@ -220,6 +238,12 @@ fn welcome(fields: Fields) -> Result<Welcome, DecodeError> {
             field::NAME => welcome.name = field.text()?,
             field::MAX_PAYLOAD => welcome.max_payload = field.number()?,
             field::HEARTBEAT_MS => welcome.heartbeat = Duration::from_millis(field.number()?),
+            field::SESSION => welcome.session = Some(field.text()?),
+            field::RESUMED => welcome.resumed = field.number()? != 0,
+            field::RECEIVED => welcome.received = field.number()?,
+            field::WINDOW_MESSAGES => welcome.credit.messages = field.number()?,
+            field::WINDOW_BYTES => welcome.credit.bytes = field.number()?,
+            field::GRACE_MS => welcome.grace = Duration::from_millis(field.number()?),
             _ => {}
         }
     }
@@ -230,6 +254,7 @@ fn welcome(fields: Fields) -> Result<Welcome, DecodeError> {
 fn message_frame(kind: u8, fields: Fields, payload: Bytes) -> Result<Frame, DecodeError> {
     let missing = |number| move || DecodeError::Missing(kind, number);
     let (mut id, mut timeout) = (None, None);
+    let (mut progress, mut resent) = (false, false);
     let (mut agent_type, mut key) = (None, None);
     let (mut topic_type, mut source) = (None, None);
     let (mut sender_type, mut sender_key) = (None, None);
@@ -249,6 +274,8 @@ fn message_frame(kind: u8, fields: Fields, payload: Bytes) -> Result<Frame, Deco
             field::SOURCE => source = Some(Key::parse(field.text()?)?),
             field::SUBSCRIPTION => subscriptions.push(field.number()?),
             field::TIMEOUT_MS => timeout = Some(Duration::from_millis(field.number()?)),
+            field::PROGRESS => progress = field.number()? != 0,
+            field::RESENT => resent = field.number()? != 0,
             field::MESSAGE_ID => header.id = Some(MessageId::parse(field.text()?)?),
             field::CONVERSATION => header.conversation = Some(MessageId::parse(field.text()?)?),
             field::CAUSE => header.cause = Some(MessageId::parse(field.text()?)?),
@@ -273,6 +300,8 @@ fn message_frame(kind: u8, fields: Fields, payload: Bytes) -> Result<Frame, Deco
             id: id.ok_or_else(missing(field::ID))?,
             target: AgentId { agent_type, key },
             timeout,
+            progress,
+            resent,
             header,
             payload,
         }));

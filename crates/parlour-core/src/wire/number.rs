@@ -18,6 +18,8 @@ pub(super) mod kind {
     pub(in crate::wire) const PING: u8 = 14;
     pub(in crate::wire) const PONG: u8 = 15;
     pub(in crate::wire) const DRAIN: u8 = 16;
+    pub(in crate::wire) const ACK: u8 = 17;
+    pub(in crate::wire) const PROGRESS: u8 = 18;
 }
 
 /// The fields of headers. A number means the same in every frame.
@@ -58,6 +60,14 @@ pub(super) mod field {
     pub(in crate::wire) const NAME: u64 = 34;
     pub(in crate::wire) const MAX_PAYLOAD: u64 = 35;
     pub(in crate::wire) const HEARTBEAT_MS: u64 = 36;
+    pub(in crate::wire) const RECEIVED: u64 = 38;
+    pub(in crate::wire) const SESSION: u64 = 39;
+    pub(in crate::wire) const RESUMED: u64 = 40;
+    pub(in crate::wire) const GRACE_MS: u64 = 41;
+    pub(in crate::wire) const WINDOW_MESSAGES: u64 = 42;
+    pub(in crate::wire) const WINDOW_BYTES: u64 = 43;
+    pub(in crate::wire) const RESENT: u64 = 44;
+    pub(in crate::wire) const PROGRESS: u64 = 45;
     /// Within a metadata entry.
     pub(in crate::wire) const ENTRY_NAME: u64 = 1;
     pub(in crate::wire) const ENTRY_VALUE: u64 = 2;

@@ -35,5 +35,8 @@ pub use frame::{
 /// The WebSocket subprotocol that asks for these frames.
 pub const SUBPROTOCOL: &str = "parlour.v1";
 
+/// The feature of sessions that survive a socket, with credit.
+pub const RESUME: &str = "resume";
+
 /// The versions of the frames that this code speaks, newest last.
 pub const VERSIONS: &[u64] = &[1];

@@ -203,6 +203,8 @@ settings! {
             "From the registration of a 0.1.0 worker until it opens its socket.";
         heartbeat: Duration = "15s",
             "Between two pings of a channel; two without any answer, and the peer is dead.";
+        grace: Duration = "5s",
+            "For how long a `parlour.v1` session waits for another socket when one breaks.";
     }
 }
 

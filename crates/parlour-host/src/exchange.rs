@@ -1,10 +1,10 @@
 //! The middle of the host, and all that bindings know of it: every call and event passes through
 //! here, whichever door it came in by.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -25,7 +25,7 @@ use crate::Config;
 use crate::config::limits;
 use crate::event::SharedEvent;
 use crate::metrics::Metrics;
-use crate::peer::{Bounds, Dispatched, Outgoing, Peer, RETRY_AFTER, Refused, ReplyTo};
+use crate::peer::{Bounds, Close, Dispatched, Outgoing, Peer, RETRY_AFTER, Refused, ReplyTo};
 
 /// Where every call and event of a host passes through. Cloning gives another handle to the same.
 #[derive(Clone)]
@@ -38,6 +38,10 @@ struct Inner {
     /// Read without a lock by every message; replaced, under `peers`, by every registration.
     directory: ArcSwap<Directory<Peer>>,
     peers: Mutex<BTreeMap<WorkerId, Peer>>,
+    /// The connections that can go on over another socket, by the secret name of their session.
+    sessions: Mutex<HashMap<ByteString, Peer>>,
+    /// How many of them have no socket now.
+    in_grace: AtomicUsize,
     next_call: AtomicU64,
     next_worker: AtomicU64,
     draining: AtomicBool,
@@ -100,6 +104,8 @@ impl Exchange {
             clock: Clock { started: Instant::now(), started_unix },
             directory: ArcSwap::default(),
             peers: Mutex::default(),
+            sessions: Mutex::default(),
+            in_grace: AtomicUsize::new(0),
             next_call: AtomicU64::new(1),
             next_worker: AtomicU64::new(1),
             draining: AtomicBool::new(false),
@@ -145,6 +151,53 @@ impl Exchange {
         (peer, inbox)
     }
 
+    /// Names the session of `peer`, by which it can go on over another socket.
+    pub(crate) fn name_session(&self, peer: &Peer) -> ByteString {
+        // Whoever knows it can take the session over: it is as random as the system can make it.
+        let name = ByteString::from(uuid::Uuid::new_v4().simple().to_string());
+        self.0.sessions.lock().insert(name.clone(), peer.clone());
+        name
+    }
+
+    /// The connection whose session has this name, for the principal that it belongs to.
+    pub(crate) fn session(&self, name: &str, principal: &Principal) -> Option<Peer> {
+        let sessions = self.0.sessions.lock();
+        sessions.get(name).filter(|peer| peer.principal == *principal).cloned()
+    }
+
+    /// Forgets a session: its connection is about to leave.
+    pub(crate) fn end_session(&self, name: &str) {
+        self.0.sessions.lock().remove(name);
+    }
+
+    /// Notes that a connection has lost its socket and waits for another, until the guard is dropped.
+    pub(crate) fn enter_grace(&self) -> InGrace {
+        self.0.in_grace.fetch_add(1, Relaxed);
+        InGrace(self.clone())
+    }
+
+    /// Ends sessions of the same worker that have no socket: it was started anew.
+    fn take_over(&self, peer: &Peer) {
+        if self.0.in_grace.load(Relaxed) == 0 {
+            return;
+        }
+        let name = peer.name();
+        for other in self.peers() {
+            let is_former = other.id != peer.id
+                && !name.is_empty()
+                && other.name() == name
+                && other.principal == peer.principal
+                && !other.connected.load(Relaxed);
+            if is_former {
+                let _peers = self.0.peers.lock();
+                self.change(|directory| directory.remove(other.id));
+                drop(_peers);
+                let close = Close::new(Close::GOING_AWAY, "the worker was started anew");
+                other.push(Outgoing::Close(Box::new(close)));
+            }
+        }
+    }
+
     /// Forgets a connection and all that it served.
     pub(crate) fn leave(&self, worker: WorkerId) {
         let mut peers = self.0.peers.lock();
@@ -175,12 +228,14 @@ impl Exchange {
         agent_type: &AgentType,
         registration: &Registration,
     ) -> Result<(), Fault> {
+        self.take_over(peer);
         let max = self.config().limits.registrations;
         self.try_change(peer, |d| d.register(peer.id, peer, agent_type, registration, max))
     }
 
     /// Records that `peer` serves one agent.
     pub(crate) fn register_instance(&self, peer: &Peer, agent: &AgentId) -> Result<(), Fault> {
+        self.take_over(peer);
         let max = self.config().limits.registrations;
         self.try_change(peer, |d| d.register_instance(peer.id, peer, agent, max))
     }
@@ -338,9 +393,25 @@ impl Exchange {
         }
     }
 
+    /// Sends a call on that its worker left without having had it.
+    pub(crate) fn move_on(&self, call: Call, reply_to: ReplyTo) {
+        let Ok(peer) = self.route(&call.target) else {
+            let detail = "the worker left before it had the call, and there is no other";
+            let fault = Fault::new(FaultKind::WorkerLost, detail).may_have_run_if(false);
+            reply_to.send(Err(fault));
+            return;
+        };
+        let id = CallId(self.0.next_call.fetch_add(1, Relaxed));
+        let work = Outgoing::Call(Box::new(Dispatched { id, call, reply_to: Some(reply_to) }));
+        if let Err(refused) = peer.offer(work) {
+            self.refuse(refused);
+        }
+    }
+
     /// Sends `call` on its way, and returns what waits for its reply.
-    pub(crate) fn call(&self, call: Call) -> Waiting {
-        let (reply_to, reply) = ReplyTo::waiter(&self.0.metrics);
+    /// What comes before it goes to `progress`, if the call asks for it.
+    pub(crate) fn call(&self, call: Call, progress: Option<mpsc::Sender<Payload>>) -> Waiting {
+        let (reply_to, reply) = ReplyTo::waiter(&self.0.metrics, progress);
         Waiting { ticket: self.dispatch(call, reply_to), reply }
     }
 
@@ -473,6 +544,15 @@ impl Exchange {
             }
         };
         item.refuse(fault);
+    }
+}
+
+/// A connection that waits for another socket.
+pub(crate) struct InGrace(Exchange);
+
+impl Drop for InGrace {
+    fn drop(&mut self) {
+        self.0.0.in_grace.fetch_sub(1, Relaxed);
     }
 }
 

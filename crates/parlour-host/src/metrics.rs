@@ -26,6 +26,7 @@ pub(crate) struct Metrics {
     pub(crate) channels_opened: Counter,
     pub(crate) stalled_writes: Counter,
     pub(crate) missed_heartbeats: Counter,
+    pub(crate) sessions_resumed: Counter,
     pub(crate) replies_unasked: Counter,
     pub(crate) senders_refused: Counter,
     limit_hits: Family<Key, Counter>,
@@ -66,6 +67,8 @@ impl Metrics {
         let channels_opened = counter("channels_opened", "Channels opened");
         let stalled_writes = counter("stalled_writes", "Peers cut because they took no byte");
         let missed_heartbeats = counter("missed_heartbeats", "Peers cut because they were silent");
+        let sessions_resumed =
+            counter("sessions_resumed", "Sessions that went on over another socket");
         let replies_unasked = counter("replies_unasked", "Replies to calls not in flight");
         let senders_refused = counter("senders_refused", "Senders that were not passed on");
         let mut gauge = |name: &str, help: &str| {
@@ -85,6 +88,7 @@ impl Metrics {
             channels_opened,
             stalled_writes,
             missed_heartbeats,
+            sessions_resumed,
             replies_unasked,
             senders_refused,
             limit_hits,

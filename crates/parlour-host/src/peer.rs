@@ -9,12 +9,15 @@ use std::time::Duration;
 use bytestring::ByteString;
 use parking_lot::Mutex;
 use parlour_core::wire::Frame;
-use parlour_core::{Call, CallId, Fault, FaultKind, Principal, Recipients, Reply, WorkerId};
+use parlour_core::{
+    Call, CallId, Fault, FaultKind, Payload, Principal, Recipients, Reply, WorkerId,
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::config::limits;
 use crate::event::SharedEvent;
+use crate::link::Resumption;
 use crate::metrics::Metrics;
 
 /// A way to reach one connection. Cheap to clone.
@@ -55,6 +58,10 @@ pub(crate) enum Outgoing {
     Cancel(CallId),
     /// The peer is told so.
     Withdraw(CallId),
+    /// What there is to say of a call that the peer made and that goes on, under its own name.
+    Progress(CallId, Box<Payload>),
+    /// The peer is back on another socket.
+    Resume(Box<Resumption>),
     /// The end of a call that the peer made, or why a request of its was refused, under its own name.
     Reply(CallId, Box<Reply>),
     /// An event.
@@ -97,7 +104,7 @@ impl Close {
 }
 
 /// What a message costs in the queue beside its payload.
-const OVERHEAD: usize = 256;
+pub(crate) const OVERHEAD: usize = 256;
 
 impl Outgoing {
     /// Ends it with `fault` if it is a call that nobody has begun; nobody waits for anything else.
@@ -116,6 +123,7 @@ impl Outgoing {
                 Self::Call(dispatched) => {
                     dispatched.call.payload.weight() + dispatched.call.header.weight()
                 }
+                Self::Progress(_, payload) => payload.weight(),
                 Self::Reply(_, reply) => match &**reply {
                     Ok(payload) => payload.weight(),
                     Err(fault) => fault.weight(),
@@ -256,19 +264,42 @@ pub(crate) struct ReplyTo {
 
 enum Address {
     /// Back down the connection that the call came in on, under the name its caller gave it.
-    Peer(Peer, CallId),
-    /// To a task that waits, such as a request's.
-    Waiter(oneshot::Sender<Reply>),
+    Peer { peer: Peer, id: CallId, progress: bool },
+    /// To a task that waits, such as a request's, and perhaps wants to hear of its progress.
+    Waiter(oneshot::Sender<Reply>, Option<mpsc::Sender<Payload>>),
 }
 
 impl ReplyTo {
-    pub(crate) fn peer(peer: Peer, id: CallId, metrics: &Arc<Metrics>) -> Self {
-        Self::new(Address::Peer(peer, id), metrics)
+    /// With `progress` the caller hears of that too.
+    pub(crate) fn peer(peer: Peer, id: CallId, progress: bool, metrics: &Arc<Metrics>) -> Self {
+        Self::new(Address::Peer { peer, id, progress }, metrics)
     }
 
-    pub(crate) fn waiter(metrics: &Arc<Metrics>) -> (Self, oneshot::Receiver<Reply>) {
+    pub(crate) fn waiter(
+        metrics: &Arc<Metrics>,
+        progress: Option<mpsc::Sender<Payload>>,
+    ) -> (Self, oneshot::Receiver<Reply>) {
         let (waiter, reply) = oneshot::channel();
-        (Self::new(Address::Waiter(waiter), metrics), reply)
+        (Self::new(Address::Waiter(waiter, progress), metrics), reply)
+    }
+
+    /// Hands on what the agent says before it has ended. Nothing of it is left out: if the caller's
+    /// queue is full, the fault returned is the end of the call.
+    pub(crate) fn progress(&self, payload: Payload) -> Result<(), Fault> {
+        let is_full = match &self.address {
+            Some(Address::Peer { peer, id, progress: true }) => {
+                let item = Outgoing::Progress(*id, Box::new(payload));
+                matches!(peer.offer(item), Err(Refused::Full(..)))
+            }
+            Some(Address::Waiter(_, Some(progress))) => {
+                matches!(progress.try_send(payload), Err(mpsc::error::TrySendError::Full(_)))
+            }
+            _ => false,
+        };
+        if is_full {
+            return Err(self.metrics.limit_met(limits::queue_messages, None, too_slow()));
+        }
+        Ok(())
     }
 
     fn new(address: Address, metrics: &Arc<Metrics>) -> Self {
@@ -287,8 +318,8 @@ impl ReplyTo {
         self.metrics.call_ended(reply.as_ref().err().map(Fault::kind));
         match address {
             // Whoever asked and has gone has no use for it.
-            Address::Waiter(waiter) => drop(waiter.send(reply)),
-            Address::Peer(peer, id) => {
+            Address::Waiter(waiter, _) => drop(waiter.send(reply)),
+            Address::Peer { peer, id, .. } => {
                 let is_small = reply.as_ref().is_err_and(|fault| fault.weight() <= OVERHEAD);
                 let reply = if !is_small && peer.is_choked() {
                     let max = Some(peer.bounds.bytes);

@@ -44,8 +44,8 @@ pub(crate) async fn call(
     let header = app.exchange.stamp(header_fields(&parts.headers)?, &origin);
     let conversation = header.conversation.clone();
     let payload = payload(&app, &parts.headers, body).await?;
-    let call = Call { header, target, deadline, payload };
-    let reply = app.exchange.call(call).await;
+    let call = Call { header, target, deadline, progress: false, payload };
+    let reply = app.exchange.call(call, None).await;
     let payload =
         reply.map_err(|fault| Refusal::from(fault).conversation(conversation.as_str()))?;
     let mut response = Response::new(axum::body::Body::from(payload.bytes));

@@ -278,8 +278,9 @@ impl Caller<'_> {
         let header = exchange.stamp(frame.header, &origin);
         let id = header.id.clone();
         let deadline = exchange.deadline(None).into_std();
-        let call = Call { header, target: frame.target, deadline, payload: frame.payload };
-        Ok(Begun { id, reply: exchange.call(call) })
+        let (target, payload) = (frame.target, frame.payload);
+        let call = Call { header, target, deadline, progress: false, payload };
+        Ok(Begun { id, reply: exchange.call(call, None) })
     }
 
     fn publish(&self, params: &str, body: &Bytes) -> MethodResult {

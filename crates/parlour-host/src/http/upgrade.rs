@@ -26,11 +26,11 @@ use super::router::App;
 use crate::channel::dialect::{self, Dialect};
 use crate::channel::native::{self, Native};
 use crate::config::limits;
-use crate::connection::Connection;
+use crate::connection::{Connection, HandOver};
 use crate::exchange::Exchange;
 use crate::io::{Place, Socket};
 use crate::link::{Link as _, Protocol, WebSocketLink};
-use crate::peer::Peer;
+use crate::peer::{Outgoing, Peer};
 
 /// A channel's frame may be this much longer than the largest payload.
 const HEADER_ROOM: usize = 64 * 1024;
@@ -74,7 +74,13 @@ pub(crate) async fn open_channel(State(app): State<App>, request: Request) -> An
             None => {
                 let (peer, inbox) = exchange.join(native::NAME, principal);
                 let mut link = link(socket, Native::default(), &exchange);
-                Connection::new(exchange, peer, inbox).run(&mut link).await;
+                let mut connection = Connection::new(exchange, peer, inbox);
+                if let Some(HandOver { to, hello, welcome }) = connection.run(&mut link).await {
+                    // A session that has just ended drops the socket, and its client begins anew.
+                    let resumption = link.into_resumption(hello, welcome);
+                    to.push(Outgoing::Resume(Box::new(resumption)));
+                    return;
+                }
                 // Boxed: an idle channel's task has no room for what comes after it.
                 Box::pin(link.linger()).await;
             }

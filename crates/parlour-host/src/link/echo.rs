@@ -14,7 +14,7 @@ use parlour_core::{Fault, Principal};
 use tokio::net::TcpListener;
 use tokio_websockets::Message;
 
-use super::{Link, Outbox, Protocol, Received, Sendable, WebSocketLink};
+use super::{Link, Outbox, Protocol, Received, Resumption, Sendable, WebSocketLink};
 use crate::connection::Connection;
 use crate::http::answer::Answer;
 use crate::http::router::{App, router};
@@ -93,6 +93,10 @@ impl Link for EchoLink {
         self.0.send(item)?;
         self.0.seal();
         Ok(())
+    }
+
+    fn resume(&mut self, resumption: Resumption) -> Result<(), Close> {
+        self.0.resume(resumption)
     }
 
     fn has_room(&self) -> bool {

@@ -5,4 +5,5 @@
 mod abuse;
 mod outcomes;
 mod patience;
+mod resume;
 mod room;

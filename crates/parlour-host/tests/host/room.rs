@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
-use parlour_core::wire::{self, CallFrame, Frame, HeaderFields, Hello, Register};
+use parlour_core::wire::{self, CallFrame, Frame, HeaderFields, Hello, Register, Welcome};
 use parlour_core::{AgentId, AgentType, CallId, Payload, Registration};
 use parlour_host::{Config, Host, Io, Listener};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -70,29 +70,29 @@ impl Room {
 
     /// A channel of `parlour.v1` that has been greeted.
     pub(crate) async fn channel(&self) -> Channel {
+        let hello = Hello { name: "test".into(), versions: vec![1], ..Hello::default() };
+        self.greeted(hello).await.0
+    }
+
+    /// A channel that begins with `hello`, and how the host answers.
+    pub(crate) async fn greeted(&self, hello: Hello) -> (Channel, Welcome) {
         let builder = ClientBuilder::new().uri("ws://localhost/open_channel").unwrap();
         let builder = builder
             .add_header("sec-websocket-protocol".parse().unwrap(), "parlour.v1".parse().unwrap())
             .unwrap();
         let (socket, _) = builder.connect_on(self.connect()).await.unwrap();
         let mut channel = Channel { socket, received: Bytes::new() };
-        let hello = Hello { name: "test".into(), versions: vec![1], features: vec![] };
         channel.send(Frame::Hello(hello)).await;
-        assert!(matches!(channel.next().await, Some(Frame::Welcome(_))));
-        channel
+        match channel.next().await {
+            Some(Frame::Welcome(welcome)) => (channel, welcome),
+            other => panic!("not greeted: {other:?}"),
+        }
     }
 
     /// A channel that serves `agent_type`.
     pub(crate) async fn worker(&self, agent_type: &'static str) -> Channel {
         let mut channel = self.channel().await;
-        let register = Register {
-            request: CallId(1),
-            agent_type: AgentType::parse(agent_type).unwrap(),
-            key: None,
-            registration: Registration::default(),
-        };
-        channel.send(Frame::Register(register)).await;
-        assert!(matches!(channel.next().await, Some(Frame::Done(_))));
+        channel.register(agent_type).await;
         channel
     }
 }
@@ -104,6 +104,18 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
+    /// Serves `agent_type` from here on.
+    pub(crate) async fn register(&mut self, agent_type: &'static str) {
+        let register = Register {
+            request: CallId(1),
+            agent_type: AgentType::parse(agent_type).unwrap(),
+            key: None,
+            registration: Registration::default(),
+        };
+        self.send(Frame::Register(register)).await;
+        assert!(matches!(self.next().await, Some(Frame::Done(_))));
+    }
+
     /// Sends one frame.
     pub(crate) async fn send(&mut self, frame: Frame) {
         let mut bytes = BytesMut::new();
@@ -122,8 +134,24 @@ impl Channel {
             id: CallId(id),
             target: AgentId::parse(agent).unwrap(),
             timeout: limit,
+            progress: false,
+            resent: false,
             header: HeaderFields::default(),
             payload: Payload::text(text),
+        };
+        self.send(Frame::Call(frame)).await;
+    }
+
+    /// Calls `agent`, and asks for its progress or does not.
+    pub(crate) async fn call_with_progress(&mut self, id: u64, agent: &str, progress: bool) {
+        let frame = CallFrame {
+            id: CallId(id),
+            target: AgentId::parse(agent).unwrap(),
+            timeout: None,
+            progress,
+            resent: false,
+            header: HeaderFields::default(),
+            payload: Payload::default(),
         };
         self.send(Frame::Call(frame)).await;
     }
@@ -160,6 +188,12 @@ impl Channel {
             Some(Frame::Reply(id, reply)) => (id.0, reply),
             other => panic!("not a reply: {other:?}"),
         }
+    }
+
+    /// Says goodbye, as a client does that will not be back.
+    pub(crate) async fn say_goodbye(mut self) {
+        self.socket.close().await.unwrap();
+        while self.next().await.is_some() {}
     }
 
     /// Reads nothing and answers nothing from here on, but stays open.

@@ -40,6 +40,15 @@ pub struct Sent {
     acknowledged: u64,
     /// Bytes in `kept`.
     bytes: u64,
+    /// What was added since the last batch.
+    open: Open,
+}
+
+/// Counted frames that are not part of a batch yet.
+#[derive(Clone, Copy, Debug, Default)]
+struct Open {
+    frames: u64,
+    bytes: u64,
 }
 
 /// Frames that were written together.
@@ -67,7 +76,8 @@ impl Sent {
 
     /// Whether another frame may be sent. One that is larger than all credit goes out alone.
     pub fn has_credit(&self) -> bool {
-        self.unacknowledged() < self.credit.messages && self.bytes < self.credit.bytes
+        self.unacknowledged() + self.open.frames < self.credit.messages
+            && self.bytes + self.open.bytes < self.credit.bytes
     }
 
     /// How many frames were sent and not acknowledged.
@@ -75,8 +85,17 @@ impl Sent {
         self.sent - self.acknowledged
     }
 
-    /// Keeps `batch`, which goes out now and has `frames` counted frames.
-    pub fn push(&mut self, batch: Bytes, frames: u64) {
+    /// Counts a frame of the batch to come.
+    pub fn add(&mut self, frame: &[u8]) {
+        if wire::is_counted(frame) {
+            self.open.frames += 1;
+            self.open.bytes += frame.len() as u64;
+        }
+    }
+
+    /// Keeps `batch`, which goes out now and has all frames that were added since the last one.
+    pub fn push(&mut self, batch: Bytes) {
+        let Open { frames, .. } = std::mem::take(&mut self.open);
         if frames > 0 {
             self.sent += frames;
             self.bytes += batch.len() as u64;
@@ -209,10 +228,17 @@ mod tests {
         })
     }
 
-    fn batch(frames: &[Frame]) -> Bytes {
+    /// Sends `frames` as one batch, which is returned.
+    fn send(sent: &mut Sent, frames: &[Frame]) -> Bytes {
         let mut batch = BytesMut::new();
-        frames.iter().for_each(|frame| wire::encode(frame, &mut batch));
-        batch.freeze()
+        for frame in frames {
+            let begin = batch.len();
+            wire::encode(frame, &mut batch);
+            sent.add(&batch[begin..]);
+        }
+        let batch = batch.freeze();
+        sent.push(batch.clone());
+        batch
     }
 
     fn ids(batches: Vec<Bytes>) -> Vec<u64> {
@@ -234,9 +260,9 @@ mod tests {
     #[test]
     fn what_was_not_received_is_sent_again_in_order_and_marked() {
         let mut sent = Sent::new(WIDE);
-        sent.push(batch(&[call(1), Frame::Ping(1), call(2)]), 2);
-        sent.push(batch(&[Frame::Ping(2)]), 0);
-        sent.push(batch(&[call(3)]), 1);
+        send(&mut sent, &[call(1), Frame::Ping(1), call(2)]);
+        send(&mut sent, &[Frame::Ping(2)]);
+        send(&mut sent, &[call(3)]);
         assert_eq!(ids(sent.resend(1).unwrap()), [2, 3]);
         assert_eq!(ids(sent.resend(1).unwrap()), [2, 3], "it stays kept");
         sent.acknowledge(3).unwrap();
@@ -246,7 +272,7 @@ mod tests {
     #[test]
     fn counts_that_cannot_be_are_refused() {
         let mut sent = Sent::new(WIDE);
-        sent.push(batch(&[call(1), call(2)]), 2);
+        send(&mut sent, &[call(1), call(2)]);
         assert!(sent.acknowledge(3).is_err());
         sent.acknowledge(2).unwrap();
         assert!(sent.resend(1).is_err(), "what was acknowledged is gone");
@@ -254,16 +280,17 @@ mod tests {
 
     #[test]
     fn credit_is_in_messages_and_in_bytes() {
-        let one = batch(&[call(1)]);
         let mut sent = Sent::new(Credit { messages: 2, ..WIDE });
-        sent.push(one.clone(), 1);
+        let one = send(&mut sent, &[call(1)]);
         assert!(sent.has_credit());
-        sent.push(one.clone(), 1);
-        assert!(!sent.has_credit());
+        sent.add(&one);
+        assert!(!sent.has_credit(), "before it is written");
+        sent.push(one.clone());
+        assert!(!sent.has_credit(), "and after");
         sent.acknowledge(1).unwrap();
         assert!(sent.has_credit());
         let mut sent = Sent::new(Credit { bytes: one.len() as u64, ..WIDE });
-        sent.push(one, 1);
+        send(&mut sent, &[call(1)]);
         assert!(!sent.has_credit());
     }
 
@@ -299,9 +326,7 @@ mod tests {
                         let Some(count) = batches.next() else { continue };
                         let frames: Vec<_> = (next..next + count).map(call).collect();
                         next += count;
-                        let batch = batch(&frames);
-                        sent.push(batch.clone(), count);
-                        network.extend(split(batch));
+                        network.extend(split(send(&mut sent, &frames)));
                     }
                     1 => {
                         deliver(&mut network, &mut received, n);

@@ -28,8 +28,6 @@ pub(crate) struct Native {
 struct Windows {
     sent: Sent,
     received: Received,
-    /// Counted frames in the batch that is being filled.
-    unsealed: u64,
 }
 
 impl Protocol for Native {
@@ -114,7 +112,6 @@ impl Protocol for Native {
                 self.session = asked.map(|asked| Windows {
                     sent: Sent::new(asked.min(welcome.credit)),
                     received: Received::new(welcome.credit),
-                    unsealed: 0,
                 });
                 return Ok(());
             }
@@ -140,7 +137,7 @@ impl Protocol for Native {
         }
         let batch = batch.freeze();
         if let Some(windows) = &mut self.session {
-            windows.sent.push(batch.clone(), std::mem::take(&mut windows.unsealed));
+            windows.sent.push(batch.clone());
         }
         batch
     }
@@ -161,10 +158,8 @@ impl Protocol for Native {
 impl Native {
     /// Counts what was just encoded.
     fn count(&mut self, frame: &[u8]) {
-        if let Some(windows) = &mut self.session
-            && wire::is_counted(frame)
-        {
-            windows.unsealed += 1;
+        if let Some(windows) = &mut self.session {
+            windows.sent.add(frame);
         }
     }
 

@@ -204,7 +204,7 @@ async fn a_count_that_cannot_be_ends_the_session() {
     let room = Room::open(&[]);
     let (worker, session) = worker(&room).await;
     drop(worker);
-    let (mut worker, _) = back(&room, &session, 9).await;
+    let mut worker = room.begun(hello("w", Some((&session, 9)))).await;
     let fault = loop {
         match worker.next().await {
             Some(Frame::Reply(_, Err(fault))) => break fault,

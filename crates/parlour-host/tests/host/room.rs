@@ -76,6 +76,15 @@ impl Room {
 
     /// A channel that begins with `hello`, and how the host answers.
     pub(crate) async fn greeted(&self, hello: Hello) -> (Channel, Welcome) {
+        let mut channel = self.begun(hello).await;
+        match channel.next().await {
+            Some(Frame::Welcome(welcome)) => (channel, welcome),
+            other => panic!("not greeted: {other:?}"),
+        }
+    }
+
+    /// A channel that begins with `hello`.
+    pub(crate) async fn begun(&self, hello: Hello) -> Channel {
         let builder = ClientBuilder::new().uri("ws://localhost/open_channel").unwrap();
         let builder = builder
             .add_header("sec-websocket-protocol".parse().unwrap(), "parlour.v1".parse().unwrap())
@@ -83,10 +92,7 @@ impl Room {
         let (socket, _) = builder.connect_on(self.connect()).await.unwrap();
         let mut channel = Channel { socket, received: Bytes::new() };
         channel.send(Frame::Hello(hello)).await;
-        match channel.next().await {
-            Some(Frame::Welcome(welcome)) => (channel, welcome),
-            other => panic!("not greeted: {other:?}"),
-        }
+        channel
     }
 
     /// A channel that serves `agent_type`.

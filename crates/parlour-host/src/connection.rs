@@ -40,7 +40,7 @@ pub(crate) struct Connection<L> {
     /// That socket, once it is there.
     resumption: Option<Box<Resumption>>,
     /// The session that the peer wants to go on with, if that is not this one.
-    hand_over: Option<HandOver>,
+    hand_over: Option<Box<HandOver>>,
     link: std::marker::PhantomData<fn(L)>,
 }
 
@@ -59,7 +59,7 @@ enum End {
     /// The socket broke, and the session may go on over another.
     Dropped(&'static str),
     /// The socket is for another connection.
-    HandOver(HandOver),
+    HandOver(Box<HandOver>),
 }
 
 /// Messages taken from the inbox before the socket gets its turn.
@@ -135,7 +135,7 @@ impl<L: Link> Connection<L> {
     /// Serves the peer on `link`, and on those that follow it when it breaks, until one of the two
     /// closes it. What is left to do is to let the link [`linger`](Link::linger), or to hand it over
     /// to the session that it is for.
-    pub(crate) async fn run(&mut self, link: &mut L) -> Option<HandOver> {
+    pub(crate) async fn run(&mut self, link: &mut L) -> Option<Box<HandOver>> {
         let metrics = self.exchange.metrics().clone();
         loop {
             metrics.channels.inc();
@@ -229,7 +229,8 @@ impl<L: Link> Connection<L> {
             // Looked at each time round: a socket that always has more to read would never let the
             // timer have its turn.
             let due = clock.due(self.greeted, self.session.poll_timeout());
-            if due <= Instant::now() {
+            let now = Instant::now();
+            if due <= now {
                 if let Some(end) = self.tick(link, &mut clock) {
                     return if clock.is_closing() { End::Over(end) } else { End::Dropped(end) };
                 }
@@ -241,7 +242,9 @@ impl<L: Link> Connection<L> {
             }
             let reads = clock.is_closing() || !self.peer.is_choked();
             // A peer that is not read cannot be heard; if it takes nothing, its socket says so.
-            clock.heard |= !reads;
+            if !reads {
+                clock.hear(now);
+            }
             let wants_room = !closed && !self.outbox.is_empty();
             tokio::select! {
                 biased;
@@ -255,7 +258,7 @@ impl<L: Link> Connection<L> {
                         return End::Dropped("cut: it took no byte for too long");
                     }
                     received => {
-                        clock.heard = true;
+                        clock.hear(Instant::now());
                         let is_full = frames.len() >= FRAMES_AT_ONCE;
                         for frame in frames.drain(..) {
                             // Nothing is heard any more of a peer that broke the protocol.
@@ -298,12 +301,11 @@ impl<L: Link> Connection<L> {
             self.greeted = true;
             self.refuse(Close::new(Close::POLICY, "no HELLO within timeouts.handshake"));
         }
+        if now >= clock.silent {
+            self.exchange.metrics().missed_heartbeats.inc();
+            return Some("cut: it was silent for two heartbeats");
+        }
         if now >= clock.next_beat {
-            clock.missed = if std::mem::take(&mut clock.heard) { 0 } else { clock.missed + 1 };
-            if clock.missed >= 2 {
-                self.exchange.metrics().missed_heartbeats.inc();
-                return Some("cut: it missed two heartbeats");
-            }
             clock.next_beat = now + clock.heartbeat;
             if !clock.is_closing() {
                 self.send(link, Sendable::Ping);
@@ -518,7 +520,8 @@ impl<L: Link> Connection<L> {
             if let Some(to) = known {
                 welcome.session = hello.session.clone();
                 welcome.resumed = true;
-                self.hand_over = Some(HandOver { to, hello: hello.clone(), welcome });
+                let hello = hello.clone();
+                self.hand_over = Some(Box::new(HandOver { to, hello, welcome }));
                 return Ok(());
             }
             self.name = Some(self.exchange.name_session(&self.peer));
@@ -661,10 +664,8 @@ impl<L: Link> Connection<L> {
 struct Clock {
     heartbeat: Duration,
     next_beat: Instant,
-    /// Whether the peer said anything since the last beat.
-    heard: bool,
-    /// Beats since it last did.
-    missed: u32,
+    /// When the peer counts as gone if nothing is heard of it until then.
+    silent: Instant,
     /// Until when the peer has to greet.
     greets: Instant,
     /// Until when it has to answer a close.
@@ -677,11 +678,14 @@ impl Clock {
         Self {
             heartbeat: timeouts.heartbeat,
             next_beat: now + timeouts.heartbeat,
-            heard: false,
-            missed: 0,
+            silent: now + 2 * timeouts.heartbeat,
             greets: now + timeouts.handshake,
             closes: None,
         }
+    }
+
+    fn hear(&mut self, now: Instant) {
+        self.silent = now + 2 * self.heartbeat;
     }
 
     fn is_closing(&self) -> bool {
@@ -694,7 +698,8 @@ impl Clock {
 
     /// When there is next something to do.
     fn due(&self, greeted: bool, deadline: Option<std::time::Instant>) -> Instant {
-        let due = self.closes.map_or(self.next_beat, |at| at.min(self.next_beat));
+        let due = self.next_beat.min(self.silent);
+        let due = self.closes.map_or(due, |at| at.min(due));
         let due = deadline.map_or(due, |at| due.min(at.into()));
         if greeted { due } else { due.min(self.greets) }
     }

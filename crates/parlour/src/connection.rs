@@ -1,7 +1,7 @@
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use parlour_core::wire::Welcome;
@@ -68,7 +68,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     }
 
     /// Begins to write a message; [`progress`](Self::progress) carries on.
-    pub(crate) fn write(&mut self, message: BytesMut) -> Result<(), Error> {
+    pub(crate) fn write(&mut self, message: Bytes) -> Result<(), Error> {
         self.writing = true;
         self.sink.start_send_unpin(Message::binary(message)).map_err(lost)
     }
@@ -96,7 +96,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
 
     /// Writes what `rest` still gives, says goodbye, and waits for the host to say it too, but all
     /// that not for long.
-    pub(crate) async fn close(mut self, code: CloseCode, rest: impl FnMut() -> Option<BytesMut>) {
+    pub(crate) async fn close(mut self, code: CloseCode, rest: impl FnMut() -> Option<Bytes>) {
         // A host that has gone, or is too slow for a goodbye, learns from the socket.
         let _ = time::timeout(CLOSE_TIME, self.say_goodbye(code, rest)).await;
     }
@@ -104,7 +104,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     async fn say_goodbye(
         &mut self,
         code: CloseCode,
-        mut rest: impl FnMut() -> Option<BytesMut>,
+        mut rest: impl FnMut() -> Option<Bytes>,
     ) -> Result<(), tokio_websockets::Error> {
         self.sink.flush().await?;
         while let Some(message) = rest() {
@@ -117,7 +117,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
 }
 
 fn lost(error: tokio_websockets::Error) -> Error {
-    Error::new(ErrorKind::ConnectionLost, "the connection to the host failed").with_source(error)
+    let (kind, text) = match &error {
+        tokio_websockets::Error::Io(_) | tokio_websockets::Error::AlreadyClosed => {
+            (ErrorKind::ConnectionLost, "the connection to the host failed")
+        }
+        _ => (ErrorKind::Protocol, "the host sent what is no message"),
+    };
+    Error::new(kind, text).with_source(error)
 }
 
 /// Makes `timer` fire no later than `deadline`. One that fires early does no harm, so a later

@@ -48,6 +48,7 @@ mod subscription;
 #[cfg(test)]
 mod tests;
 mod transport;
+mod windows;
 mod worker;
 
 pub use agent::{Agent, AgentError, OnEvent, Typed, on_event, typed};

@@ -4,6 +4,7 @@
 mod client;
 mod handlers;
 mod limits;
+mod resume;
 mod scripted;
 mod shutdown;
 mod subscription;

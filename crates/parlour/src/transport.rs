@@ -69,7 +69,7 @@ impl Endpoint {
         let hello = Hello {
             name: ByteString::from(name),
             versions: wire::VERSIONS.to_vec(),
-            features: Vec::new(),
+            ..Hello::default()
         };
         Ok(Self {
             url: url.to_owned(),
@@ -82,15 +82,24 @@ impl Endpoint {
         })
     }
 
+    /// What a connection begins with.
+    pub(crate) fn hello(&self) -> Hello {
+        self.hello.clone()
+    }
+
     /// Makes a connection of a stream of bytes: upgrades it, and shakes hands.
-    pub(crate) async fn open<C: Connect>(&self, connector: &C) -> Result<Link<C::Io>, Error> {
+    pub(crate) async fn open<C: Connect>(
+        &self,
+        connector: &C,
+        hello: Hello,
+    ) -> Result<Link<C::Io>, Error> {
         let io = connector.connect(&self.host, self.port).await.map_err(|error| {
             self.unreachable(format!("cannot connect to {}", self.url)).with_source(error)
         })?;
         let mut socket = self.upgrade(io).await?;
-        let mut hello = BytesMut::new();
-        wire::encode(&Frame::Hello(self.hello.clone()), &mut hello);
-        socket.send(Message::binary(hello)).await.map_err(|error| self.hung_up(error))?;
+        let mut greeting = BytesMut::new();
+        wire::encode(&Frame::Hello(hello), &mut greeting);
+        socket.send(Message::binary(greeting)).await.map_err(|error| self.hung_up(error))?;
         loop {
             let message = match socket.next().await {
                 Some(message) => message.map_err(|error| self.hung_up(error))?,

@@ -94,8 +94,8 @@ impl Worker {
     ) -> Result<(), Error> {
         let (handle, commands, ids) = Handle::new(self.default_timeout);
         let driver = Driver {
-            connector,
-            endpoint: self.endpoint,
+            connector: Arc::new(connector),
+            endpoint: Arc::new(self.endpoint),
             commands,
             state: State::new(ids, self.registrations, self.subscriptions),
             handlers: Handlers::new(handle, self.agents, self.max_in_flight),

@@ -75,7 +75,8 @@ pub(crate) async fn open_channel(State(app): State<App>, request: Request) -> An
                 let (peer, inbox) = exchange.join(native::NAME, principal);
                 let mut link = link(socket, Native::default(), &exchange);
                 let mut connection = Connection::new(exchange, peer, inbox);
-                if let Some(HandOver { to, hello, welcome }) = connection.run(&mut link).await {
+                if let Some(hand_over) = connection.run(&mut link).await {
+                    let HandOver { to, hello, welcome } = *hand_over;
                     // A session that has just ended drops the socket, and its client begins anew.
                     let resumption = link.into_resumption(hello, welcome);
                     to.push(Outgoing::Resume(Box::new(resumption)));

@@ -167,7 +167,10 @@ impl<L: Link> Connection<L> {
     /// Waits until the peer is back on another socket, while calls for it wait or end. `None` if it
     /// does not come in time, or cannot come.
     async fn in_grace(&mut self) -> Option<Box<Resumption>> {
-        self.name.as_ref().filter(|_| !self.refused)?;
+        let is_closing = |item: &Outgoing| matches!(item, Outgoing::Close(_));
+        if self.name.is_none() || self.refused || self.outbox.iter().any(is_closing) {
+            return None;
+        }
         let until = Instant::now() + self.exchange.config().timeouts.grace;
         let _in_grace = self.exchange.enter_grace();
         while self.resumption.is_none() {
@@ -206,8 +209,8 @@ impl<L: Link> Connection<L> {
         let mut clock = Clock::new(timeouts);
         let mut timer: Pin<Box<Sleep>> = Box::pin(sleep_until(clock.next_beat));
         let mut frames = Vec::new();
-        // Whether the close has been written: it is the last that is.
-        let mut closed = false;
+        // The close, once it has been written: it is the last that is.
+        let mut closed: Option<Box<Close>> = None;
         loop {
             for _ in 0..BATCH {
                 let Ok(item) = self.inbox.try_recv() else { break };
@@ -217,22 +220,29 @@ impl<L: Link> Connection<L> {
                 // The peer noticed before the host did that the old socket is broken.
                 self.resume(link, *resumption);
                 clock = Clock::new(timeouts);
+                if let Some(close) = &closed {
+                    link.close(close);
+                    clock.close();
+                }
             }
             self.hand_on_settled();
-            if !closed && self.fill(link) {
-                closed = true;
-                clock.close();
+            if closed.is_none() {
+                closed = self.fill(link);
+                if closed.is_some() {
+                    clock.close();
+                }
             }
             // What this protocol could not carry has ended too.
             self.hand_on_settled();
 
             // Looked at each time round: a socket that always has more to read would never let the
             // timer have its turn.
-            let due = clock.due(self.greeted, self.session.poll_timeout());
             let now = Instant::now();
+            clock.starve(now, !self.outbox.is_empty() && !link.has_credit());
+            let due = clock.due(self.greeted, self.session.poll_timeout());
             if due <= now {
                 if let Some(end) = self.tick(link, &mut clock) {
-                    return if clock.is_closing() { End::Over(end) } else { End::Dropped(end) };
+                    return end;
                 }
                 continue;
             }
@@ -240,12 +250,12 @@ impl<L: Link> Connection<L> {
             if due < timer.deadline() {
                 timer.as_mut().reset(due);
             }
-            let reads = clock.is_closing() || !self.peer.is_choked();
+            let reads = clock.is_closing() || self.peer.may_ask(link.has_credit());
             // A peer that is not read cannot be heard; if it takes nothing, its socket says so.
             if !reads {
                 clock.hear(now);
             }
-            let wants_room = !closed && !self.outbox.is_empty();
+            let wants_room = closed.is_none() && !self.outbox.is_empty();
             tokio::select! {
                 biased;
                 received = link.receive(reads, wants_room, &mut frames) => match received {
@@ -263,7 +273,7 @@ impl<L: Link> Connection<L> {
                         for frame in frames.drain(..) {
                             // Nothing is heard any more of a peer that broke the protocol.
                             if !self.refused
-                                && !closed
+                                && closed.is_none()
                                 && let Err(close) = self.handle(frame)
                             {
                                 self.refuse(close);
@@ -290,12 +300,16 @@ impl<L: Link> Connection<L> {
         }
     }
 
-    /// Does what the time asks for. Returns why the channel ends, if it does.
-    fn tick(&mut self, link: &mut L, clock: &mut Clock) -> Option<&'static str> {
+    /// Does what the time asks for. Returns how the service of this socket ends, if it does.
+    fn tick(&mut self, link: &mut L, clock: &mut Clock) -> Option<End> {
         let now = Instant::now();
         self.session.handle_timeout(now.into_std());
         if clock.closes.is_some_and(|at| now >= at) {
-            return Some("cut: it did not answer the close");
+            return Some(End::Over("cut: it did not answer the close"));
+        }
+        if clock.starves.is_some_and(|at| now >= at) {
+            self.exchange.metrics().stalled_writes.inc();
+            return Some(End::Over("cut: it acknowledged nothing for too long"));
         }
         if !self.greeted && now >= clock.greets {
             self.greeted = true;
@@ -303,7 +317,8 @@ impl<L: Link> Connection<L> {
         }
         if now >= clock.silent {
             self.exchange.metrics().missed_heartbeats.inc();
-            return Some("cut: it was silent for two heartbeats");
+            let end = "cut: it was silent for two heartbeats";
+            return Some(if clock.is_closing() { End::Over(end) } else { End::Dropped(end) });
         }
         if now >= clock.next_beat {
             clock.next_beat = now + clock.heartbeat;
@@ -369,8 +384,8 @@ impl<L: Link> Connection<L> {
         }
     }
 
-    /// Moves what waits onto the link, as far as it has room. Returns whether the link closes now.
-    fn fill(&mut self, link: &mut L) -> bool {
+    /// Moves what waits onto the link, as far as it has room. Returns the close if that was written.
+    fn fill(&mut self, link: &mut L) -> Option<Box<Close>> {
         while link.has_room()
             && let Some(item) = self.outbox.pop_front()
         {
@@ -389,7 +404,7 @@ impl<L: Link> Connection<L> {
                 Outgoing::Drain => self.send(link, Sendable::Drain),
                 Outgoing::Close(close) => {
                     link.close(&close);
-                    return true;
+                    return Some(close);
                 }
                 Outgoing::Progress(id, payload) => {
                     self.send(link, Sendable::Progress(id, &payload));
@@ -398,7 +413,7 @@ impl<L: Link> Connection<L> {
                 Outgoing::Cancel(_) | Outgoing::GiveUp | Outgoing::Resume(_) => {}
             }
         }
-        false
+        None
     }
 
     fn send_call(&mut self, link: &mut L, dispatched: &Dispatched) {
@@ -670,6 +685,9 @@ struct Clock {
     greets: Instant,
     /// Until when it has to answer a close.
     closes: Option<Instant>,
+    patience: Duration,
+    /// Until when it has to give credit, while messages wait for that.
+    starves: Option<Instant>,
 }
 
 impl Clock {
@@ -681,11 +699,17 @@ impl Clock {
             silent: now + 2 * timeouts.heartbeat,
             greets: now + timeouts.handshake,
             closes: None,
+            patience: timeouts.stalled_write,
+            starves: None,
         }
     }
 
     fn hear(&mut self, now: Instant) {
         self.silent = now + 2 * self.heartbeat;
+    }
+
+    fn starve(&mut self, now: Instant, is_starved: bool) {
+        self.starves = is_starved.then(|| self.starves.unwrap_or(now + self.patience));
     }
 
     fn is_closing(&self) -> bool {
@@ -698,8 +722,8 @@ impl Clock {
 
     /// When there is next something to do.
     fn due(&self, greeted: bool, deadline: Option<std::time::Instant>) -> Instant {
-        let due = self.next_beat.min(self.silent);
-        let due = self.closes.map_or(due, |at| at.min(due));
+        let others = [self.closes, self.starves].into_iter().flatten();
+        let due = others.fold(self.next_beat.min(self.silent), Instant::min);
         let due = deadline.map_or(due, |at| due.min(at.into()));
         if greeted { due } else { due.min(self.greets) }
     }

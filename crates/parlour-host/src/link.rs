@@ -47,6 +47,9 @@ pub(crate) trait Link: Send {
     /// Whether more may be sent without keeping much in memory.
     fn has_room(&self) -> bool;
 
+    /// Whether the peer takes more than it was sent.
+    fn has_credit(&self) -> bool;
+
     /// Goes on over another socket: greets the peer there, and sends again what it lacks.
     fn resume(&mut self, resumption: Resumption) -> Result<(), Close>;
 
@@ -305,6 +308,10 @@ impl<P: Protocol> Link for WebSocketLink<P> {
 
     fn has_room(&self) -> bool {
         self.pending() < ROOM && self.protocol.has_credit()
+    }
+
+    fn has_credit(&self) -> bool {
+        self.protocol.has_credit()
     }
 
     fn resume(&mut self, resumption: Resumption) -> Result<(), Close> {

@@ -222,6 +222,14 @@ impl Peer {
         messages >= self.0.bounds.messages || bytes >= self.0.bounds.bytes
     }
 
+    /// Whether the peer's requests are read: not while too much waits for it. One that gave no credit
+    /// is read further, up to twice as much, as its acknowledgement may be next.
+    pub(crate) fn may_ask(&self, has_credit: bool) -> bool {
+        let (messages, bytes) = self.waiting();
+        let times = if has_credit { 1 } else { 2 };
+        messages < times * self.0.bounds.messages && bytes < times * self.0.bounds.bytes
+    }
+
     pub(crate) fn name(&self) -> ByteString {
         self.0.name.lock().clone()
     }

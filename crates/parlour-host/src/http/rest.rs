@@ -17,12 +17,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::answer::{Answer, Refusal, bad_name, invalid, json as json_answer};
 use super::body;
 use super::router::{App, Segments};
+use super::sse;
 use crate::config::limits;
 use crate::exchange::{Origin, topic};
 
 const DATA_TYPE: HeaderName = HeaderName::from_static("parlour-data-type");
 const DEADLINE_MS: HeaderName = HeaderName::from_static("parlour-deadline-ms");
-const CONVERSATION: HeaderName = HeaderName::from_static("parlour-conversation");
+pub(crate) const CONVERSATION: HeaderName = HeaderName::from_static("parlour-conversation");
 const CAUSE: HeaderName = HeaderName::from_static("parlour-cause");
 const HOPS: HeaderName = HeaderName::from_static("parlour-hops");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -44,7 +45,11 @@ pub(crate) async fn call(
     let header = app.exchange.stamp(header_fields(&parts.headers)?, &origin);
     let conversation = header.conversation.clone();
     let payload = payload(&app, &parts.headers, body).await?;
-    let call = Call { header, target, deadline, progress: false, payload };
+    let progress = sse::is_wanted(&parts.headers);
+    let call = Call { header, target, deadline, progress, payload };
+    if progress {
+        return sse::call(&app.exchange, call).await;
+    }
     let reply = app.exchange.call(call, None).await;
     let payload =
         reply.map_err(|fault| Refusal::from(fault).conversation(conversation.as_str()))?;

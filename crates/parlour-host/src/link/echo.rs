@@ -103,6 +103,10 @@ impl Link for EchoLink {
         self.0.has_room()
     }
 
+    fn has_credit(&self) -> bool {
+        self.0.has_credit()
+    }
+
     fn close(&mut self, close: &Close) {
         self.0.close(close);
     }

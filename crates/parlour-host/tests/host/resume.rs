@@ -255,3 +255,75 @@ async fn a_caller_hears_of_progress_if_it_asks() {
         assert_eq!(caller.next_reply().await, (1, Ok(Payload::text("whole"))));
     }
 }
+
+/// A caller with credit for two frames, for whom as many replies wait as may.
+async fn starving(room: &Room) -> Channel {
+    let credit = Credit { messages: 2, bytes: 1 << 20 };
+    let (mut caller, _) = room.greeted(Hello { credit, ..hello("c", None) }).await;
+    for id in 1..=7 {
+        caller.call(id, "nobody/k", "", None).await;
+    }
+    for id in 1..=2 {
+        assert_eq!(caller.next_reply().await.0, id);
+    }
+    let more = tokio::time::timeout(Duration::from_secs(1), caller.next()).await;
+    assert!(more.is_err(), "{more:?}");
+    caller
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_queue_does_not_keep_the_host_from_hearing_that_there_is_credit() {
+    let room = Room::open(&[("limits.queue_messages", "4")]);
+    let mut caller = starving(&room).await;
+    for id in 3..=7 {
+        caller.send(Frame::Ack(id - 1)).await;
+        assert_eq!(caller.next_reply().await.0, id);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_acknowledges_nothing_is_cut() {
+    let room = Room::open(&[("limits.queue_messages", "4")]);
+    let mut caller = starving(&room).await;
+    let since = Instant::now();
+    assert_eq!(caller.next().await, None);
+    assert_eq!(since.elapsed().as_secs(), 9, "ten, of which one has gone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn progress_and_reply_come_over_http_as_events() {
+    let room = Room::open(&[]);
+    let mut worker = room.worker("slow").await;
+    let call = async {
+        let call = worker.next_call().await;
+        assert!(call.progress);
+        for text in ["one", "two"] {
+            worker.send(Frame::Progress(call.id, Payload::text(text))).await;
+        }
+        worker.send(Frame::Reply(call.id, Ok(Payload::text("three")))).await;
+    };
+    let asked = room.post("/v1/agents/slow/k/call", "accept: text/event-stream\r\n", "go");
+    let (answer, ()) = tokio::join!(asked, call);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let at = |text: &str| answer.find(text).unwrap_or_else(|| panic!("{text} is not in {answer}"));
+    assert!(at("event: progress\ndata: {") < at("\"data\":\"one\""));
+    assert!(at("\"data\":\"one\"") < at("\"data\":\"two\""));
+    assert!(at("\"data\":\"two\"") < at("event: reply\ndata: {"));
+    assert!(at("event: reply\ndata: {") < at("\"data\":\"three\""));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_fails_over_http_is_an_event_unless_it_fails_at_once() {
+    let room = Room::open(&[]);
+    let accept = "accept: application/json;q=0.5, text/event-stream\r\n";
+    let answer = room.post("/v1/agents/nobody/k/call", accept, "").await;
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    let _worker = room.worker("slow").await;
+    let header = format!("{accept}parlour-deadline-ms: 100\r\n");
+    let answer = room.post("/v1/agents/slow/k/call", &header, "").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.contains("event: fault\ndata: {"), "{answer}");
+    assert!(answer.contains("\"kind\":\"deadline_exceeded\""), "{answer}");
+    let without = room.post("/v1/agents/slow/k/call", "parlour-deadline-ms: 100\r\n", "").await;
+    assert!(without.starts_with("HTTP/1.1 504"), "{without}");
+}

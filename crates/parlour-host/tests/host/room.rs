@@ -162,7 +162,7 @@ impl Channel {
         self.send(Frame::Call(frame)).await;
     }
 
-    /// The next frame but for pings; none once the channel is closed.
+    /// The next frame but for pings and acknowledgements; none once the channel is closed.
     pub(crate) async fn next(&mut self) -> Option<Frame> {
         loop {
             while self.received.is_empty() {
@@ -174,8 +174,8 @@ impl Channel {
             }
             match wire::decode(&mut self.received).unwrap() {
                 Some(Frame::Ping(number)) => self.send(Frame::Pong(number)).await,
+                Some(Frame::Ack(_)) | None => {}
                 Some(frame) => return Some(frame),
-                None => {}
             }
         }
     }

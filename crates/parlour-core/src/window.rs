@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::wire::{self, DecodeError};
 
-/// How many frames, and bytes of frames, one side takes before it acknowledges them.
+/// How many frames, and bytes of frames, may be unacknowledged.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[expect(clippy::exhaustive_structs, reason = "two numbers of the protocol")]
 pub struct Credit {
@@ -20,14 +20,6 @@ pub struct Credit {
     pub messages: u64,
     /// Bytes of these frames.
     pub bytes: u64,
-}
-
-impl Credit {
-    /// The smaller of both, number by number.
-    #[must_use]
-    pub fn min(self, other: Self) -> Self {
-        Self { messages: self.messages.min(other.messages), bytes: self.bytes.min(other.bytes) }
-    }
 }
 
 /// The frames that one side sent, until the other side has acknowledged them.

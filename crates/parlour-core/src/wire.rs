@@ -21,6 +21,7 @@ mod decode;
 mod encode;
 mod frame;
 mod number;
+mod raw;
 #[cfg(test)]
 mod tests;
 
@@ -31,9 +32,14 @@ pub use frame::{
     CallFrame, Done, EventFrame, Frame, HeaderFields, Hello, PublishFrame, Register, SharedEvent,
     Subscribe, Welcome,
 };
+pub use number::{FIELDS, FieldType, KINDS};
+pub use raw::{RawFrame, RawValue, fields};
 
 /// The WebSocket subprotocol that asks for these frames.
 pub const SUBPROTOCOL: &str = "parlour.v1";
+
+/// The WebSocket subprotocol of the same frames as JSON, for people.
+pub const TEXT_SUBPROTOCOL: &str = "parlour.v1+json";
 
 /// The feature of sessions that survive a socket, with credit.
 pub const RESUME: &str = "resume";

@@ -526,12 +526,17 @@ impl<L: Link> Connection<L> {
         if hello.features.iter().any(|feature| feature == wire::RESUME) {
             welcome.features = vec![ByteString::from_static(wire::RESUME)];
             welcome.grace = config.timeouts.grace;
+            // A client that asks for no credit in particular gets all.
+            let unless_0 = |asked: u64, most: usize| match asked {
+                0 => most as u64,
+                asked => asked.min(most as u64),
+            };
             welcome.credit = Credit {
-                messages: config.limits.queue_messages as u64,
-                bytes: config.limits.queue_bytes.0 as u64,
+                messages: unless_0(hello.credit.messages, config.limits.queue_messages),
+                bytes: unless_0(hello.credit.bytes, config.limits.queue_bytes.0),
             };
             let asked = hello.session.as_ref();
-            let known = asked.and_then(|name| self.exchange.session(name, &self.origin.principal));
+            let known = asked.and_then(|name| self.exchange.session(name, &self.peer));
             if let Some(to) = known {
                 welcome.session = hello.session.clone();
                 welcome.resumed = true;

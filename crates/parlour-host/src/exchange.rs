@@ -159,10 +159,13 @@ impl Exchange {
         name
     }
 
-    /// The connection whose session has this name, for the principal that it belongs to.
-    pub(crate) fn session(&self, name: &str, principal: &Principal) -> Option<Peer> {
+    /// The connection whose session has this name, if `peer` can go on with it: one of the same
+    /// principal, which writes frames in the same way.
+    pub(crate) fn session(&self, name: &str, peer: &Peer) -> Option<Peer> {
         let sessions = self.0.sessions.lock();
-        sessions.get(name).filter(|peer| peer.principal == *principal).cloned()
+        let is_same =
+            |known: &&Peer| known.principal == peer.principal && known.protocol == peer.protocol;
+        sessions.get(name).filter(is_same).cloned()
     }
 
     /// Forgets a session: its connection is about to leave.

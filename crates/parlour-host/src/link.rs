@@ -114,6 +114,11 @@ pub(crate) trait Protocol: Send {
         batch.freeze()
     }
 
+    /// Hands on the messages of a batch.
+    fn write(&self, batch: Bytes, mut give: impl FnMut(Message)) {
+        give(Message::binary(batch));
+    }
+
     /// What to write first on another socket of the same session.
     fn resume(&mut self, _hello: &Hello, _welcome: Welcome) -> Result<Vec<Bytes>, Close> {
         Err(Close::new(Close::PROTOCOL, "this protocol knows no sessions"))
@@ -193,7 +198,7 @@ impl<P: Protocol> WebSocketLink<P> {
         }
         let batch = self.protocol.seal(std::mem::take(&mut self.outbox.batch));
         if !batch.is_empty() {
-            self.give(Message::binary(batch));
+            self.write(batch);
         }
         if std::mem::take(&mut self.outbox.ping) {
             self.give(Message::ping(""));
@@ -201,11 +206,12 @@ impl<P: Protocol> WebSocketLink<P> {
     }
 
     fn give(&mut self, message: Message) {
-        let length = message.as_payload().len() + FRAME_HEADER;
-        // A socket that is closed already takes nothing, and reading from it will say so.
-        if Pin::new(&mut self.socket).start_send(message).is_ok() {
-            self.given += length as u64;
-        }
+        give(&mut self.socket, &mut self.given, message);
+    }
+
+    fn write(&mut self, batch: Bytes) {
+        let Self { socket, given, protocol, .. } = self;
+        protocol.write(batch, |message| give(socket, given, message));
     }
 
     fn poll_receive(
@@ -291,6 +297,14 @@ impl<P: Protocol> WebSocketLink<P> {
     }
 }
 
+fn give(socket: &mut WebSocketStream<Socket>, given: &mut u64, message: Message) {
+    let length = message.as_payload().len() + FRAME_HEADER;
+    // A socket that is closed already takes nothing, and reading from it will say so.
+    if Pin::new(socket).start_send(message).is_ok() {
+        *given += length as u64;
+    }
+}
+
 impl<P: Protocol> Link for WebSocketLink<P> {
     const GREETS: bool = P::GREETS;
 
@@ -323,8 +337,8 @@ impl<P: Protocol> Link for WebSocketLink<P> {
         (self.failed, self.goodbye) = (false, false);
         self.given = socket.get_ref().written();
         self.socket = socket;
-        for message in self.protocol.resume(&hello, welcome)? {
-            self.give(Message::binary(message));
+        for batch in self.protocol.resume(&hello, welcome)? {
+            self.write(batch);
         }
         Ok(())
     }

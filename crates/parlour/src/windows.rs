@@ -8,7 +8,7 @@ use parlour_core::{ByteString, Credit, Received, Sent, WrongCount};
 
 use crate::{Error, ErrorKind};
 
-/// What is taken from a host before it is acknowledged.
+/// How much may be unacknowledged each way, unless the host wants less.
 const CREDIT: Credit = Credit { messages: 4096, bytes: 8 * 1024 * 1024 };
 
 /// Both directions of a session, across connections.
@@ -25,8 +25,8 @@ impl Windows {
     /// Of the session that `welcome` begins; `None` if that ends with its connection.
     pub(crate) fn begin(welcome: &Welcome) -> Option<Self> {
         let name = welcome.session.clone()?;
-        let sent = Sent::new(welcome.credit.min(CREDIT));
-        Some(Self { name, sent, received: Received::new(CREDIT), grace: welcome.grace })
+        let (sent, received) = (Sent::new(welcome.credit), Received::new(welcome.credit));
+        Some(Self { name, sent, received, grace: welcome.grace })
     }
 
     /// Asks in `hello` for a session, and for `earlier` if there is one.

@@ -373,14 +373,14 @@ fn fault(fields: Fields) -> Result<(Option<CallId>, Fault), DecodeError> {
 }
 
 /// The fields of a header, one after the other.
-struct Fields(Bytes);
+pub(super) struct Fields(pub(super) Bytes);
 
-struct Field {
-    number: u64,
-    value: Value,
+pub(super) struct Field {
+    pub(super) number: u64,
+    pub(super) value: Value,
 }
 
-enum Value {
+pub(super) enum Value {
     Number(u64),
     Bytes(Bytes),
     Skipped,
@@ -447,7 +447,7 @@ impl Field {
 }
 
 /// Takes a length and as many bytes.
-fn take(from: &mut Bytes, what: &'static str) -> Result<Bytes, DecodeError> {
+pub(super) fn take(from: &mut Bytes, what: &'static str) -> Result<Bytes, DecodeError> {
     let length = varint(from, what)?;
     match usize::try_from(length) {
         Ok(length) if length <= from.len() => Ok(from.split_to(length)),

@@ -203,7 +203,7 @@ impl From<&crate::Header> for HeaderFields {
     }
 }
 
-fn write(kind: u8, header: &[&[u8]], payload: &[u8], out: &mut BytesMut) {
+pub(super) fn write(kind: u8, header: &[&[u8]], payload: &[u8], out: &mut BytesMut) {
     let length: usize = header.iter().map(|part| part.len()).sum();
     out.reserve(length + payload.len() + 16);
     out.put_u8(kind);
@@ -307,7 +307,7 @@ impl Header {
     }
 }
 
-fn put_varint(mut value: u64, out: &mut impl BufMut) {
+pub(super) fn put_varint(mut value: u64, out: &mut impl BufMut) {
     while value >= 0x80 {
         out.put_u8(value as u8 | 0x80);
         value >>= 7;

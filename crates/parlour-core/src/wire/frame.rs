@@ -76,7 +76,7 @@ pub struct Hello {
     pub session: Option<ByteString>,
     /// How many frames of that session it has received.
     pub received: u64,
-    /// What it takes before it acknowledges.
+    /// How much it wants to be unacknowledged at the most; 0 leaves it to the host.
     pub credit: Credit,
 }
 
@@ -100,7 +100,7 @@ pub struct Welcome {
     pub resumed: bool,
     /// How many frames of the session the host has received.
     pub received: u64,
-    /// What the host takes before it acknowledges.
+    /// How much may be unacknowledged each way.
     pub credit: Credit,
     /// For how long the session waits for another socket when one breaks.
     pub grace: Duration,

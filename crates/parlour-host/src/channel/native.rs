@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use parlour_core::wire::{self, CallFrame, Frame, Hello, Welcome};
-use parlour_core::{Credit, Fault, Received, Reply, Sent, WrongCount};
+use parlour_core::{Fault, Received, Reply, Sent, WrongCount};
 
 use crate::io::SMALL;
 use crate::link::{Outbox, Protocol, Sendable};
@@ -18,8 +18,6 @@ const RECIPIENTS: usize = 64;
 #[derive(Debug, Default)]
 pub(crate) struct Native {
     pings: u64,
-    /// What the client takes before it acknowledges, if it can go on over another socket.
-    asked: Option<Credit>,
     session: Option<Windows>,
 }
 
@@ -49,18 +47,9 @@ impl Protocol for Native {
             windows.received.push(&frame);
         }
         let frame = wire::decode(&mut frame).map_err(broken)?;
-        match (&frame, &mut self.session) {
-            (Some(Frame::Hello(hello)), _) if hello.features.iter().any(|f| f == wire::RESUME) => {
-                // One that says nothing of its credit takes what the host offers.
-                let unless_0 = |number| if number == 0 { u64::MAX } else { number };
-                let Credit { messages, bytes } = hello.credit;
-                self.asked = Some(Credit { messages: unless_0(messages), bytes: unless_0(bytes) });
-            }
-            (Some(Frame::Ack(received)), Some(windows)) => {
-                windows.sent.acknowledge(*received).map_err(wrong_count)?;
-                return Ok(None);
-            }
-            _ => {}
+        if let (Some(Frame::Ack(received)), Some(windows)) = (&frame, &mut self.session) {
+            windows.sent.acknowledge(*received).map_err(wrong_count)?;
+            return Ok(None);
         }
         Ok(frame)
     }
@@ -108,9 +97,8 @@ impl Protocol for Native {
             Sendable::Frame(Frame::Welcome(welcome)) => {
                 // What is counted begins behind it.
                 wire::encode(&Frame::Welcome(welcome.clone()), batch);
-                let asked = self.asked.filter(|_| welcome.session.is_some());
-                self.session = asked.map(|asked| Windows {
-                    sent: Sent::new(asked.min(welcome.credit)),
+                self.session = welcome.session.is_some().then(|| Windows {
+                    sent: Sent::new(welcome.credit),
                     received: Received::new(welcome.credit),
                 });
                 return Ok(());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use parlour_core::wire::{Frame, Hello, RESUME, Welcome};
+use parlour_core::wire::{Frame, RESUME, Welcome};
 use parlour_core::{ByteString, CallId, Credit, Payload};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -224,12 +224,12 @@ async fn a_client_sends_no_more_than_it_has_credit_for() {
 
 #[tokio::test(start_paused = true)]
 async fn what_came_is_acknowledged_before_the_host_runs_out_of_credit() {
-    let (_serving, mut peer, mut host) = serving(of(upper)).await;
-    drop(peer);
-    let (hello_peer, hello, _) = host.accept_hello().await;
-    drop(hello_peer);
-    let given = Hello::clone(&hello).credit.messages;
-    (peer, _) = resume(&mut host, 1).await;
+    let (dialer, mut host) = host();
+    let given = 64;
+    let worker = of(upper).build().unwrap().run_with(dialer, std::future::pending());
+    let _worker = tokio::spawn(worker);
+    let mut peer = begin(&mut host, Credit { messages: given, ..WIDE }).await;
+    peer.confirm().await;
     let mut acknowledged = 0;
     for id in 0..2 * given {
         // The registration was the first frame.

@@ -144,7 +144,7 @@ def frame(kind: int, payload: bytes = b"", **fields) -> bytes:
     """The bytes of a frame. Fields go by their names in lower case.
 
     Numbers are written as varints, texts and bytes with their length, lists as repeated fields, a
-    mapping as entries of metadata; `None` and `False` are left out.
+    mapping as entries of metadata; `None` is left out.
     """
     header = b"".join(write_field(Field[name.upper()], value) for name, value in fields.items())
     return raw_frame(kind, header, payload)
@@ -155,7 +155,7 @@ def raw_frame(kind: int, header: bytes, payload: bytes = b"") -> bytes:
 
 
 def write_field(number: int, value) -> bytes:
-    if value is None or value is False:
+    if value is None:
         return b""
     if isinstance(value, int):
         return varint(number << 3) + varint(int(value))

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import threading
+
+# How a splitting network cuts what comes behind the first bytes.
+SIZES = (1, 2, 3, 100, 1_000, 30_000)
 
 
 class Proxy:
     """Forwards connections to `address`, and does to them what the test says."""
 
-    def __init__(self, address, *, segments=None):
+    def __init__(self, address, *, one_by_one=0):
         self.address = address
-        self.segments = segments
-        """The sizes in which bytes are passed on, drawn at random; all at once if there are none."""
+        self.one_by_one = one_by_one
+        """How many bytes of each direction come one by one; those behind them in random pieces."""
         self.up = asyncio.Event()
         self.down = asyncio.Event()
         self.up.set()
@@ -78,16 +82,50 @@ class Proxy:
             self._writers.discard(one)
 
     async def _pass(self, reader, writer, opened):
+        passed = 0
         while data := await reader.read(64 * 1024):
             while data:
-                size = random.choice(self.segments) if self.segments else len(data)
+                size = len(data)
+                if self.one_by_one:
+                    size = 1 if passed < self.one_by_one else random.choice(SIZES)
                 piece, data = data[:size], data[size:]
                 await opened.wait()
                 writer.write(piece)
+                passed += len(piece)
                 self.pieces += 1
                 await writer.drain()
-                if self.segments:
-                    # The other side reads before the next piece comes.
+                if self.one_by_one:
+                    # The other side may read before the next piece comes.
                     await asyncio.sleep(0)
         await opened.wait()
         writer.write_eof()
+
+
+class Splitter:
+    """A room behind a network that delivers byte by byte. It has a thread of its own."""
+
+    def __init__(self, room):
+        self.room = room
+        started = threading.Event()
+
+        async def serve():
+            self._end = asyncio.Event()
+            self._loop = asyncio.get_running_loop()
+            async with Proxy(room.address, one_by_one=2_000) as self.proxy:
+                self.url = self.proxy.url
+                self.host, port = self.url.removeprefix("http://").rsplit(":", 1)
+                self.port = int(port)
+                self.address = (self.host, self.port)
+                started.set()
+                await self._end.wait()
+
+        self._thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+        self._thread.start()
+        started.wait()
+
+    def __getattr__(self, name):
+        return getattr(self.room, name)
+
+    def close(self):
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join()

@@ -7,8 +7,20 @@ import time
 
 import pytest
 
-from parlour_v1 import Channel, Field, Kind, Session, frame
+from parlour_v1 import (
+    Channel,
+    Field,
+    Kind,
+    Session,
+    frame,
+    raw_frame,
+    varint,
+    write_field,
+)
 from proxy import Proxy
+
+# Every test runs over a network that delivers byte by byte, too.
+SPLIT = True
 
 
 async def serving(room, agent_type: str, url=None, **fields):
@@ -281,3 +293,39 @@ async def test_sessions_are_not_kept_for_ever(start_room):
         await worker.closed()
     await asyncio.sleep(0.5)
     assert room.get("/v1/workers")["workers"] == []
+
+
+# Versions
+
+
+async def test_a_newer_client_and_this_host_agree(room):
+    """Everything that a later version may bring is skipped, and what is skipped still counts."""
+    session = Session()
+    unknown = raw_frame(200, write_field(900, 7) + write_field(901, "new"), b"payload")
+    newer = {"feature": ["teleport", "resume"]}
+    worker = await Channel.open(room.url, versions=(1, 2, 9), session=session, hello=False)
+    hello = frame(Kind.HELLO, name="newer", version=[1, 2, 9], **newer)
+    length, header = hello[1], hello[2:-1]
+    header += write_field(900, 1)
+    await worker.send(bytes([Kind.HELLO]) + varint(len(header)) + header + b"\0")
+    assert length < 128, "its length is one byte"
+    welcome = await worker.next(Kind.WELCOME)
+    assert (welcome.get(Field.VERSION), welcome.all(Field.FEATURE)) == (1, ["resume"])
+    await worker.send(unknown, frame(Kind.REGISTER, id=1, agent_type="newer"), unknown)
+    assert (await worker.answer(1)).kind == Kind.DONE
+    worker.kill()
+    await worker.closed()
+    worker = await Channel.open(room.url, session=session)
+    assert worker.welcome.get(Field.RECEIVED) == 3
+    await worker.close()
+
+
+async def test_an_older_client_and_this_host_agree(room):
+    """One that knows neither sessions nor progress is served as before they were there."""
+    async with await Channel.open(room.url) as worker, await Channel.open(room.url) as caller:
+        await worker.register("older")
+        number = await caller.begin_call("older/k")
+        await worker.reply(await worker.next(Kind.CALL))
+        assert (await caller.answer(number)).kind == Kind.REPLY
+        for channel in (worker, caller):
+            assert [f for f in channel.inbox if f.kind > Kind.DRAIN] == []

@@ -240,4 +240,26 @@ mod tests {
             assert_eq!(frame(json).unwrap_err(), reason);
         }
     }
+
+    /// The frames that clients in other languages are held against too.
+    #[test]
+    fn golden_frames_are_read_and_written_as_they_stand() {
+        let golden = include_str!("../../../../conformance/golden_frames.json");
+        let golden: Vec<Value> = serde_json::from_str(golden).unwrap();
+        assert!(golden.len() > 20);
+        for case in golden {
+            let (what, json) = (&case["what"], &case["json"]);
+            let hex = case["hex"].as_str().unwrap().as_bytes().chunks(2);
+            let digits = |pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+            let bytes: Bytes = hex.map(digits).collect();
+
+            let frame = wire::decode(&mut bytes.clone()).unwrap().expect("a known kind");
+            let mut written = BytesMut::new();
+            wire::encode(&frame, &mut written);
+            assert_eq!(written, bytes, "{what}: {frame:?}");
+            assert_eq!(write(&RawFrame::decode(&mut bytes.clone()).unwrap()), *json, "{what}");
+            let typed = read(json.to_string().as_bytes(), 8).unwrap();
+            assert_eq!(wire::decode(&mut { typed }).unwrap(), Some(frame), "{what}");
+        }
+    }
 }

@@ -18,16 +18,15 @@ class Proxy:
         self.address = address
         self.one_by_one = one_by_one
         """How many bytes of each direction come one by one; those behind them in random pieces."""
-        self.up = asyncio.Event()
-        self.down = asyncio.Event()
-        self.up.set()
-        self.down.set()
         self.refusing = False
+        self.bytes_per_second = None
+        """How much passes in each direction, if there is a bound."""
         self.opened = 0
         self.pieces = 0
         self._server = None
         self._links: set[asyncio.Task] = set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._ways: set[tuple[asyncio.Event, asyncio.Event]] = set()
 
     async def __aenter__(self):
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -49,15 +48,15 @@ class Proxy:
         self._writers.clear()
 
     def silence(self, *, up=True, down=True):
-        """From here on nothing passes towards the host (`up`), or from it; connections stay open."""
-        if up:
-            self.up.clear()
-        if down:
-            self.down.clear()
+        """Nothing passes any more on the connections there are, towards the host (`up`) or from it.
 
-    def restore(self):
-        self.up.set()
-        self.down.set()
+        Nobody is told: the connections stay open.
+        """
+        for upwards, downwards in self._ways:
+            if up:
+                upwards.clear()
+            if down:
+                downwards.clear()
 
     async def _accept(self, reader, writer):
         self.opened += 1
@@ -65,18 +64,28 @@ class Proxy:
             writer.transport.abort()
             return
         try:
-            far_reader, far_writer = await asyncio.open_connection(*self.address)
+            far = socket.socket()
+            far.setblocking(False)
+            # What it does not pass on, it does not take: the sender sees how slow the line is.
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+            await asyncio.get_running_loop().sock_connect(far, self.address)
+            far_reader, far_writer = await asyncio.open_connection(sock=far)
         except OSError:
             writer.transport.abort()
             return
         for one in (writer, far_writer):
             one.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._writers.add(one)
-        ways = ((reader, far_writer, self.up), (far_reader, writer, self.down))
+        up, down = asyncio.Event(), asyncio.Event()
+        up.set()
+        down.set()
+        self._ways.add((up, down))
+        ways = ((reader, far_writer, up), (far_reader, writer, down))
         links = [asyncio.create_task(self._pass(*way)) for way in ways]
         self._links.update(links)
         await asyncio.gather(*links, return_exceptions=True)
         self._links.difference_update(links)
+        self._ways.discard((up, down))
         for one in (writer, far_writer):
             one.transport.abort()
             self._writers.discard(one)
@@ -90,6 +99,9 @@ class Proxy:
                     size = 1 if passed < self.one_by_one else random.choice(SIZES)
                 piece, data = data[:size], data[size:]
                 await opened.wait()
+                if self.bytes_per_second:
+                    piece, data = piece[:4096], piece[4096:] + data
+                    await asyncio.sleep(len(piece) / self.bytes_per_second)
                 writer.write(piece)
                 passed += len(piece)
                 self.pieces += 1

@@ -269,6 +269,7 @@ impl<L: Link> Connection<L> {
                     }
                     received => {
                         clock.hear(Instant::now());
+                        link.has_moved();
                         let is_full = frames.len() >= FRAMES_AT_ONCE;
                         for frame in frames.drain(..) {
                             // Nothing is heard any more of a peer that broke the protocol.
@@ -324,6 +325,10 @@ impl<L: Link> Connection<L> {
             clock.next_beat = now + clock.heartbeat;
             if !clock.is_closing() {
                 self.send(link, Sendable::Ping);
+            }
+            // A ping waits behind a large message, and an answer behind another.
+            if link.has_moved() {
+                clock.hear(now);
             }
         }
         None

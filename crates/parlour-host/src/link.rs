@@ -50,6 +50,10 @@ pub(crate) trait Link: Send {
     /// Whether the peer takes more than it was sent.
     fn has_credit(&self) -> bool;
 
+    /// Whether since this was last asked bytes moved that only a living peer moves: some that came from
+    /// it, also of a message that is not whole yet, or some that waited to be written.
+    fn has_moved(&mut self) -> bool;
+
     /// Goes on over another socket: greets the peer there, and sends again what it lacks.
     fn resume(&mut self, resumption: Resumption) -> Result<(), Close>;
 
@@ -173,12 +177,21 @@ pub(crate) struct WebSocketLink<P> {
     failed: bool,
     /// The peer has said that it closes.
     goodbye: bool,
+    moved: Moved,
+}
+
+/// Bytes that had moved when that was last asked, and that waited then.
+#[derive(Debug, Default)]
+struct Moved {
+    read: u64,
+    written: u64,
+    backlog: u64,
 }
 
 impl<P: Protocol> WebSocketLink<P> {
     pub(crate) fn new(socket: WebSocketStream<Socket>, protocol: P) -> Self {
-        let (outbox, undecoded, given, failed, goodbye) = Default::default();
-        Self { socket, protocol, outbox, undecoded, given, failed, goodbye }
+        let (outbox, undecoded, given, failed, goodbye, moved) = Default::default();
+        Self { socket, protocol, outbox, undecoded, given, failed, goodbye, moved }
     }
 
     /// Gives the socket up to the session that goes on over it.
@@ -328,13 +341,21 @@ impl<P: Protocol> Link for WebSocketLink<P> {
         self.protocol.has_credit()
     }
 
+    fn has_moved(&mut self) -> bool {
+        let (read, written) = (self.socket.get_ref().read(), self.socket.get_ref().written());
+        let backlog = self.given.saturating_sub(written);
+        let now = Moved { read, written, backlog };
+        let then = std::mem::replace(&mut self.moved, now);
+        read != then.read || (then.backlog > 0 && written != then.written)
+    }
+
     fn resume(&mut self, resumption: Resumption) -> Result<(), Close> {
         let Resumption { socket, hello, welcome } = resumption;
         // What was encoded and did not reach the old socket counts as sent there.
         let _ = self.protocol.seal(std::mem::take(&mut self.outbox.batch));
         self.outbox = Outbox::default();
         self.undecoded = Bytes::new();
-        (self.failed, self.goodbye) = (false, false);
+        (self.failed, self.goodbye, self.moved) = Default::default();
         self.given = socket.get_ref().written();
         self.socket = socket;
         for batch in self.protocol.resume(&hello, welcome)? {
@@ -362,7 +383,7 @@ impl<P: Protocol> Link for WebSocketLink<P> {
             }
             let mut buffer = vec![0; 16 * 1024];
             while left > 0 {
-                match socket.read(&mut buffer).await {
+                match AsyncReadExt::read(&mut socket, &mut buffer).await {
                     Ok(n) if n > 0 => left = left.saturating_sub(n),
                     _ => return,
                 }

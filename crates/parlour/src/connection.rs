@@ -1,4 +1,6 @@
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -10,17 +12,21 @@ use tokio::time::{self, Sleep};
 use tokio_websockets::{CloseCode, Message, WebSocketStream};
 
 use crate::handle::{after, now};
+use crate::transport::Counted;
 use crate::{Error, ErrorKind};
 
-/// How late a host may be beyond two heartbeats.
-const HEARTBEAT_SLACK: Duration = Duration::from_secs(5);
+/// How late a host may be beyond two heartbeats: less than the time for which it keeps a session.
+const HEARTBEAT_SLACK: Duration = Duration::from_secs(1);
 /// How long a goodbye may take.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 
 /// A WebSocket while it is served. Its halves are driven by one task.
 pub(crate) struct Connection<Io> {
-    sink: SplitSink<WebSocketStream<Io>, Message>,
-    stream: SplitStream<WebSocketStream<Io>>,
+    sink: SplitSink<WebSocketStream<Counted<Io>>, Message>,
+    stream: SplitStream<WebSocketStream<Counted<Io>>>,
+    /// How many bytes have come, and how many when the host was last heard.
+    read: Arc<AtomicU64>,
+    heard: u64,
     /// How long a host that is listened to may be silent; `None` if it sends no heartbeats.
     patience: Option<Duration>,
     /// When it has been.
@@ -39,19 +45,42 @@ pub(crate) enum Progress {
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
-    pub(crate) fn new(socket: WebSocketStream<Io>, welcome: &Welcome) -> Self {
+    pub(crate) fn new(
+        socket: WebSocketStream<Counted<Io>>,
+        read: Arc<AtomicU64>,
+        welcome: &Welcome,
+    ) -> Self {
         let (sink, stream) = socket.split();
         let heartbeat = Some(welcome.heartbeat).filter(|heartbeat| !heartbeat.is_zero());
         let patience =
             heartbeat.map(|heartbeat| heartbeat.saturating_mul(2).saturating_add(HEARTBEAT_SLACK));
-        let mut connection =
-            Self { sink, stream, patience, silent_at: now(), reading: true, writing: false };
+        let mut connection = Self {
+            sink,
+            stream,
+            read,
+            heard: 0,
+            patience,
+            silent_at: now(),
+            reading: true,
+            writing: false,
+        };
         connection.hear();
         connection
     }
 
     fn hear(&mut self) {
+        self.heard = self.read.load(Relaxed);
         self.silent_at = after(self.patience.unwrap_or_default());
+    }
+
+    /// Whether the host has said nothing for too long. A large message may come slowly.
+    pub(crate) fn is_silent(&mut self, now: Instant) -> bool {
+        let is_over = self.silent_until().is_some_and(|at| at <= now);
+        if is_over && self.read.load(Relaxed) != self.heard {
+            self.hear();
+            return false;
+        }
+        is_over
     }
 
     /// Reads from the host, or pauses. Its silence counts from when it is listened to.

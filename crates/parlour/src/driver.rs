@@ -146,15 +146,20 @@ impl<C: Connect> Driver<C> {
     ) -> Option<Link<C::Io>> {
         let connector = Arc::clone(&self.connector);
         let endpoint = Arc::clone(&self.endpoint);
-        let mut attempt = |hello| {
-            let pause = Duration::from_millis(fastrand::u64(backoff.next_range()));
+        let mut attempt = |hello, grace: Option<Duration>| {
+            // Several attempts fit into what is left for the session.
+            let most = grace.map_or(u64::MAX, |grace| grace.as_millis() as u64 / 4);
+            let pause = fastrand::u64(0..=most.min(*backoff.next_range().end()));
+            let pause = Duration::from_millis(pause);
             let (connector, endpoint) = (Arc::clone(&connector), Arc::clone(&endpoint));
             Box::pin(async move {
                 time::sleep(pause).await;
                 connect(&*connector, &endpoint, hello).await
             })
         };
-        let mut attempted = attempt(self.state.ask(endpoint.hello()));
+        let left = |grace: Option<Instant>| grace.map(|at| at.saturating_duration_since(now()));
+        let mut attempted =
+            attempt(self.state.ask(endpoint.hello()), left(self.state.grace_until()));
         let mut timer = pin!(time::sleep(Duration::ZERO));
         loop {
             let grace = self.state.grace_until();
@@ -166,7 +171,7 @@ impl<C: Connect> Driver<C> {
                     Ok(link) => return Some(link),
                     Err(error) => {
                         tracing::debug!(url = endpoint.url(), %error, "cannot reconnect");
-                        attempted = attempt(self.state.ask(endpoint.hello()));
+                        attempted = attempt(self.state.ask(endpoint.hello()), left(grace));
                     }
                 },
                 () = &mut shutdown, if draining.is_none() => {
@@ -192,7 +197,7 @@ impl<C: Connect> Driver<C> {
                             return None;
                         }
                         // One under way would go on with a session that is forgotten here.
-                        attempted = attempt(self.state.ask(endpoint.hello()));
+                        attempted = attempt(self.state.ask(endpoint.hello()), None);
                     }
                     if drained_by.is_some_and(|at| at <= now) {
                         return None;
@@ -237,7 +242,7 @@ impl<C: Connect> Driver<C> {
         draining: &mut Option<Draining>,
         was_set_up: &mut bool,
     ) -> End {
-        let mut connection = Connection::new(link.socket, &link.welcome);
+        let mut connection = Connection::new(link.socket, link.read, &link.welcome);
         let end = match self.begin(&link.welcome, link.rest, draining) {
             Ok(resumed) => {
                 self.exchange(&mut connection, shutdown, draining, was_set_up, resumed).await
@@ -341,7 +346,7 @@ impl<C: Connect> Driver<C> {
                 () = &mut timer => {
                     let now = now();
                     self.state.handle_timeout(now);
-                    if connection.silent_until().is_some_and(|at| at <= now) {
+                    if connection.is_silent(now) {
                         let error = "the host has been silent for longer than two heartbeats";
                         return End::Broken(Error::new(ErrorKind::ConnectionLost, error));
                     }

@@ -107,6 +107,10 @@ impl Link for EchoLink {
         self.0.has_credit()
     }
 
+    fn has_moved(&mut self) -> bool {
+        self.0.has_moved()
+    }
+
     fn close(&mut self, close: &Close) {
         self.0.close(close);
     }

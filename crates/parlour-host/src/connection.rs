@@ -662,7 +662,7 @@ impl<L: Link> Connection<L> {
             if let Outgoing::Call(dispatched) = item
                 && let Some(reply_to) = self.session.take_unsent(dispatched.id)
             {
-                self.exchange.move_on(dispatched.call, reply_to);
+                self.exchange.move_on(dispatched.id, dispatched.call, reply_to);
             }
         }
         self.session.handle_disconnect();
@@ -674,7 +674,7 @@ impl<L: Link> Connection<L> {
             if let Outgoing::Call(mut dispatched) = item
                 && let Some(reply_to) = dispatched.reply_to.take()
             {
-                self.exchange.move_on(dispatched.call, reply_to);
+                self.exchange.move_on(dispatched.id, dispatched.call, reply_to);
             }
         }
     }

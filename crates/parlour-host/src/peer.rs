@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::config::limits;
 use crate::event::SharedEvent;
+use crate::exchange::Stay;
 use crate::link::Resumption;
 use crate::metrics::Metrics;
 
@@ -267,6 +268,8 @@ pub(crate) enum Refused {
 /// A call cannot be forgotten: dropping its return address answers that the worker is lost.
 pub(crate) struct ReplyTo {
     address: Option<Address>,
+    /// Keeps the agent where it is until the call has ended.
+    pub(crate) stay: Option<Stay>,
     metrics: Arc<Metrics>,
 }
 
@@ -312,7 +315,7 @@ impl ReplyTo {
 
     fn new(address: Address, metrics: &Arc<Metrics>) -> Self {
         metrics.calls_in_flight.inc();
-        Self { address: Some(address), metrics: metrics.clone() }
+        Self { address: Some(address), stay: None, metrics: metrics.clone() }
     }
 
     /// Hands the reply on. Whether anyone still wants it is their affair.

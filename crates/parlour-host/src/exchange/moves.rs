@@ -243,15 +243,15 @@ impl Exchange {
 
     /// Ends the calls that wait for their agents to move: the host goes now.
     pub(super) fn fail_all_held(&self) {
-        for shard in &self.0.moves.shards {
-            let held = shard.lock().take_all_waiting();
-            for held in held {
-                if let Message::Call { reply_to, timer, .. } = held.message {
-                    timer.abort();
-                    let detail = "the host shut down before the agent had moved";
-                    let fault = Fault::new(FaultKind::Unavailable, detail);
-                    reply_to.send(Err(fault.may_have_run_if(false)));
-                }
+        let shards = self.0.moves.shards.iter();
+        let mut held: Vec<_> = shards.flat_map(|shard| shard.lock().take_all_waiting()).collect();
+        held.sort_unstable_by_key(|held| held.id);
+        for held in held {
+            if let Message::Call { reply_to, timer, .. } = held.message {
+                timer.abort();
+                let detail = "the host shut down before the agent had moved";
+                let fault = Fault::new(FaultKind::Unavailable, detail);
+                reply_to.send(Err(fault.may_have_run_if(false)));
             }
         }
     }

@@ -238,6 +238,7 @@ impl<L: Link> Connection<L> {
             // Looked at each time round: a socket that always has more to read would never let the
             // timer have its turn.
             let now = Instant::now();
+            self.peer.credit.store(link.credit().unwrap_or(u64::MAX), Relaxed);
             clock.starve(now, !self.outbox.is_empty() && !link.has_credit());
             let due = clock.due(self.greeted, self.session.poll_timeout());
             if due <= now {

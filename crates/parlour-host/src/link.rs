@@ -50,6 +50,9 @@ pub(crate) trait Link: Send {
     /// Whether the peer takes more than it was sent.
     fn has_credit(&self) -> bool;
 
+    /// How many more frames it takes, if it said so.
+    fn credit(&self) -> Option<u64>;
+
     /// Goes on over another socket: greets the peer there, and sends again what it lacks.
     fn resume(&mut self, resumption: Resumption) -> Result<(), Close>;
 
@@ -107,6 +110,11 @@ pub(crate) trait Protocol: Send {
     /// Whether the peer takes more than it was sent.
     fn has_credit(&self) -> bool {
         true
+    }
+
+    /// How many more frames it takes, if it said so.
+    fn credit(&self) -> Option<u64> {
+        None
     }
 
     /// Ends a batch, which is about to be written and may have to be sent again.
@@ -326,6 +334,10 @@ impl<P: Protocol> Link for WebSocketLink<P> {
 
     fn has_credit(&self) -> bool {
         self.protocol.has_credit()
+    }
+
+    fn credit(&self) -> Option<u64> {
+        self.protocol.credit()
     }
 
     fn resume(&mut self, resumption: Resumption) -> Result<(), Close> {

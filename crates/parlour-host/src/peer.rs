@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytestring::ByteString;
@@ -36,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) draining: AtomicBool,
     /// Calls that the peer has been given and that have not ended.
     pub(crate) in_flight: AtomicUsize,
+    /// Frames that the peer takes beside those it was sent; `u64::MAX` if it did not say.
+    pub(crate) credit: AtomicU64,
     queue: mpsc::UnboundedSender<Outgoing>,
     /// What the socket's queue has not taken yet, whether in `queue` or behind it.
     messages: AtomicUsize,
@@ -155,6 +157,7 @@ impl Peer {
             connected: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
+            credit: AtomicU64::new(u64::MAX),
             queue,
             messages: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),

@@ -31,6 +31,7 @@ async fn list(client: &Client, output: &Output) -> Result<Code, Failure> {
         "CAPACITY",
         "IN FLIGHT",
         "KEYS",
+        "CREDIT",
         "QUEUED",
         "FOR",
     ]);
@@ -45,6 +46,7 @@ async fn list(client: &Client, output: &Output) -> Result<Code, Failure> {
             capacity(worker),
             number(worker, "in_flight").to_string(),
             number(worker, "keys").to_string(),
+            text(worker, "credit"),
             number(worker, "queued").to_string(),
             age(Duration::from_millis(number(worker, "connected_ms"))),
         ]);

@@ -174,6 +174,7 @@ fn worker(peer: &Peer, directory: &Directory<Peer>, keys: &HashMap<WorkerId, usi
         .types_of(peer.id)
         .map(|(name, capacity)| (name.as_str(), (name.as_str().to_owned(), capacity.into())))
         .unzip();
+    let credit = peer.credit.load(Relaxed);
     json!({
         "id": peer.id.0,
         "name": &*peer.name(),
@@ -185,6 +186,7 @@ fn worker(peer: &Peer, directory: &Directory<Peer>, keys: &HashMap<WorkerId, usi
         "capacity": capacity,
         "in_flight": peer.in_flight.load(Relaxed),
         "keys": keys.get(&peer.id).copied().unwrap_or_default(),
+        "credit": (credit < u64::MAX).then_some(credit),
         "queued": queued,
         "queued_bytes": queued_bytes,
         "connected_ms": peer.opened.elapsed().as_millis() as u64,

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use parlour_core::wire::{CallFrame, Frame, Register, Subscribe};
+use parlour_core::wire::{CallFrame, Frame, Hello, RESUME, Register, Subscribe};
 use parlour_core::{
-    AgentType, CallId, Fault, FaultKind, Payload, Registration, Reply, TopicFilter,
+    AgentType, CallId, Credit, Fault, FaultKind, Payload, Registration, Reply, TopicFilter,
 };
 use tokio::time::timeout;
 
@@ -336,6 +336,17 @@ async fn operators_see_load_keys_and_capacity() {
         (of("in_flight"), of("keys"), worker["capacity"]["a"].as_u64().unwrap())
     };
     assert_eq!([seen(0), seen(1)], [(0, 0, 1), (3, 2, 300)]);
+
+    let credit = Credit { messages: 5, bytes: 1 << 20 };
+    let hello = Hello { name: "w".into(), versions: vec![1], credit, ..Hello::default() };
+    let hello = Hello { features: vec![RESUME.into()], ..hello };
+    let (mut worker, _) = pool.room.greeted(hello).await;
+    worker.register("b").await;
+    pool.caller.call(99, "b/k", "", None).await;
+    worker.next_call().await;
+    let document = pool.document("/v1/workers").await;
+    let credit = |index: usize| document["workers"][index]["credit"].as_u64();
+    assert_eq!([credit(0), credit(3)], [None, Some(3)], "less its DONE and its CALL");
 }
 
 #[tokio::test(start_paused = true)]

@@ -495,7 +495,7 @@ impl Exchange {
         let mut moving = Vec::new();
         let mut found = directory.recipients(&event.topic, |agent, home, peer| {
             let place = self.event_place(&directory, agent, home, peer);
-            if place.is_none() {
+            if place.is_none() && Some(home) != except {
                 moving.push(agent.clone());
             }
             place

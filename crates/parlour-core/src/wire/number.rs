@@ -109,6 +109,7 @@ pub static KINDS: &[(u8, &str)] = &[
     (kind::DRAIN, "drain"),
     (kind::ACK, "ack"),
     (kind::PROGRESS, "progress"),
+    (kind::LEAVE, "leave"),
 ];
 
 /// The numbers, names and types of all fields.
@@ -149,6 +150,7 @@ pub static FIELDS: &[(u64, &str, FieldType)] = &[
     (field::NAME, "name", FieldType::Text),
     (field::MAX_PAYLOAD, "max_payload", FieldType::Number),
     (field::HEARTBEAT_MS, "heartbeat_ms", FieldType::Number),
+    (field::CAPACITY, "capacity", FieldType::Number),
     (field::RECEIVED, "received", FieldType::Number),
     (field::SESSION, "session", FieldType::Text),
     (field::RESUMED, "resumed", FieldType::Flag),

@@ -239,6 +239,34 @@ async fn the_death_of_a_worker_that_drains_sets_its_keys_free() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn calls_that_a_drained_worker_never_had_come_before_those_that_wait() {
+    let room = Room::open(&[]);
+    // For its DONE and one call.
+    let credit = Credit { messages: 2, bytes: 1 << 20 };
+    let hello = Hello { name: "w".into(), versions: vec![1], credit, ..Hello::default() };
+    let hello = Hello { features: vec![RESUME.into()], ..hello };
+    let (mut first, _) = room.greeted(hello).await;
+    first.register("a").await;
+    let mut caller = room.channel().await;
+    for id in 1..=3 {
+        caller.call(id, "a/k", &id.to_string(), None).await;
+    }
+    first.next_call().await;
+    let mut second = room.worker("a").await;
+    let answer = room.post("/v1/workers/w/drain", "", "").await;
+    assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
+    caller.call(4, "a/k", "4", None).await;
+    assert!(timeout(Duration::from_millis(100), second.next_call()).await.is_err());
+
+    first.say_goodbye().await;
+    for text in ["2", "3", "4"] {
+        assert_eq!(second.next_call().await.payload, Payload::text(text));
+    }
+    let (id, fault) = fault(caller.next_reply().await);
+    assert_eq!((id, fault.kind(), fault.may_have_run()), (1, FaultKind::WorkerLost, true));
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_another_worker_a_type_that_drains_is_unknown() {
     let room = Room::open(&[]);
     let mut worker = room.worker("a").await;

@@ -36,6 +36,7 @@ class Kind(IntEnum):
     DRAIN = 16
     ACK = 17
     PROGRESS = 18
+    LEAVE = 19
 
 
 # What belongs to a socket; all else is the session's, and counted.
@@ -79,6 +80,7 @@ class Field(IntEnum):
     NAME = 34
     MAX_PAYLOAD = 35
     HEARTBEAT_MS = 36
+    CAPACITY = 37
     RECEIVED = 38
     SESSION = 39
     RESUMED = 40

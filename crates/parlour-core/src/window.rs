@@ -72,6 +72,12 @@ impl Sent {
             && self.bytes + self.open.bytes < self.credit.bytes
     }
 
+    /// How many more frames may be sent before some are acknowledged; none where the bytes are used up.
+    pub fn credit(&self) -> u64 {
+        let used = self.unacknowledged() + self.open.frames;
+        if self.has_credit() { self.credit.messages - used } else { 0 }
+    }
+
     /// How many frames were sent and not acknowledged.
     pub fn unacknowledged(&self) -> u64 {
         self.sent - self.acknowledged
@@ -277,6 +283,7 @@ mod tests {
         assert!(sent.has_credit());
         sent.add(&one);
         assert!(!sent.has_credit(), "before it is written");
+        assert_eq!(sent.credit(), 0);
         sent.push(one.clone());
         assert!(!sent.has_credit(), "and after");
         sent.acknowledge(1).unwrap();

@@ -174,9 +174,9 @@ settings! {
         caller_in_flight: usize = "4096",
             "Calls that one channel may have made and not yet heard of.";
         queue_messages: usize = "4096",
-            "Messages that may wait for one connection.";
+            "Messages that may wait for one connection, or for agents to move to another worker.";
         queue_bytes: Bytes = "8MiB",
-            "Bytes of messages that may wait for one connection.";
+            "Bytes of messages that may wait for one connection, or for agents to move.";
         subscriptions: usize = "1000",
             "Subscriptions that one connection may have for one agent type, or for itself.";
         registrations: usize = "1000",

@@ -238,6 +238,7 @@ impl<L: Link> Connection<L> {
             // Looked at each time round: a socket that always has more to read would never let the
             // timer have its turn.
             let now = Instant::now();
+            self.peer.credit.store(link.credit().unwrap_or(u64::MAX), Relaxed);
             clock.starve(now, !self.outbox.is_empty() && !link.has_credit());
             let due = clock.due(self.greeted, self.session.poll_timeout());
             if due <= now {
@@ -667,7 +668,7 @@ impl<L: Link> Connection<L> {
             if let Outgoing::Call(dispatched) = item
                 && let Some(reply_to) = self.session.take_unsent(dispatched.id)
             {
-                self.exchange.move_on(dispatched.call, reply_to);
+                self.exchange.move_on(dispatched.id, dispatched.call, reply_to);
             }
         }
         self.session.handle_disconnect();
@@ -679,7 +680,7 @@ impl<L: Link> Connection<L> {
             if let Outgoing::Call(mut dispatched) = item
                 && let Some(reply_to) = dispatched.reply_to.take()
             {
-                self.exchange.move_on(dispatched.call, reply_to);
+                self.exchange.move_on(dispatched.id, dispatched.call, reply_to);
             }
         }
     }

@@ -54,6 +54,9 @@ pub(crate) trait Link: Send {
     /// it, also of a message that is not whole yet, or some that waited to be written.
     fn has_moved(&mut self) -> bool;
 
+    /// How many more frames it takes, if it said so.
+    fn credit(&self) -> Option<u64>;
+
     /// Goes on over another socket: greets the peer there, and sends again what it lacks.
     fn resume(&mut self, resumption: Resumption) -> Result<(), Close>;
 
@@ -111,6 +114,11 @@ pub(crate) trait Protocol: Send {
     /// Whether the peer takes more than it was sent.
     fn has_credit(&self) -> bool {
         true
+    }
+
+    /// How many more frames it takes, if it said so.
+    fn credit(&self) -> Option<u64> {
+        None
     }
 
     /// Ends a batch, which is about to be written and may have to be sent again.
@@ -347,6 +355,10 @@ impl<P: Protocol> Link for WebSocketLink<P> {
         let now = Moved { read, written, backlog };
         let then = std::mem::replace(&mut self.moved, now);
         read != then.read || (then.backlog > 0 && written != then.written)
+    }
+
+    fn credit(&self) -> Option<u64> {
+        self.protocol.credit()
     }
 
     fn resume(&mut self, resumption: Resumption) -> Result<(), Close> {

@@ -18,6 +18,8 @@ pub(crate) struct Metrics {
     pub(crate) calls_in_flight: Gauge<i64, AtomicI64>,
     calls_ok: Counter,
     calls_faulted: Vec<(FaultKind, Counter)>,
+    /// Of those, and of events.
+    pub(crate) moving: Gauge<i64, AtomicI64>,
     pub(crate) events: Counter,
     pub(crate) events_delivered: Counter,
     pub(crate) events_dropped: Counter,
@@ -78,6 +80,7 @@ impl Metrics {
         };
         Self {
             calls_in_flight: gauge("calls_in_flight", "Calls that have not ended"),
+            moving: gauge("moving", "Messages that wait for their agent to move"),
             connections: gauge("connections", "Open connections"),
             channels: gauge("channels", "Open channels"),
             calls_ok: outcome("ok"),

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytestring::ByteString;
@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::config::limits;
 use crate::event::SharedEvent;
+use crate::exchange::Stay;
 use crate::link::Resumption;
 use crate::metrics::Metrics;
 
@@ -35,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) draining: AtomicBool,
     /// Calls that the peer has been given and that have not ended.
     pub(crate) in_flight: AtomicUsize,
+    /// Frames that the peer takes beside those it was sent; `u64::MAX` if it did not say.
+    pub(crate) credit: AtomicU64,
     queue: mpsc::UnboundedSender<Outgoing>,
     /// What the socket's queue has not taken yet, whether in `queue` or behind it.
     messages: AtomicUsize,
@@ -154,6 +157,7 @@ impl Peer {
             connected: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
+            credit: AtomicU64::new(u64::MAX),
             queue,
             messages: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
@@ -267,6 +271,8 @@ pub(crate) enum Refused {
 /// A call cannot be forgotten: dropping its return address answers that the worker is lost.
 pub(crate) struct ReplyTo {
     address: Option<Address>,
+    /// Keeps the agent where it is until the call has ended.
+    pub(crate) stay: Option<Stay>,
     metrics: Arc<Metrics>,
 }
 
@@ -312,7 +318,7 @@ impl ReplyTo {
 
     fn new(address: Address, metrics: &Arc<Metrics>) -> Self {
         metrics.calls_in_flight.inc();
-        Self { address: Some(address), metrics: metrics.clone() }
+        Self { address: Some(address), stay: None, metrics: metrics.clone() }
     }
 
     /// Hands the reply on. Whether anyone still wants it is their affair.

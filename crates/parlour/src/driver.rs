@@ -417,6 +417,12 @@ impl<C: Connect> Driver<C> {
                     }
                 }
                 Frame::Drain => tracing::info!(url = self.endpoint.url(), "the host shuts down"),
+                Frame::Leave => {
+                    tracing::info!(url = self.endpoint.url(), "the host has this worker leave");
+                    if draining.is_none() {
+                        *draining = Some(self.drain());
+                    }
+                }
                 // The others are a client's, or come once.
                 _ => {
                     let text = "the host sent a frame that it may not send";

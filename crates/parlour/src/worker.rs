@@ -61,6 +61,7 @@ impl Worker {
             name: "worker".to_owned(),
             agents: Vec::new(),
             subscriptions: Vec::new(),
+            capacity: 1,
             default_timeout: DEFAULT_TIMEOUT,
             drain_time: DRAIN_TIME,
             max_in_flight: MAX_IN_FLIGHT,
@@ -69,7 +70,7 @@ impl Worker {
         }
     }
 
-    /// Serves until the process ends.
+    /// Serves until the process ends, or an operator has the worker leave (`parlour workers drain`).
     ///
     /// Fails if at first there is no host, or it goes away or refuses a registration, such as with a
     /// fault of kind `conflict`; later, all that is tried again. Dropping the future drops the
@@ -78,8 +79,8 @@ impl Worker {
         self.run_until(std::future::pending()).await
     }
 
-    /// Serves until `shutdown` completes, and then until what runs has ended, but no longer than the
-    /// drain time. The host sends nothing new meanwhile. Without a connection, what runs are the
+    /// Serves until `shutdown` completes or an operator has the worker leave (`parlour workers drain`),
+    /// and then until what runs has ended, but no longer than the drain time. The host sends nothing new meanwhile. Without a connection, what runs are the
     /// handlers of events; what they still send fails.
     ///
     /// Fails as [`run`](Self::run) does.
@@ -150,6 +151,7 @@ pub struct WorkerBuilder {
     name: String,
     agents: Vec<(String, AgentOptions, Served)>,
     subscriptions: Vec<(String, String)>,
+    capacity: u16,
     default_timeout: Duration,
     drain_time: Duration,
     max_in_flight: usize,
@@ -205,6 +207,25 @@ impl WorkerBuilder {
         self
     }
 
+    /// How much the worker takes beside others that serve the same types; 1 by default. One of capacity
+    /// 2 gets twice as many keys as one of capacity 1.
+    ///
+    /// ```
+    /// # use parlour::{Cx, Payload, PayloadExt, Worker};
+    /// let large = Worker::builder("http://127.0.0.1:9000")
+    ///     .name("large")
+    ///     .capacity(4)
+    ///     .agent("upper", |_key| |_cx: Cx, message: Payload| async move {
+    ///         Ok(message.to_text()?.to_uppercase())
+    ///     })
+    ///     .build()?;
+    /// # Ok::<(), parlour::Error>(())
+    /// ```
+    pub fn capacity(mut self, capacity: u16) -> Self {
+        self.capacity = capacity;
+        self
+    }
+
     /// How long what a handler sends may take unless it says otherwise; 30 s by default.
     pub fn default_timeout(mut self, timeout: Duration) -> Self {
         self.default_timeout = timeout;
@@ -244,11 +265,18 @@ impl WorkerBuilder {
     /// Checks the URL and all names, and makes the worker.
     pub fn build(self) -> Result<Worker, Error> {
         let endpoint = Endpoint::new(&self.url, self.token.as_deref(), &self.name)?;
+        if self.capacity == 0 {
+            let error =
+                Error::new(ErrorKind::Invalid, "a worker of capacity 0 would serve nothing");
+            return Err(error.with_hint("give it 1 or more, or do not start it"));
+        }
         let (mut agents, mut registrations) = (HashMap::new(), Vec::new());
         for (name, options, served) in self.agents {
             let agent_type = AgentType::parse(name)?;
             let capabilities = options.capabilities.into_iter().map(ByteString::from).collect();
-            let registration = Registration { exclusive: options.exclusive, capabilities };
+            let capacity = self.capacity;
+            let registration =
+                Registration { exclusive: options.exclusive, capacity, capabilities };
             let served = Arc::new(served.max_agents(self.max_agents));
             if agents.insert(agent_type.clone(), served).is_some() {
                 let text = format!("the worker serves {agent_type} twice");

@@ -91,6 +91,10 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
                     field::AGENT_TYPE => agent_type = Some(AgentType::parse(field.text()?)?),
                     field::KEY => key = Some(Key::parse(field.text()?)?),
                     field::EXCLUSIVE => registration.exclusive = field.number()? != 0,
+                    field::CAPACITY => {
+                        let capacity = field.number()?.clamp(1, u16::MAX.into());
+                        registration.capacity = capacity as u16;
+                    }
                     field::CAPABILITY => registration.capabilities.push(field.text()?),
                     _ => {}
                 }
@@ -195,7 +199,6 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
                 _ => Frame::Pong(id),
             }
         }
-        kind::DRAIN => Frame::Drain,
         kind::ACK => {
             let mut received = None;
             for field in fields {
@@ -206,6 +209,8 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
             }
             Frame::Ack(received.ok_or_else(missing(field::RECEIVED))?)
         }
+        kind::DRAIN => Frame::Drain,
+        kind::LEAVE => Frame::Leave,
         _ => return Ok(None),
     }))
 }

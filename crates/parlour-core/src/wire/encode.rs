@@ -46,6 +46,9 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
             header.text(field::AGENT_TYPE, register.agent_type.as_str());
             header.optional(field::KEY, register.key.as_ref().map(Key::as_str));
             header.flag(field::EXCLUSIVE, register.registration.exclusive);
+            if register.registration.capacity > 1 {
+                header.number(field::CAPACITY, register.registration.capacity.into());
+            }
             let capabilities = &register.registration.capabilities;
             capabilities.iter().for_each(|name| header.text(field::CAPABILITY, name));
             kind::REGISTER
@@ -134,6 +137,7 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
             kind::PONG
         }
         Frame::Drain => kind::DRAIN,
+        Frame::Leave => kind::LEAVE,
         Frame::Ack(received) => {
             header.number(field::RECEIVED, *received);
             kind::ACK

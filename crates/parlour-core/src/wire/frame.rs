@@ -60,6 +60,8 @@ pub enum Frame {
     Ack(u64),
     /// What the agent has to say of a call before it ends, for a caller that asked for it.
     Progress(CallId, Payload),
+    /// Host: this client gets no new work; it should end what it has, and leave.
+    Leave,
 }
 
 /// What a client begins with.

@@ -20,6 +20,7 @@ pub(super) mod kind {
     pub(in crate::wire) const DRAIN: u8 = 16;
     pub(in crate::wire) const ACK: u8 = 17;
     pub(in crate::wire) const PROGRESS: u8 = 18;
+    pub(in crate::wire) const LEAVE: u8 = 19;
 }
 
 /// The fields of headers. A number means the same in every frame.
@@ -60,6 +61,7 @@ pub(super) mod field {
     pub(in crate::wire) const NAME: u64 = 34;
     pub(in crate::wire) const MAX_PAYLOAD: u64 = 35;
     pub(in crate::wire) const HEARTBEAT_MS: u64 = 36;
+    pub(in crate::wire) const CAPACITY: u64 = 37;
     pub(in crate::wire) const RECEIVED: u64 = 38;
     pub(in crate::wire) const SESSION: u64 = 39;
     pub(in crate::wire) const RESUMED: u64 = 40;
@@ -107,6 +109,7 @@ pub static KINDS: &[(u8, &str)] = &[
     (kind::DRAIN, "drain"),
     (kind::ACK, "ack"),
     (kind::PROGRESS, "progress"),
+    (kind::LEAVE, "leave"),
 ];
 
 /// The numbers, names and types of all fields.
@@ -147,6 +150,7 @@ pub static FIELDS: &[(u64, &str, FieldType)] = &[
     (field::NAME, "name", FieldType::Text),
     (field::MAX_PAYLOAD, "max_payload", FieldType::Number),
     (field::HEARTBEAT_MS, "heartbeat_ms", FieldType::Number),
+    (field::CAPACITY, "capacity", FieldType::Number),
     (field::RECEIVED, "received", FieldType::Number),
     (field::SESSION, "session", FieldType::Text),
     (field::RESUMED, "resumed", FieldType::Flag),

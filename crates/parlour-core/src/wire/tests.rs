@@ -39,7 +39,8 @@ fn every_kind_of_frame_survives_the_wire() {
         .hint("wait")
         .retry_after(Duration::from_millis(250))
         .limit("limits.queue_messages", Some(4096));
-    let registration = Registration { exclusive: true, capabilities: vec!["sum".into()] };
+    let registration =
+        Registration { exclusive: true, capacity: 300, capabilities: vec!["sum".into()] };
     let frames = [
         Frame::Hello(Hello {
             name: "me".into(),
@@ -106,6 +107,7 @@ fn every_kind_of_frame_survives_the_wire() {
         Frame::Drain,
         Frame::Ack(70_000),
         Frame::Progress(CallId(8), Payload::text("half of it")),
+        Frame::Leave,
     ];
 
     let mut message = BytesMut::new();

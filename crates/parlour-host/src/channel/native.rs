@@ -119,6 +119,10 @@ impl Protocol for Native {
         self.session.as_ref().is_none_or(|windows| windows.sent.has_credit())
     }
 
+    fn credit(&self) -> Option<u64> {
+        self.session.as_ref().map(|windows| windows.sent.credit())
+    }
+
     fn seal(&mut self, mut batch: BytesMut) -> Bytes {
         if self.session.as_ref().is_some_and(|windows| windows.received.is_due()) {
             self.acknowledge(&mut batch);

@@ -132,7 +132,7 @@ async fn end(app: &App, shutdown: impl Future<Output = ()>) {
     };
     if timeout(app.exchange.config().server.drain_timeout, ended).await.is_err() {
         tracing::warn!(calls = in_flight(), "not everything ended within server.drain_timeout");
-        app.exchange.peers().iter().for_each(|peer| peer.push(Outgoing::GiveUp));
+        app.exchange.give_up();
     }
     // The last replies and faults reach their callers' sockets.
     let written = async {

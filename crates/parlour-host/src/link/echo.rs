@@ -111,6 +111,10 @@ impl Link for EchoLink {
         self.0.has_moved()
     }
 
+    fn credit(&self) -> Option<u64> {
+        self.0.credit()
+    }
+
     fn close(&mut self, close: &Close) {
         self.0.close(close);
     }

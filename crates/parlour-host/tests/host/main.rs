@@ -5,5 +5,6 @@
 mod abuse;
 mod outcomes;
 mod patience;
+mod pools;
 mod resume;
 mod room;

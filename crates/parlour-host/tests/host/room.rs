@@ -32,13 +32,21 @@ impl Listener for InMemory {
 impl Room {
     /// A host with these settings changed.
     pub(crate) fn open(settings: &[(&str, &str)]) -> Self {
+        Self::open_until(settings, std::future::pending())
+    }
+
+    /// The same, which shuts down when `shutdown` completes.
+    pub(crate) fn open_until(
+        settings: &[(&str, &str)],
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
         let mut config = Config::default();
         for (key, value) in settings {
             config.set(key, value).unwrap();
         }
         let (connections, incoming) = mpsc::unbounded_channel();
         let host = Host::new(config);
-        tokio::spawn(host.serve(InMemory(incoming), std::future::pending()));
+        tokio::spawn(host.serve(InMemory(incoming), shutdown));
         Self { connections }
     }
 

@@ -668,7 +668,7 @@ impl<L: Link> Connection<L> {
             if let Outgoing::Call(dispatched) = item
                 && let Some(reply_to) = self.session.take_unsent(dispatched.id)
             {
-                self.exchange.move_on(dispatched.id, dispatched.call, reply_to);
+                self.exchange.move_on(&self.peer, dispatched.id, dispatched.call, reply_to);
             }
         }
         self.session.handle_disconnect();
@@ -677,10 +677,14 @@ impl<L: Link> Connection<L> {
         self.inbox.close();
         // Ends once everything has come that was on its way when the inbox closed.
         while let Some(item) = self.inbox.recv().await {
-            if let Outgoing::Call(mut dispatched) = item
-                && let Some(reply_to) = dispatched.reply_to.take()
-            {
-                self.exchange.move_on(dispatched.id, dispatched.call, reply_to);
+            match item {
+                Outgoing::Call(mut dispatched) => {
+                    if let Some(reply_to) = dispatched.reply_to.take() {
+                        self.exchange.move_on(&self.peer, dispatched.id, dispatched.call, reply_to);
+                    }
+                }
+                Outgoing::Cancel(id) => self.peer.cancel_moved(id),
+                _ => {}
             }
         }
     }

@@ -72,7 +72,7 @@ pub(crate) struct Origin {
 /// A call that was sent on its way, by which its caller can give it up.
 #[derive(Clone, Debug)]
 pub(crate) struct Ticket {
-    id: CallId,
+    pub(crate) id: CallId,
     to: To,
 }
 
@@ -87,7 +87,7 @@ impl Ticket {
     /// Tells the worker's connection that nobody waits any more. Harmless for a call that ended.
     pub(crate) fn cancel(&self) {
         match &self.to {
-            To::Peer(peer) => peer.push(Outgoing::Cancel(self.id)),
+            To::Peer(peer) => peer.cancel(self.id),
             To::Moving(moving) => moving.cancel(self.id),
         }
     }
@@ -460,9 +460,11 @@ impl Exchange {
     }
 
     /// Sends a call on, under its name, that its worker left without having had it.
-    pub(crate) fn move_on(&self, id: CallId, call: Call, reply_to: ReplyTo) {
+    pub(crate) fn move_on(&self, from: &Peer, id: CallId, call: Call, reply_to: ReplyTo) {
         if self.0.directory.load().route(&call.target).is_some() {
-            self.send_call(id, call, reply_to);
+            if let Some(ticket) = self.send_call(id, call, reply_to) {
+                from.moved(ticket);
+            }
             return;
         }
         let detail = "the worker left before it had the call, and there is no other";

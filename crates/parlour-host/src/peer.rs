@@ -10,14 +10,14 @@ use bytestring::ByteString;
 use parking_lot::Mutex;
 use parlour_core::wire::Frame;
 use parlour_core::{
-    Call, CallId, Fault, FaultKind, Payload, Principal, Recipients, Reply, WorkerId,
+    Call, CallId, CallMap, Fault, FaultKind, Payload, Principal, Recipients, Reply, WorkerId,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::config::limits;
 use crate::event::SharedEvent;
-use crate::exchange::Stay;
+use crate::exchange::{Stay, Ticket};
 use crate::link::Resumption;
 use crate::metrics::Metrics;
 
@@ -43,6 +43,9 @@ pub(crate) struct Shared {
     messages: AtomicUsize,
     bytes: AtomicUsize,
     bounds: Bounds,
+    /// Calls that the peer never had and that went elsewhere when it left, for callers who know them
+    /// by this peer.
+    moved: Mutex<CallMap<Ticket>>,
 }
 
 /// How much may wait for one connection.
@@ -162,6 +165,7 @@ impl Peer {
             messages: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
             bounds,
+            moved: Mutex::default(),
         };
         (Self(Arc::new(shared)), inbox)
     }
@@ -196,11 +200,38 @@ impl Peer {
     /// Queues what must not be refused. There is at most one for each request that the peer made or
     /// was given, and while much of it waits the peer's requests are not read.
     pub(crate) fn push(&self, item: Outgoing) {
+        self.try_push(item);
+    }
+
+    /// Has the call of this name end because its caller gave it up, here or where it went.
+    pub(crate) fn cancel(&self, id: CallId) {
+        if !self.try_push(Outgoing::Cancel(id)) {
+            self.cancel_moved(id);
+        }
+    }
+
+    /// The same for a call that went elsewhere.
+    pub(crate) fn cancel_moved(&self, id: CallId) {
+        let moved = self.0.moved.lock().get(&id).cloned();
+        if let Some(ticket) = moved {
+            ticket.cancel();
+        }
+    }
+
+    /// Notes where a call went that the peer never had.
+    pub(crate) fn moved(&self, ticket: Ticket) {
+        self.0.moved.lock().insert(ticket.id, ticket);
+    }
+
+    /// Returns whether the peer is still there.
+    fn try_push(&self, item: Outgoing) -> bool {
         let weight = item.weight();
         self.added(weight);
-        if self.0.queue.send(item).is_err() {
+        let is_there = self.0.queue.send(item).is_ok();
+        if !is_there {
             self.released(weight);
         }
+        is_there
     }
 
     /// Records that a message of this weight waits.

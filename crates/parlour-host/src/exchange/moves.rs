@@ -105,7 +105,7 @@ impl Moving {
         if !self.exchange.fail_held(self.agent, id, fault)
             && let Some(peer) = self.sent_to.get()
         {
-            peer.push(Outgoing::Cancel(id));
+            peer.cancel(id);
         }
     }
 }

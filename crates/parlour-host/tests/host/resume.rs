@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::room::{Channel, Room};
 use parlour_core::wire::{Frame, Hello, RESUME, Welcome};
-use parlour_core::{ByteString, Credit, FaultKind, Payload};
+use parlour_core::{ByteString, CallId, Credit, FaultKind, Payload};
 use tokio::time::{Instant, sleep};
 
 /// How a client begins that can resume: as itself, or with a session of which it has received
@@ -197,6 +197,22 @@ async fn a_session_can_go_on_before_the_host_knows_that_its_socket_is_broken() {
     worker.send(Frame::Reply(call.id, Ok(Payload::text("A")))).await;
     assert_eq!(caller.next_reply().await, (1, Ok(Payload::text("A"))));
     drop(half_open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_moved_can_still_be_given_up() {
+    let room = Room::open(&[]);
+    let (first, _) = worker(&room).await;
+    drop(first);
+    let mut caller = room.channel().await;
+    caller.call(1, "upper/k", "a", None).await;
+    let (mut second, _) = room.greeted(hello("another", None)).await;
+    second.register("upper").await;
+    let call = second.next_call().await;
+    caller.send(Frame::Cancel(CallId(1))).await;
+    let (_, reply) = caller.next_reply().await;
+    assert_eq!(reply.unwrap_err().kind(), FaultKind::Cancelled);
+    assert_eq!(second.next().await, Some(Frame::Cancel(call.id)));
 }
 
 #[tokio::test(start_paused = true)]

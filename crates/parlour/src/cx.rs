@@ -4,9 +4,15 @@ use std::time::{Duration, Instant};
 
 use parlour_core::wire::HeaderFields;
 use parlour_core::{AgentId, Header, MessageId, Principal};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::handle::{Handle, now};
-use crate::{CallRequest, IntoAgentId, IntoPayload, IntoTopicId, PublishRequest, Request};
+use crate::request::Origin;
+use crate::{
+    CallEachRequest, CallRequest, Error, IntoAgentId, IntoPayload, IntoTopicId, PublishRequest,
+    TypedAgent,
+};
 
 /// The message that a handler has at hand, and the way to send more because of it. Cheap to clone.
 #[derive(Clone)]
@@ -94,26 +100,48 @@ impl Cx {
     /// The call names this agent as its sender and this message as its cause, and never waits longer
     /// than this message's own caller does.
     pub fn call(&self, agent: impl IntoAgentId, message: impl IntoPayload) -> CallRequest {
-        let parts = agent.into_agent_id().and_then(|agent| Ok((agent, message.into_payload()?)));
-        Request::new(self.0.handle.clone(), parts, self.follow_up(), self.0.deadline)
+        self.follow_up().call(agent, message)
+    }
+
+    /// Calls several agents at once with the same message, as part of this conversation; see
+    /// [`Client::call_each`](crate::Client::call_each).
+    pub fn call_each(
+        &self,
+        agents: impl IntoIterator<Item: IntoAgentId>,
+        message: impl IntoPayload,
+    ) -> CallEachRequest {
+        self.follow_up().call_each(agents, message)
+    }
+
+    /// An agent that takes one type of value and gives another, both as JSON, and that is called as
+    /// part of this conversation.
+    pub fn typed<Message, Reply>(
+        &self,
+        agent: impl IntoAgentId,
+    ) -> Result<TypedAgent<Message, Reply>, Error>
+    where
+        Message: Serialize,
+        Reply: DeserializeOwned + Send + 'static,
+    {
+        TypedAgent::new(self.follow_up(), agent)
     }
 
     /// Publishes an event, as part of this conversation, with the same promises as
     /// [`call`](Self::call).
     pub fn publish(&self, topic: impl IntoTopicId, message: impl IntoPayload) -> PublishRequest {
-        let parts = topic.into_topic_id().and_then(|topic| Ok((topic, message.into_payload()?)));
-        Request::new(self.0.handle.clone(), parts, self.follow_up(), self.0.deadline)
+        self.follow_up().publish(topic, message)
     }
 
-    fn follow_up(&self) -> HeaderFields {
-        HeaderFields {
+    fn follow_up(&self) -> Origin {
+        let header = HeaderFields {
             conversation: Some(self.conversation().clone()),
             cause: Some(self.message_id().clone()),
             sender: Some(self.agent().clone()),
             traceparent: self.0.header.traceparent.clone(),
             hops: self.hops().saturating_add(1),
             ..HeaderFields::default()
-        }
+        };
+        Origin { header, latest: self.0.deadline, ..Origin::new(self.0.handle.clone()) }
     }
 }
 

@@ -41,6 +41,8 @@ pub enum ErrorKind {
     Decode,
     /// The client has been closed.
     Closed,
+    /// A signal ended it before it was done.
+    Interrupted,
 }
 
 impl Error {

@@ -23,7 +23,21 @@ pub(crate) const DEFAULT_KEY: &str = "default";
 #[expect(clippy::exhaustive_structs, reason = "a wrapper that is written and taken apart")]
 pub struct Json<T>(pub T);
 
-/// What can be sent as a message: a [`Payload`], text, bytes, or [`Json`].
+/// What can be sent as a message: a [`Payload`], text, bytes, [`Json`], or `()` for an empty one.
+///
+/// ```
+/// use parlour::{IntoPayload, Payload};
+///
+/// assert_eq!("hello".into_payload()?, Payload::text("hello"));
+/// assert!(().into_payload()?.bytes.is_empty());
+/// # Ok::<(), parlour::Error>(())
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be sent as a message",
+    label = "no message can be made of `{Self}`",
+    note = "send text, bytes, `Json<T>` where `T: Serialize`, `Payload` or `()`; or implement \
+            `IntoPayload` for `{Self}`"
+)]
 pub trait IntoPayload {
     /// Makes the payload. Fails with [`ErrorKind::Encode`] if the value has no encoding.
     fn into_payload(self) -> Result<Payload, Error>;
@@ -32,6 +46,12 @@ pub trait IntoPayload {
 impl IntoPayload for Payload {
     fn into_payload(self) -> Result<Payload, Error> {
         Ok(self)
+    }
+}
+
+impl IntoPayload for () {
+    fn into_payload(self) -> Result<Payload, Error> {
+        Ok(Payload::default())
     }
 }
 

@@ -127,6 +127,13 @@ impl<S: Send + Sync + 'static> Agent<S> {
     /// reaches nobody.
     ///
     /// Without one they are ignored.
+    ///
+    /// ```
+    /// # use parlour::{Agent, TopicId};
+    /// let diary = Agent::stateless().on_event(async |topic: TopicId, text: String| {
+    ///     println!("{topic}: {text}");
+    /// });
+    /// ```
     pub fn on_event<H, Parts>(mut self, handler: H) -> Self
     where
         H: Handler<Parts>,
@@ -179,6 +186,19 @@ impl<S: Send + Sync + 'static> Agent<S> {
     ///
     /// Time spent waiting counts towards a call's deadline. An agent that calls itself, through others
     /// or not, waits for itself until the deadline.
+    ///
+    /// ```
+    /// # use parlour::{Agent, State};
+    /// # use tokio::sync::Mutex;
+    /// // The lock is never waited for: it only lets the compiler see that nobody else has it.
+    /// async fn append(State(log): State<Mutex<String>>, line: String) -> String {
+    ///     let mut log = log.lock().await;
+    ///     tokio::task::yield_now().await;
+    ///     log.push_str(&line);
+    ///     log.clone()
+    /// }
+    /// let log = Agent::new(|_key| Mutex::default()).on_call(append).one_at_a_time();
+    /// ```
     pub fn one_at_a_time(mut self) -> Self {
         self.one_at_a_time = true;
         self
@@ -187,6 +207,23 @@ impl<S: Send + Sync + 'static> Agent<S> {
     /// Lets go of the state of a key that has handled nothing for so long; by default, never.
     ///
     /// The state is dropped; what has to be done then belongs into its [`Drop`].
+    ///
+    /// ```
+    /// # use parlour::{Agent, Key, State};
+    /// # use std::time::Duration;
+    /// struct Session(Key);
+    /// impl Drop for Session {
+    ///     fn drop(&mut self) {
+    ///         println!("{} has gone", self.0);
+    ///     }
+    /// }
+    /// async fn greet(session: State<Session>) -> String {
+    ///     format!("hello {}", session.0.0)
+    /// }
+    /// let sessions = Agent::new(|key| Session(key.clone()))
+    ///     .on_call(greet)
+    ///     .idle_timeout(Duration::from_secs(600));
+    /// ```
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.idle_timeout = Some(timeout);
         self

@@ -116,6 +116,16 @@ impl Client {
     /// Publishes an event to a topic, named `type/source`; `type` alone means the source `default`.
     ///
     /// Await what this returns, perhaps after setting more on it, to learn who got the event.
+    ///
+    /// ```no_run
+    /// # async fn example(client: parlour::Client) -> Result<(), parlour::Error> {
+    /// let published = client.publish("news.tech/paper", "it works").await?;
+    /// if !published.dropped.is_empty() {
+    ///     println!("these were too slow to get it: {:?}", published.dropped);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn publish(&self, topic: impl IntoTopicId, message: impl IntoPayload) -> PublishRequest {
         self.origin().publish(topic, message)
     }
@@ -140,6 +150,21 @@ impl Client {
 }
 
 /// How a [`Client`] is to be.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), parlour::Error> {
+/// use parlour::Client;
+/// use std::time::Duration;
+///
+/// let client = Client::builder("http://127.0.0.1:9000")
+///     .name("till")
+///     .token("a secret")
+///     .default_timeout(Duration::from_secs(5))
+///     .connect()
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 #[must_use = "it connects only when told to"]
 pub struct ClientBuilder {

@@ -15,6 +15,20 @@ use crate::{
 };
 
 /// The message that a handler has at hand, and the way to send more because of it. Cheap to clone.
+///
+/// ```
+/// use parlour::{Agent, AgentError, Cx, Payload};
+///
+/// async fn ask_twice(cx: Cx, question: String) -> Result<Payload, AgentError> {
+///     cx.publish("asked", question.as_str()).await?;
+///     match cx.call("oracle/first", question.as_str()).await {
+///         Ok(answer) => Ok(answer),
+///         Err(error) if !error.may_have_run() => Ok(cx.call("oracle/second", question).await?),
+///         Err(error) => Err(error.into()),
+///     }
+/// }
+/// let agent = Agent::stateless().on_call(ask_twice);
+/// ```
 #[derive(Clone)]
 pub struct Cx(Arc<Inner>);
 
@@ -70,7 +84,8 @@ impl Cx {
         self.0.header.traceparent.as_deref()
     }
 
-    /// The sender's name for the work, so that doing it twice can be avoided.
+    /// The sender's name for the work, so that doing it twice can be avoided; see
+    /// [`Request::idempotency_key`](crate::Request::idempotency_key).
     pub fn idempotency_key(&self) -> Option<&str> {
         self.0.header.idempotency_key.as_deref()
     }
@@ -91,6 +106,16 @@ impl Cx {
     }
 
     /// How long the caller still waits; an event has no deadline.
+    ///
+    /// ```
+    /// # use parlour::{Agent, Cx};
+    /// # use std::time::Duration;
+    /// async fn think(cx: Cx) -> &'static str {
+    ///     let is_hurried = cx.time_left().is_some_and(|left| left < Duration::from_secs(1));
+    ///     if is_hurried { "42" } else { "that depends" }
+    /// }
+    /// # let _ = Agent::stateless().on_call(think);
+    /// ```
     pub fn time_left(&self) -> Option<Duration> {
         self.0.deadline.map(|deadline| deadline.saturating_duration_since(now()))
     }
@@ -105,6 +130,16 @@ impl Cx {
 
     /// Calls several agents at once with the same message, as part of this conversation; see
     /// [`Client::call_each`](crate::Client::call_each).
+    ///
+    /// ```
+    /// # use parlour::{Agent, AgentError, Cx};
+    /// async fn vote(cx: Cx, motion: String) -> Result<String, AgentError> {
+    ///     let answers = cx.call_each(["member/ada", "member/alan"], motion).await?;
+    ///     let ayes = answers.iter().filter(|answer| answer.reply.is_ok()).count();
+    ///     Ok(format!("{ayes} of {}", answers.len()))
+    /// }
+    /// # let _ = Agent::stateless().on_call(vote);
+    /// ```
     pub fn call_each(
         &self,
         agents: impl IntoIterator<Item: IntoAgentId>,
@@ -115,6 +150,15 @@ impl Cx {
 
     /// An agent that takes one type of value and gives another, both as JSON, and that is called as
     /// part of this conversation.
+    ///
+    /// ```
+    /// # use parlour::{Agent, AgentError, Cx, Json};
+    /// async fn mean(cx: Cx, Json(numbers): Json<Vec<f64>>) -> Result<Json<f64>, AgentError> {
+    ///     let sum = cx.typed::<Vec<f64>, f64>("sum")?.call(&numbers).await?;
+    ///     Ok(Json(sum / numbers.len() as f64))
+    /// }
+    /// # let _ = Agent::stateless().on_call(mean);
+    /// ```
     pub fn typed<Message, Reply>(
         &self,
         agent: impl IntoAgentId,
@@ -128,6 +172,15 @@ impl Cx {
 
     /// Publishes an event, as part of this conversation, with the same promises as
     /// [`call`](Self::call).
+    ///
+    /// ```
+    /// # use parlour::{Agent, AgentError, Cx};
+    /// async fn pay(cx: Cx, order: String) -> Result<(), AgentError> {
+    ///     cx.publish("order.paid/till", order).await?;
+    ///     Ok(())
+    /// }
+    /// # let _ = Agent::stateless().on_call(pay);
+    /// ```
     pub fn publish(&self, topic: impl IntoTopicId, message: impl IntoPayload) -> PublishRequest {
         self.follow_up().publish(topic, message)
     }

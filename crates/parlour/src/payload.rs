@@ -91,6 +91,16 @@ impl<T: Serialize> IntoPayload for Json<T> {
 }
 
 /// Reads payloads.
+///
+/// ```
+/// use parlour::{ErrorKind, Payload, PayloadExt};
+///
+/// let payload = Payload::text("[1, 2]");
+/// assert_eq!(payload.to_text()?, "[1, 2]");
+/// assert_eq!(payload.json::<Vec<u8>>()?, [1, 2]);
+/// assert_eq!(payload.json::<bool>().unwrap_err().kind(), ErrorKind::Decode);
+/// # Ok::<(), parlour::Error>(())
+/// ```
 pub trait PayloadExt {
     /// The value that the payload has as JSON, whatever its content type says.
     ///
@@ -118,6 +128,15 @@ impl PayloadExt for Payload {
 }
 
 /// What names an agent: an [`AgentId`], or text such as `type/key`; `type` alone is `type/default`.
+///
+/// ```
+/// use parlour::{ErrorKind, IntoAgentId};
+///
+/// assert_eq!("upper".into_agent_id()?.to_string(), "upper/default");
+/// assert_eq!("file/a/b".into_agent_id()?.key.as_str(), "a/b");
+/// assert_eq!("no name/k".into_agent_id().unwrap_err().kind(), ErrorKind::InvalidName);
+/// # Ok::<(), parlour::Error>(())
+/// ```
 pub trait IntoAgentId {
     /// Checks the name. Fails with [`ErrorKind::InvalidName`].
     fn into_agent_id(self) -> Result<AgentId, Error>;
@@ -155,6 +174,14 @@ impl IntoAgentId for String {
 }
 
 /// What names a topic: a [`TopicId`], or text such as `type/source`; `type` alone is `type/default`.
+///
+/// ```
+/// use parlour::IntoTopicId;
+///
+/// let topic = "news.tech/paper".into_topic_id()?;
+/// assert_eq!((topic.topic_type.as_str(), topic.source.as_str()), ("news.tech", "paper"));
+/// # Ok::<(), parlour::Error>(())
+/// ```
 pub trait IntoTopicId {
     /// Checks the name. Fails with [`ErrorKind::InvalidName`].
     fn into_topic_id(self) -> Result<TopicId, Error>;

@@ -43,6 +43,22 @@ impl<T: IntoPayload, E: Into<AgentError>> IntoReply for Result<T, E> {
 ///
 /// A [`Fault`] reaches the caller as it is; everything else as a fault of kind `agent_failed` with
 /// the error's text and those of its sources.
+///
+/// ```
+/// use parlour::{AgentError, Fault, FaultKind};
+///
+/// async fn root(text: String) -> Result<String, AgentError> {
+///     let number: f64 = text.trim().parse()?;
+///     if number < 0.0 {
+///         return Err(Fault::new(FaultKind::Invalid, "it has no root").hint("use `abs` first").into());
+///     }
+///     if number.is_nan() {
+///         return Err("that is no number".into());
+///     }
+///     Ok(number.sqrt().to_string())
+/// }
+/// # let _ = parlour::Agent::stateless().on_call(root);
+/// ```
 #[derive(Debug)]
 pub struct AgentError(Box<dyn std::error::Error + Send + Sync>);
 

@@ -81,6 +81,18 @@ impl Worker {
     /// handlers of events; what they still send fails.
     ///
     /// Fails as [`run`](Self::run) does.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), parlour::Error> {
+    /// use parlour::Worker;
+    /// use std::time::Duration;
+    ///
+    /// Worker::builder("http://127.0.0.1:9000")
+    ///     .agent("upper", async |text: String| text.to_uppercase())
+    ///     .run_until(tokio::time::sleep(Duration::from_secs(3600)))
+    ///     .await
+    /// # }
+    /// ```
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         self.run_with(Tcp, shutdown).await
     }
@@ -277,6 +289,17 @@ impl WorkerBuilder {
 
     /// Has events of the topics that `pattern` matches (`news.tech`, or `news.*`) go to agents of
     /// this type, each to the one whose key is the topic's source.
+    ///
+    /// ```
+    /// use parlour::{Agent, TopicId, Worker};
+    ///
+    /// async fn note(topic: TopicId, text: String) {
+    ///     println!("{topic}: {text}");
+    /// }
+    /// let worker = Worker::builder("http://127.0.0.1:9000")
+    ///     .agent("diary", Agent::stateless().on_event(note))
+    ///     .subscribe("news.*", "diary"); // `news.tech/paper` is noted by `diary/paper`
+    /// ```
     pub fn subscribe(mut self, pattern: impl Into<String>, agent_type: impl Into<String>) -> Self {
         self.subscriptions.push((pattern.into(), agent_type.into()));
         self
@@ -308,6 +331,13 @@ impl WorkerBuilder {
     }
 
     /// Checks the URL and all names, and makes the worker.
+    ///
+    /// ```
+    /// use parlour::{ErrorKind, Worker};
+    ///
+    /// let worker = Worker::builder("http://127.0.0.1:9000").agent("not a name", async || ());
+    /// assert_eq!(worker.build().unwrap_err().kind(), ErrorKind::InvalidName);
+    /// ```
     pub fn build(self) -> Result<Worker, Error> {
         let endpoint = Endpoint::new(&self.url, self.token.as_deref(), &self.name)?;
         let (mut agents, mut registrations) = (HashMap::new(), Vec::new());

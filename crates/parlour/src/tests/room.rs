@@ -525,3 +525,42 @@ async fn a_worker_that_ends_answers_what_runs_and_is_given_nothing_new() {
     assert_eq!(running.await.unwrap().unwrap(), Payload::text("done"));
     worker.await.unwrap().unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_was_started_serves_until_it_is_shut_down_or_dropped() {
+    let room = Room::open();
+    let client = room.client().await;
+    let start = || Worker::builder(URL).agent("a", upper).build().unwrap().start_with(room.clone());
+    let worker = start().await.unwrap();
+    assert_eq!(text(&client, "a").await, "");
+    worker.shutdown().await.unwrap();
+    let refused = |error: Error| (error.kind(), error.may_have_run());
+    let unknown = (ErrorKind::Fault(FaultKind::UnknownAgent), false);
+    assert_eq!(refused(client.call("a", "").await.unwrap_err()), unknown);
+
+    let worker = start().await.unwrap();
+    assert_eq!(text(&client, "a").await, "");
+    drop(worker);
+    loop {
+        // Until the host has seen that the connection is gone.
+        match client.call("a", "").await {
+            Ok(_) => {}
+            Err(error) if error.kind() == unknown.0 => break,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Fault(FaultKind::WorkerLost)),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_the_host_refuses_does_not_start() {
+    let room = Room::open();
+    let start = || {
+        let agent = Agent::stateless().on_call(upper).exclusive();
+        Worker::builder(URL).agent("a", agent).build().unwrap().start_with(room.clone())
+    };
+    let first = start().await.unwrap();
+    let error = start().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Fault(FaultKind::Conflict));
+    first.shutdown().await.unwrap();
+    start().await.unwrap().shutdown().await.unwrap();
+}

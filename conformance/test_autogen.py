@@ -289,6 +289,14 @@ async def test_a_message_whose_frame_old_workers_would_refuse_is_too_large(room)
         assert "result" in await call
 
 
+async def test_a_worker_of_this_dialect_is_not_asked_to_describe_itself(room):
+    async with Dialect(room) as worker:
+        assert "result" in await worker.register("plain")
+        page = await asyncio.to_thread(room.get, "/v1/agents/plain")
+        assert page["type"] == "plain" and page["description"] is None and page["undescribed"]
+        assert await worker.silent()
+
+
 async def test_a_response_needs_no_original_sender(room):
     async with Dialect(room) as worker:
         await worker.register("curt")

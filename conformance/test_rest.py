@@ -16,7 +16,7 @@ import pytest
 
 from agents import Agents
 from parlour_v1 import Field, Kind
-from room import eventually
+from room import BINARY, eventually
 
 
 @pytest.fixture(scope="module")
@@ -361,6 +361,21 @@ def test_the_room_can_be_read(room, agents):
     assert workers[0]["protocol"] == "parlour.v1" and workers[0]["connected"] is True
     assert {"echo", "fail", "hang"} == set(workers[0]["agent_types"])
     assert isinstance(room.get("/v1/subscriptions")["subscriptions"], list)
+
+
+def test_an_agent_of_the_rust_sdk_describes_itself(room):
+    command = [BINARY, "worker", "mirror", "--echo", "--url", room.url]
+    worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        assert any("serving mirror" in line for line in worker.stderr)
+        page = room.get("/v1/agents/mirror")
+        description = page["description"]
+        assert description["agent_type"] == page["type"] == "mirror"
+        assert description["handles"] == [{"data_type": ""}]
+    finally:
+        worker.terminate()
+        worker.wait(10)
+    problem(room.http("GET", "/v1/agents/mirror"), 404, "unknown_agent")
 
 
 def test_the_pages_for_operators_answer(room):

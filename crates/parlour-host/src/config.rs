@@ -140,7 +140,7 @@ settings! {
         allowed_hosts: List = "",
             "Host names, beside loopback and the listen address, that requests may name.";
         allowed_origins: List = "",
-            "Web origins, such as https://app.example.com, whose pages may talk to the host.";
+            "Web origins, such as `https://app.example.com`, whose pages may talk to the host.";
         drain_timeout: Duration = "25s",
             "How long calls in flight may take to end after SIGTERM.";
     }

@@ -1,5 +1,6 @@
 //! The doors: HTTP/1.1 and HTTP/2 on one port, and what stands behind each path.
 
+mod agents;
 pub(crate) mod answer;
 mod body;
 pub(crate) mod guard;

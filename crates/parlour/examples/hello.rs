@@ -3,54 +3,36 @@
 #![allow(clippy::print_stdout, reason = "an example shows what it does")]
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
-use parlour::{
-    Agent, AgentError, Client, Cx, Error, Json, Payload, PayloadExt, TopicId, Worker, typed,
-};
-use tokio::sync::oneshot;
+use parlour::{Agent, Client, Error, Json, PayloadExt, State, Worker};
 
-/// Counts the events of its source, and tells how many there were.
+async fn greet(Json(who): Json<String>) -> Json<String> {
+    Json(format!("hello {who}"))
+}
+
+/// How many events one source has had.
 #[derive(Default)]
-struct Counter(AtomicU64);
+struct Visits(AtomicU64);
 
-impl Agent for Counter {
-    async fn call(&self, _cx: Cx, _message: Payload) -> Result<Payload, AgentError> {
-        Ok(Payload::text(self.0.load(Ordering::Relaxed).to_string()))
-    }
+async fn note(State(visits): State<Visits>) {
+    visits.0.fetch_add(1, Ordering::Relaxed);
+}
 
-    async fn event(&self, _cx: Cx, _topic: TopicId, _message: Payload) -> Result<(), AgentError> {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
+async fn count(State(visits): State<Visits>) -> String {
+    visits.0.load(Ordering::Relaxed).to_string()
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     let url = std::env::var("PARLOUR_URL").unwrap_or_else(|_| "http://127.0.0.1:9000".into());
 
-    let (connected, is_connected) = oneshot::channel();
-    let connected = std::sync::Mutex::new(Some(connected));
-    let (shutdown, asked) = oneshot::channel::<()>();
     let worker = Worker::builder(&url)
         .name("hello")
-        .agent("greeter", |_key| {
-            typed(|_cx: Cx, who: String| async move { Ok(format!("hello {who}")) })
-        })
-        .agent("counter", |_key| Counter::default())
-        .subscribe("visit", "counter")
-        .on_connected(move || {
-            if let Some(connected) = connected.lock().ok().and_then(|mut once| once.take()) {
-                let _ = connected.send(());
-            }
-        })
-        .build()?;
-    let worker = tokio::spawn(worker.run_until(async {
-        let _ = asked.await;
-    }));
-    if is_connected.await.is_err() {
-        return worker.await.unwrap_or(Ok(()));
-    }
+        .agent("greeter", greet)
+        .agent("visits", Agent::new(|_key| Visits::default()).on_call(count).on_event(note))
+        .subscribe("visit", "visits")
+        .start()
+        .await?;
 
     let client = Client::connect(&url).await?;
     let greeting: String = client.call("greeter", Json("Ada")).json().await?;
@@ -60,25 +42,12 @@ async fn main() -> Result<(), Error> {
         let published = client.publish("visit/home", "someone came").await?;
         println!("the visit went to {} recipient", published.recipients);
     }
-    println!("visits of home: {}", client.call("counter/home", "").await?.to_text()?);
+    println!("visits of home: {}", client.call("visits/home", "").await?.to_text()?);
 
     if let Err(error) = client.call("greeter", "no JSON").await {
         println!("{:?}: {error}", error.kind());
     }
 
-    let began = tokio::time::Instant::now().into_std();
-    let calls: Vec<_> = (0..1000)
-        .map(|n| tokio::spawn(client.call("greeter", Json(n.to_string())).into_future()))
-        .collect();
-    for call in calls {
-        if let Ok(reply) = call.await {
-            reply?;
-        }
-    }
-    let took = Instant::elapsed(&began);
-    println!("1000 calls at once took {took:?}");
-
     client.close().await;
-    let _ = shutdown.send(());
-    worker.await.unwrap_or(Ok(()))
+    worker.shutdown().await
 }

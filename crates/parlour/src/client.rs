@@ -1,16 +1,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parlour_core::wire::HeaderFields;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::driver::Driver;
 use crate::handle::Handle;
 use crate::handlers::Handlers;
+use crate::request::Origin;
 use crate::state::State;
 use crate::transport::{Connect, Endpoint, Tcp};
 use crate::{
-    CallRequest, Error, IntoAgentId, IntoPayload, IntoTopicId, PublishRequest, Request,
-    Subscription,
+    CallEachRequest, CallRequest, Error, IntoAgentId, IntoPayload, IntoTopicId, PublishRequest,
+    Subscription, TypedAgent,
 };
 
 /// How long a request may take unless it is told otherwise.
@@ -65,16 +67,72 @@ impl Client {
     ///
     /// Await what this returns, perhaps after setting more on it, to get the reply's payload.
     pub fn call(&self, agent: impl IntoAgentId, message: impl IntoPayload) -> CallRequest {
-        let parts = agent.into_agent_id().and_then(|agent| Ok((agent, message.into_payload()?)));
-        Request::new(self.handle.clone(), parts, HeaderFields::default(), None)
+        self.origin().call(agent, message)
+    }
+
+    /// Calls several agents at once with the same message.
+    ///
+    /// Await what this returns, perhaps after setting more on it, to get each one's reply or error on
+    /// its own, in the order of the agents.
+    ///
+    /// ```no_run
+    /// # async fn example(client: parlour::Client) -> Result<(), parlour::Error> {
+    /// for answer in client.call_each(["critic/ada", "critic/alan"], "a poem").await? {
+    ///     match answer.reply {
+    ///         Ok(reply) => println!("{} answers {} bytes", answer.agent, reply.bytes.len()),
+    ///         Err(error) => println!("{} does not answer: {error}", answer.agent),
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn call_each(
+        &self,
+        agents: impl IntoIterator<Item: IntoAgentId>,
+        message: impl IntoPayload,
+    ) -> CallEachRequest {
+        self.origin().call_each(agents, message)
+    }
+
+    /// An agent that takes one type of value and gives another, both as JSON.
+    ///
+    /// ```no_run
+    /// # async fn example(client: parlour::Client) -> Result<(), parlour::Error> {
+    /// let sum = client.typed::<Vec<i64>, i64>("sum")?;
+    /// assert_eq!(sum.call(vec![1, 2]).await?, 3);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn typed<Message, Reply>(
+        &self,
+        agent: impl IntoAgentId,
+    ) -> Result<TypedAgent<Message, Reply>, Error>
+    where
+        Message: Serialize,
+        Reply: DeserializeOwned + Send + 'static,
+    {
+        TypedAgent::new(self.origin(), agent)
     }
 
     /// Publishes an event to a topic, named `type/source`; `type` alone means the source `default`.
     ///
     /// Await what this returns, perhaps after setting more on it, to learn who got the event.
+    ///
+    /// ```no_run
+    /// # async fn example(client: parlour::Client) -> Result<(), parlour::Error> {
+    /// let published = client.publish("news.tech/paper", "it works").await?;
+    /// if !published.dropped.is_empty() {
+    ///     println!("these were too slow to get it: {:?}", published.dropped);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn publish(&self, topic: impl IntoTopicId, message: impl IntoPayload) -> PublishRequest {
-        let parts = topic.into_topic_id().and_then(|topic| Ok((topic, message.into_payload()?)));
-        Request::new(self.handle.clone(), parts, HeaderFields::default(), None)
+        self.origin().publish(topic, message)
+    }
+
+    fn origin(&self) -> Origin {
+        Origin::new(self.handle.clone())
     }
 
     /// Subscribes to topics of the type `pattern`, or, if it ends in `*`, of all types that begin
@@ -93,6 +151,21 @@ impl Client {
 }
 
 /// How a [`Client`] is to be.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), parlour::Error> {
+/// use parlour::Client;
+/// use std::time::Duration;
+///
+/// let client = Client::builder("http://127.0.0.1:9000")
+///     .name("till")
+///     .token("a secret")
+///     .default_timeout(Duration::from_secs(5))
+///     .connect()
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 #[must_use = "it connects only when told to"]
 pub struct ClientBuilder {

@@ -4,11 +4,31 @@ use std::time::{Duration, Instant};
 
 use parlour_core::wire::HeaderFields;
 use parlour_core::{AgentId, Header, MessageId, Principal};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::handle::{Handle, now};
-use crate::{CallRequest, IntoAgentId, IntoPayload, IntoTopicId, PublishRequest, Request};
+use crate::request::Origin;
+use crate::{
+    CallEachRequest, CallRequest, Error, IntoAgentId, IntoPayload, IntoTopicId, PublishRequest,
+    TypedAgent,
+};
 
 /// The message that a handler has at hand, and the way to send more because of it. Cheap to clone.
+///
+/// ```
+/// use parlour::{Agent, AgentError, Cx, Payload};
+///
+/// async fn ask_twice(cx: Cx, question: String) -> Result<Payload, AgentError> {
+///     cx.publish("asked", question.as_str()).await?;
+///     match cx.call("oracle/first", question.as_str()).await {
+///         Ok(answer) => Ok(answer),
+///         Err(error) if !error.may_have_run() => Ok(cx.call("oracle/second", question).await?),
+///         Err(error) => Err(error.into()),
+///     }
+/// }
+/// let agent = Agent::stateless().on_call(ask_twice);
+/// ```
 #[derive(Clone)]
 pub struct Cx(Arc<Inner>);
 
@@ -64,7 +84,8 @@ impl Cx {
         self.0.header.traceparent.as_deref()
     }
 
-    /// The sender's name for the work, so that doing it twice can be avoided.
+    /// The sender's name for the work, so that doing it twice can be avoided; see
+    /// [`Request::idempotency_key`](crate::Request::idempotency_key).
     pub fn idempotency_key(&self) -> Option<&str> {
         self.0.header.idempotency_key.as_deref()
     }
@@ -85,6 +106,16 @@ impl Cx {
     }
 
     /// How long the caller still waits; an event has no deadline.
+    ///
+    /// ```
+    /// # use parlour::{Agent, Cx};
+    /// # use std::time::Duration;
+    /// async fn think(cx: Cx) -> &'static str {
+    ///     let is_hurried = cx.time_left().is_some_and(|left| left < Duration::from_secs(1));
+    ///     if is_hurried { "42" } else { "that depends" }
+    /// }
+    /// # let _ = Agent::stateless().on_call(think);
+    /// ```
     pub fn time_left(&self) -> Option<Duration> {
         self.0.deadline.map(|deadline| deadline.saturating_duration_since(now()))
     }
@@ -94,26 +125,76 @@ impl Cx {
     /// The call names this agent as its sender and this message as its cause, and never waits longer
     /// than this message's own caller does.
     pub fn call(&self, agent: impl IntoAgentId, message: impl IntoPayload) -> CallRequest {
-        let parts = agent.into_agent_id().and_then(|agent| Ok((agent, message.into_payload()?)));
-        Request::new(self.0.handle.clone(), parts, self.follow_up(), self.0.deadline)
+        self.follow_up().call(agent, message)
+    }
+
+    /// Calls several agents at once with the same message, as part of this conversation; see
+    /// [`Client::call_each`](crate::Client::call_each).
+    ///
+    /// ```
+    /// # use parlour::{Agent, AgentError, Cx};
+    /// async fn vote(cx: Cx, motion: String) -> Result<String, AgentError> {
+    ///     let answers = cx.call_each(["member/ada", "member/alan"], motion).await?;
+    ///     let ayes = answers.iter().filter(|answer| answer.reply.is_ok()).count();
+    ///     Ok(format!("{ayes} of {}", answers.len()))
+    /// }
+    /// # let _ = Agent::stateless().on_call(vote);
+    /// ```
+    pub fn call_each(
+        &self,
+        agents: impl IntoIterator<Item: IntoAgentId>,
+        message: impl IntoPayload,
+    ) -> CallEachRequest {
+        self.follow_up().call_each(agents, message)
+    }
+
+    /// An agent that takes one type of value and gives another, both as JSON, and that is called as
+    /// part of this conversation.
+    ///
+    /// ```
+    /// # use parlour::{Agent, AgentError, Cx, Json};
+    /// async fn mean(cx: Cx, Json(numbers): Json<Vec<f64>>) -> Result<Json<f64>, AgentError> {
+    ///     let sum = cx.typed::<Vec<f64>, f64>("sum")?.call(&numbers).await?;
+    ///     Ok(Json(sum / numbers.len() as f64))
+    /// }
+    /// # let _ = Agent::stateless().on_call(mean);
+    /// ```
+    pub fn typed<Message, Reply>(
+        &self,
+        agent: impl IntoAgentId,
+    ) -> Result<TypedAgent<Message, Reply>, Error>
+    where
+        Message: Serialize,
+        Reply: DeserializeOwned + Send + 'static,
+    {
+        TypedAgent::new(self.follow_up(), agent)
     }
 
     /// Publishes an event, as part of this conversation, with the same promises as
     /// [`call`](Self::call).
+    ///
+    /// ```
+    /// # use parlour::{Agent, AgentError, Cx};
+    /// async fn pay(cx: Cx, order: String) -> Result<(), AgentError> {
+    ///     cx.publish("order.paid/till", order).await?;
+    ///     Ok(())
+    /// }
+    /// # let _ = Agent::stateless().on_call(pay);
+    /// ```
     pub fn publish(&self, topic: impl IntoTopicId, message: impl IntoPayload) -> PublishRequest {
-        let parts = topic.into_topic_id().and_then(|topic| Ok((topic, message.into_payload()?)));
-        Request::new(self.0.handle.clone(), parts, self.follow_up(), self.0.deadline)
+        self.follow_up().publish(topic, message)
     }
 
-    fn follow_up(&self) -> HeaderFields {
-        HeaderFields {
+    fn follow_up(&self) -> Origin {
+        let header = HeaderFields {
             conversation: Some(self.conversation().clone()),
             cause: Some(self.message_id().clone()),
             sender: Some(self.agent().clone()),
             traceparent: self.0.header.traceparent.clone(),
             hops: self.hops().saturating_add(1),
             ..HeaderFields::default()
-        }
+        };
+        Origin { header, latest: self.0.deadline, ..Origin::new(self.0.handle.clone()) }
     }
 }
 

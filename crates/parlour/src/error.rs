@@ -6,6 +6,21 @@ use parlour_core::{Fault, FaultKind, InvalidName, MetadataError};
 /// run.
 ///
 /// The sentence does not repeat that of its [`source`](std::error::Error::source).
+///
+/// ```no_run
+/// use parlour::{Client, Error, ErrorKind, FaultKind, Payload};
+///
+/// async fn ask(client: &Client, question: &str) -> Result<Option<Payload>, Error> {
+///     match client.call("oracle", question).await {
+///         Ok(answer) => Ok(Some(answer)),
+///         Err(error) if error.is_retryable() && !error.may_have_run() => {
+///             client.call("oracle", question).await.map(Some)
+///         }
+///         Err(error) if error.kind() == ErrorKind::Fault(FaultKind::AgentFailed) => Ok(None),
+///         Err(error) => Err(error),
+///     }
+/// }
+/// ```
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -41,6 +56,8 @@ pub enum ErrorKind {
     Decode,
     /// The client has been closed.
     Closed,
+    /// A signal ended it before it was done.
+    Interrupted,
 }
 
 impl Error {

@@ -9,15 +9,17 @@ use parlour_core::{AgentId, AgentType, CallId, Fault, FaultKind, Header, Payload
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
 use crate::cx::Cx;
-use crate::handle::{Handle, after};
-use crate::served::Served;
+use crate::handle::{Handle, after, now};
+use crate::instances::Serve;
 use crate::state::header;
 
 /// Runs the agents of a worker: each message in a task of its own.
 pub(crate) struct Handlers {
     /// `None` without agents: a client's connection ends when nobody else has a handle.
     handle: Option<Handle>,
-    agents: HashMap<AgentType, Arc<Served>>,
+    agents: HashMap<AgentType, Arc<dyn Serve>>,
+    /// Those of them whose instances are let go when they are idle.
+    passivating: Vec<Arc<dyn Serve>>,
     max_in_flight: usize,
     tasks: JoinSet<Reply>,
     /// The call that a task answers; `None` for an event.
@@ -35,7 +37,7 @@ impl Handlers {
 
     pub(crate) fn new(
         handle: Handle,
-        agents: HashMap<AgentType, Arc<Served>>,
+        agents: HashMap<AgentType, Arc<dyn Serve>>,
         max_in_flight: usize,
     ) -> Self {
         Self::make(Some(handle), agents, max_in_flight)
@@ -43,11 +45,13 @@ impl Handlers {
 
     fn make(
         handle: Option<Handle>,
-        agents: HashMap<AgentType, Arc<Served>>,
+        agents: HashMap<AgentType, Arc<dyn Serve>>,
         max_in_flight: usize,
     ) -> Self {
+        let passivating = agents.values().filter(|agent| agent.passivates());
         Self {
             handle,
+            passivating: passivating.map(Arc::clone).collect(),
             agents,
             max_in_flight,
             tasks: JoinSet::new(),
@@ -78,17 +82,7 @@ impl Handlers {
         let deadline = after(timeout);
         let served = Arc::clone(served);
         let cx = Cx::new(handle.clone(), call.target, header, Some(deadline));
-        let task = self.tasks.spawn(async move {
-            let agent = served.instance(&cx.agent().key);
-            match tokio::time::timeout_at(deadline.into(), agent.call(cx, call.payload)).await {
-                Ok(reply) => reply.map_err(crate::AgentError::into_fault),
-                Err(_) => Err(Fault::new(
-                    FaultKind::DeadlineExceeded,
-                    "the deadline passed before the agent answered",
-                )
-                .may_have_run_if(true)),
-            }
-        });
+        let task = self.tasks.spawn(served.call(cx, call.payload));
         self.running.insert(task.id(), Some(call.id));
         self.calls.insert(call.id, task);
         Ok(())
@@ -117,11 +111,7 @@ impl Handlers {
             let served = self.agents.get(&agent.agent_type).map(Arc::clone);
             let (Some(handle), Some(served)) = (&self.handle, served) else { continue };
             let cx = Cx::new(handle.clone(), agent, header, None);
-            let task = self.tasks.spawn(async move {
-                let agent = served.instance(&cx.agent().key);
-                let handled = agent.event(cx, topic, payload).await;
-                handled.map(|()| Payload::default()).map_err(crate::AgentError::into_fault)
-            });
+            let task = self.tasks.spawn(served.event(cx, topic, payload));
             self.running.insert(task.id(), None);
         }
     }
@@ -148,12 +138,17 @@ impl Handlers {
         self.calls.drain().map(|(id, _)| (id, Err(gone()))).collect()
     }
 
-    /// Waits until a message has been handled. Returns the reply if it answers a call that is still
-    /// wanted. Waits for ever while nothing runs. Cancel safe.
+    /// Waits until a message has been handled, or agents were let go. Returns the reply if the message
+    /// was a call that is still wanted. Waits for ever while there is nothing to do. Cancel safe.
     pub(crate) async fn next(&mut self) -> Option<(CallId, Reply)> {
-        match self.tasks.join_next_with_id().await {
-            Some(ended) => self.ended(ended),
-            None => std::future::pending().await,
+        let due = self.passivating.iter().filter_map(|agent| agent.poll_timeout()).min();
+        tokio::select! {
+            Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
+            () = tokio::time::sleep_until(due.unwrap_or_else(now).into()), if due.is_some() => {
+                self.passivating.iter().for_each(|agent| agent.passivate(now()));
+                None
+            }
+            else => std::future::pending().await,
         }
     }
 

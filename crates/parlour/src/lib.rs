@@ -1,66 +1,148 @@
 //! Agents that talk: call them, serve them, publish and subscribe, over one connection to a Parlour
 //! host.
 //!
-//! An agent is anything that answers calls and receives events, named `type/key`. A [`Worker`] serves
-//! agents; a [`Client`] calls them. Neither needs to know where the other runs.
+//! ```no_run
+//! use parlour::{Error, Worker};
+//!
+//! async fn greet(who: String) -> String {
+//!     format!("hello {who}")
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Error> {
+//!     Worker::builder("http://127.0.0.1:9000") // where `parlour serve` listens
+//!         .agent("greeter", greet)
+//!         .run_until_signal()
+//!         .await
+//! }
+//! ```
+//!
+//! That is an agent. `parlour call greeter Ada` answers `hello Ada`, and so does a program:
 //!
 //! ```no_run
-//! use parlour::{Client, Cx, Worker, typed};
+//! use parlour::{Client, Error, PayloadExt};
 //!
-//! #[tokio::main(flavor = "current_thread")]
-//! async fn main() -> Result<(), parlour::Error> {
-//!     let url = "http://127.0.0.1:9000"; // where `parlour serve` listens
-//!     let worker = Worker::builder(url)
-//!         .agent("greeter", |_key| typed(|_cx: Cx, who: String| async move {
-//!             Ok(format!("hello {who}"))
-//!         }));
-//!     tokio::spawn(worker.run());
-//!
-//!     let client = Client::connect(url).await?;
-//!     let greeting: String = client.call("greeter", parlour::Json("Ada")).json().await?;
-//!     println!("{greeting}");
+//! #[tokio::main]
+//! async fn main() -> Result<(), Error> {
+//!     let client = Client::connect("http://127.0.0.1:9000").await?;
+//!     println!("{}", client.call("greeter", "Ada").await?.to_text()?);
 //!     Ok(())
 //! }
 //! ```
 //!
+//! Beside this crate it needs `tokio`, with the features `macros` and `rt-multi-thread`; messages of
+//! types of your own need `serde`, with the feature `derive`.
+//!
+//! # Serving
+//!
+//! An agent is anything that answers calls and receives events. It is named `type/key`: a [`Worker`]
+//! serves types, and callers choose keys. A handler is an async function; its arguments are the parts of
+//! the message that it wants ([`FromMessage`]), and what it returns is the reply ([`IntoReply`]). An
+//! [`Agent`] puts handlers together with a memory for each key:
+//!
+//! ```
+//! use parlour::{Agent, AgentError, Cx, Json, State, TopicId};
+//! use serde::{Deserialize, Serialize};
+//! use std::sync::Mutex;
+//!
+//! #[derive(Deserialize)]
+//! struct Order {
+//!     dish: String,
+//! }
+//!
+//! #[derive(Serialize)]
+//! struct Bill {
+//!     dishes: usize,
+//! }
+//!
+//! /// What one table has ordered.
+//! #[derive(Default)]
+//! struct Table(Mutex<Vec<String>>);
+//!
+//! async fn order(
+//!     State(table): State<Table>,
+//!     cx: Cx,
+//!     Json(order): Json<Order>,
+//! ) -> Result<Json<Bill>, AgentError> {
+//!     cx.call("kitchen", order.dish.as_str()).await?; // of the same conversation, within its deadline
+//!     let mut dishes = table.0.lock().map_err(|_| "the table is broken")?;
+//!     dishes.push(order.dish);
+//!     Ok(Json(Bill { dishes: dishes.len() }))
+//! }
+//!
+//! async fn closing_time(State(table): State<Table>, topic: TopicId) {
+//!     println!("{topic}: {} dishes", table.0.lock().map_or(0, |dishes| dishes.len()));
+//! }
+//!
+//! let table = Agent::new(|_key| Table::default()).on_call(order).on_event(closing_time);
+//! let worker = parlour::Worker::builder("http://127.0.0.1:9000")
+//!     .agent("table", table)
+//!     .subscribe("restaurant.closes", "table");
+//! ```
+//!
+//! What a handler sends through its [`Cx`] carries on the conversation, the cause, the trace and the
+//! deadline of the message that it handles.
+//!
+//! # Calling
+//!
+//! A [`Client`] calls agents and publishes events. [`Client::typed`] gives a call of Rust types,
+//! [`Client::call_each`] one to many agents, [`Client::subscribe`] events as they come.
+//!
 //! What holds everywhere: each request has a deadline, 30 s unless it says otherwise; it ends with an
-//! answer or an [`Error`], and an error says whether an agent [may have run](Error::may_have_run);
-//! dropping a future gives up what it waited for; a lost connection is made anew without being asked.
+//! answer or an [`Error`], whose [`kind`](Error::kind) is what to decide on, and which says whether an
+//! agent [may have run](Error::may_have_run); dropping a future gives up what it waited for; a lost
+//! connection is made anew without being asked.
 //!
 //! Connections are plain `http://` or `ws://`. For a host on another machine, put a tunnel or a proxy
 //! that adds TLS in between.
+//!
+//! # Features
+//!
+//! `schemars` adds `Agent::schema`, which puts JSON Schemas into what `parlour.describe` answers.
 
 mod agent;
 mod backoff;
 mod client;
 mod connection;
 mod cx;
+mod describe;
 mod driver;
 mod error;
+mod extract;
 mod handle;
+mod handler;
 mod handlers;
+mod instances;
 mod outgoing;
 mod payload;
+mod reply;
 mod request;
-mod served;
+mod signals;
 mod state;
 mod subscription;
 #[cfg(test)]
 mod tests;
 mod transport;
+mod typed;
 mod windows;
 mod worker;
 
-pub use agent::{Agent, AgentError, OnEvent, Typed, on_event, typed};
+pub use agent::{Agent, IntoAgent, Itself};
 pub use client::{Client, ClientBuilder};
 pub use cx::Cx;
 pub use error::{Error, ErrorKind};
+pub use extract::{FromMessage, Message, State};
+pub use handler::Handler;
 pub use parlour_core::{
     AgentId, AgentType, ByteString, Bytes, Event, Fault, FaultKind, Header, InvalidName, Key,
     MAX_HOPS, MessageId, Metadata, MetadataError, Payload, Principal, TopicFilter, TopicId,
     TopicType,
 };
 pub use payload::{IntoAgentId, IntoPayload, IntoTopicId, Json, PayloadExt};
-pub use request::{CallRequest, PublishRequest, Published, Request};
+pub use reply::{AgentError, IntoReply};
+pub use request::{
+    Answer, CallEachRequest, CallRequest, FromReply, PublishRequest, Published, Request,
+};
 pub use subscription::Subscription;
-pub use worker::{AgentOptions, Worker, WorkerBuilder};
+pub use typed::TypedAgent;
+pub use worker::{RunningWorker, Worker, WorkerBuilder};

@@ -23,7 +23,21 @@ pub(crate) const DEFAULT_KEY: &str = "default";
 #[expect(clippy::exhaustive_structs, reason = "a wrapper that is written and taken apart")]
 pub struct Json<T>(pub T);
 
-/// What can be sent as a message: a [`Payload`], text, bytes, or [`Json`].
+/// What can be sent as a message: a [`Payload`], text, bytes, [`Json`], or `()` for an empty one.
+///
+/// ```
+/// use parlour::{IntoPayload, Payload};
+///
+/// assert_eq!("hello".into_payload()?, Payload::text("hello"));
+/// assert!(().into_payload()?.bytes.is_empty());
+/// # Ok::<(), parlour::Error>(())
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be sent as a message",
+    label = "no message can be made of `{Self}`",
+    note = "send text, bytes, `Json<T>` where `T: Serialize`, `Payload` or `()`; or implement \
+            `IntoPayload` for `{Self}`"
+)]
 pub trait IntoPayload {
     /// Makes the payload. Fails with [`ErrorKind::Encode`] if the value has no encoding.
     fn into_payload(self) -> Result<Payload, Error>;
@@ -32,6 +46,12 @@ pub trait IntoPayload {
 impl IntoPayload for Payload {
     fn into_payload(self) -> Result<Payload, Error> {
         Ok(self)
+    }
+}
+
+impl IntoPayload for () {
+    fn into_payload(self) -> Result<Payload, Error> {
+        Ok(Payload::default())
     }
 }
 
@@ -71,6 +91,16 @@ impl<T: Serialize> IntoPayload for Json<T> {
 }
 
 /// Reads payloads.
+///
+/// ```
+/// use parlour::{ErrorKind, Payload, PayloadExt};
+///
+/// let payload = Payload::text("[1, 2]");
+/// assert_eq!(payload.to_text()?, "[1, 2]");
+/// assert_eq!(payload.json::<Vec<u8>>()?, [1, 2]);
+/// assert_eq!(payload.json::<bool>().unwrap_err().kind(), ErrorKind::Decode);
+/// # Ok::<(), parlour::Error>(())
+/// ```
 pub trait PayloadExt {
     /// The value that the payload has as JSON, whatever its content type says.
     ///
@@ -98,6 +128,15 @@ impl PayloadExt for Payload {
 }
 
 /// What names an agent: an [`AgentId`], or text such as `type/key`; `type` alone is `type/default`.
+///
+/// ```
+/// use parlour::{ErrorKind, IntoAgentId};
+///
+/// assert_eq!("upper".into_agent_id()?.to_string(), "upper/default");
+/// assert_eq!("file/a/b".into_agent_id()?.key.as_str(), "a/b");
+/// assert_eq!("no name/k".into_agent_id().unwrap_err().kind(), ErrorKind::InvalidName);
+/// # Ok::<(), parlour::Error>(())
+/// ```
 pub trait IntoAgentId {
     /// Checks the name. Fails with [`ErrorKind::InvalidName`].
     fn into_agent_id(self) -> Result<AgentId, Error>;
@@ -135,6 +174,14 @@ impl IntoAgentId for String {
 }
 
 /// What names a topic: a [`TopicId`], or text such as `type/source`; `type` alone is `type/default`.
+///
+/// ```
+/// use parlour::IntoTopicId;
+///
+/// let topic = "news.tech/paper".into_topic_id()?;
+/// assert_eq!((topic.topic_type.as_str(), topic.source.as_str()), ("news.tech", "paper"));
+/// # Ok::<(), parlour::Error>(())
+/// ```
 pub trait IntoTopicId {
     /// Checks the name. Fails with [`ErrorKind::InvalidName`].
     fn into_topic_id(self) -> Result<TopicId, Error>;

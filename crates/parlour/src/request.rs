@@ -1,22 +1,27 @@
 use std::fmt;
+use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use parlour_core::wire::HeaderFields;
 use parlour_core::{AgentId, ByteString, MessageId, Payload, TopicId};
 use serde::de::DeserializeOwned;
 
 use crate::handle::{Handle, after};
-use crate::{Error, IntoAgentId, PayloadExt};
+use crate::{Error, IntoAgentId, IntoPayload, IntoTopicId, Json, PayloadExt};
 
-/// A call that begins when it is awaited, and ends with the agent's reply.
-pub type CallRequest = Request<AgentId>;
+/// A call that begins when it is awaited, and ends with the agent's reply: its [`Payload`], or, for
+/// `CallRequest<Json<T>>`, a `T`.
+pub type CallRequest<Reply = Payload> = Request<AgentId, Reply>;
+
+/// Calls that begin when they are awaited, and end with an [`Answer`] of each agent.
+pub type CallEachRequest<Reply = Payload> = Request<Vec<AgentId>, Reply>;
 
 /// An event that is published when it is awaited; the host then says who got it.
 pub type PublishRequest = Request<TopicId>;
 
-/// A message on its way to be sent: [`CallRequest`] or [`PublishRequest`]. Nothing happens until it
-/// is awaited.
+/// A message on its way to be sent: [`CallRequest`], [`CallEachRequest`] or [`PublishRequest`].
+/// Nothing happens until it is awaited.
 ///
 /// The deadline counts from then on, and covers waiting for a connection too. What is wrong with an
 /// argument is said when it is awaited, before anything is sent.
@@ -25,27 +30,66 @@ pub type PublishRequest = Request<TopicId>;
 ///
 /// Dropping the future of a call gives the call up, and the host and the agent are told. Dropping the
 /// future of a publish takes the event back only as long as it was not written.
+///
+/// ```no_run
+/// # async fn example(client: parlour::Client) -> Result<(), parlour::Error> {
+/// # use std::time::Duration;
+/// let sum = client.call("sum", parlour::Json([1, 2])).timeout(Duration::from_secs(2));
+/// let sum = sum.data_type("Add").metadata("tenant", "acme").json::<i64>().await?;
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "nothing is sent until it is awaited"]
-pub struct Request<To> {
-    handle: Handle,
+pub struct Request<To, Reply = Payload> {
+    origin: Origin,
     parts: Result<(To, Payload), Error>,
-    header: HeaderFields,
     timeout: Duration,
-    /// The deadline of the message that this one follows from.
-    latest: Option<Instant>,
+    reply: PhantomData<fn() -> Reply>,
 }
 
-impl<To> Request<To> {
-    pub(crate) fn new(
-        handle: Handle,
-        parts: Result<(To, Payload), Error>,
-        header: HeaderFields,
-        latest: Option<Instant>,
-    ) -> Self {
-        let timeout = handle.default_timeout();
-        Self { handle, parts, header, timeout, latest }
+/// Who sends messages, and what they follow from.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    pub(crate) handle: Handle,
+    pub(crate) header: HeaderFields,
+    /// The deadline of the message that others follow from.
+    pub(crate) latest: Option<Instant>,
+}
+
+impl Origin {
+    /// Messages that follow from no other.
+    pub(crate) fn new(handle: Handle) -> Self {
+        Self { handle, header: HeaderFields::default(), latest: None }
     }
 
+    pub(crate) fn call(self, agent: impl IntoAgentId, message: impl IntoPayload) -> CallRequest {
+        self.request(agent.into_agent_id(), message)
+    }
+
+    pub(crate) fn call_each(
+        self,
+        agents: impl IntoIterator<Item: IntoAgentId>,
+        message: impl IntoPayload,
+    ) -> CallEachRequest {
+        self.request(agents.into_iter().map(IntoAgentId::into_agent_id).collect(), message)
+    }
+
+    pub(crate) fn publish(
+        self,
+        topic: impl IntoTopicId,
+        message: impl IntoPayload,
+    ) -> PublishRequest {
+        self.request(topic.into_topic_id(), message)
+    }
+
+    fn request<To>(self, to: Result<To, Error>, message: impl IntoPayload) -> Request<To> {
+        let timeout = self.handle.default_timeout();
+        let parts = to.and_then(|to| Ok((to, message.into_payload()?)));
+        Request { origin: self, parts, timeout, reply: PhantomData }
+    }
+}
+
+impl<To, Reply> Request<To, Reply> {
     /// How long to wait at most, in place of the client's default. Within a handler, never longer
     /// than what is left of the message that is handled.
     pub fn timeout(mut self, timeout: Duration) -> Self {
@@ -94,19 +138,19 @@ impl<To> Request<To> {
 
     /// How many messages led to this one. The host refuses more than 16.
     pub fn hops(mut self, hops: u8) -> Self {
-        self.header.hops = hops;
+        self.origin.header.hops = hops;
         self
     }
 
     /// W3C trace context, passed on as it is.
     pub fn traceparent(mut self, traceparent: impl Into<ByteString>) -> Self {
-        self.header.traceparent = Some(traceparent.into());
+        self.origin.header.traceparent = Some(traceparent.into());
         self
     }
 
     /// A name for the work, so that doing it twice can be avoided.
     pub fn idempotency_key(mut self, key: impl Into<ByteString>) -> Self {
-        self.header.idempotency_key = Some(key.into());
+        self.origin.header.idempotency_key = Some(key.into());
         self
     }
 
@@ -123,7 +167,7 @@ impl<To> Request<To> {
         change: impl FnOnce(&mut HeaderFields, &mut Payload) -> Result<(), Error>,
     ) -> Self {
         if let Ok((_, payload)) = &mut self.parts
-            && let Err(error) = change(&mut self.header, payload)
+            && let Err(error) = change(&mut self.origin.header, payload)
         {
             self.parts = Err(error);
         }
@@ -132,26 +176,94 @@ impl<To> Request<To> {
 
     fn deadline(&self) -> Instant {
         let deadline = after(self.timeout);
-        self.latest.map_or(deadline, |latest| latest.min(deadline))
+        self.origin.latest.map_or(deadline, |latest| latest.min(deadline))
     }
 }
 
-impl CallRequest {
-    /// Makes the call and decodes the reply's payload from JSON.
-    pub async fn json<T: DeserializeOwned>(self) -> Result<T, Error> {
-        self.await?.json()
+impl<To> Request<To> {
+    /// Has replies decoded from JSON.
+    ///
+    /// ```no_run
+    /// # async fn example(client: parlour::Client) -> Result<(), parlour::Error> {
+    /// let sum: i64 = client.call("sum", parlour::Json([1, 2])).json().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn json<T>(self) -> Request<To, Json<T>>
+    where
+        Request<To, Json<T>>: IntoFuture,
+    {
+        let Self { origin, parts, timeout, .. } = self;
+        Request { origin, parts, timeout, reply: PhantomData }
     }
 }
 
-impl IntoFuture for CallRequest {
-    type Output = Result<Payload, Error>;
+/// What a reply's payload can be taken as: itself, or a [`Json`] value.
+pub trait FromReply: Sized + 'static {
+    /// What the caller gets.
+    type Value: Send + 'static;
+
+    /// Decodes it. Fails with [`ErrorKind::Decode`](crate::ErrorKind::Decode).
+    fn from_reply(payload: Payload) -> Result<Self::Value, Error>;
+}
+
+impl FromReply for Payload {
+    type Value = Self;
+
+    fn from_reply(payload: Payload) -> Result<Self, Error> {
+        Ok(payload)
+    }
+}
+
+impl<T: DeserializeOwned + Send + 'static> FromReply for Json<T> {
+    type Value = T;
+
+    fn from_reply(payload: Payload) -> Result<T, Error> {
+        payload.json()
+    }
+}
+
+impl<Reply: FromReply> IntoFuture for CallRequest<Reply> {
+    type Output = Result<Reply::Value, Error>;
     type IntoFuture = BoxFuture<'static, Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
         let deadline = self.deadline();
         Box::pin(async move {
-            let (target, payload) = self.parts?;
-            self.handle.call(target, self.header, payload, deadline).await
+            let Self { origin: Origin { handle, header, .. }, parts, .. } = self;
+            let (target, payload) = parts?;
+            Reply::from_reply(handle.call(target, header, payload, deadline).await?)
+        })
+    }
+}
+
+/// What came of one call of several; see [`Client::call_each`](crate::Client::call_each).
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Answer<Value = Payload> {
+    /// The agent that was called.
+    pub agent: AgentId,
+    /// Its reply, or why there is none.
+    pub reply: Result<Value, Error>,
+}
+
+impl<Reply: FromReply> IntoFuture for CallEachRequest<Reply> {
+    type Output = Result<Vec<Answer<Reply::Value>>, Error>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        let deadline = self.deadline();
+        Box::pin(async move {
+            let Self { origin: Origin { handle, header, .. }, parts, .. } = self;
+            let (agents, payload) = parts?;
+            let calls = agents.into_iter().map(|agent| {
+                let (handle, header, payload) = (handle.clone(), header.clone(), payload.clone());
+                async move {
+                    let reply = handle.call(agent.clone(), header, payload, deadline).await;
+                    Answer { agent, reply: reply.and_then(Reply::from_reply) }
+                }
+            });
+            Ok(join_all(calls).await)
         })
     }
 }
@@ -164,7 +276,8 @@ impl IntoFuture for PublishRequest {
         let deadline = self.deadline();
         Box::pin(async move {
             let (topic, payload) = self.parts?;
-            let done = self.handle.publish(topic, self.header, payload, deadline).await?;
+            let Origin { handle, header, .. } = self.origin;
+            let done = handle.publish(topic, header, payload, deadline).await?;
             Ok(Published {
                 recipients: done.recipients,
                 dropped: done.dropped.into_iter().map(|name| name.to_string()).collect(),
@@ -173,11 +286,11 @@ impl IntoFuture for PublishRequest {
     }
 }
 
-impl<To: fmt::Debug> fmt::Debug for Request<To> {
+impl<To: fmt::Debug, Reply> fmt::Debug for Request<To, Reply> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")
             .field("parts", &self.parts)
-            .field("header", &self.header)
+            .field("header", &self.origin.header)
             .field("timeout", &self.timeout)
             .finish_non_exhaustive()
     }

@@ -19,6 +19,18 @@ const BUFFER: usize = 1024;
 /// Holds up to 1,024 events that were not taken yet; those beyond are dropped, and
 /// [`missed`](Self::missed) counts them. What is published while the client reconnects is missed
 /// without being counted. Dropping it unsubscribes. It is also a [`Stream`].
+///
+/// ```no_run
+/// # async fn example(client: parlour::Client) -> Result<(), parlour::Error> {
+/// use parlour::PayloadExt;
+///
+/// let mut news = client.subscribe("news.*").await?;
+/// while let Some(event) = news.next().await {
+///     println!("{} says {}", event.topic, event.payload.to_text()?);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct Subscription {
     handle: Handle,
     number: u64,

@@ -1,49 +1,48 @@
 use std::collections::HashMap;
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parlour_core::{AgentType, ByteString, Key, Registration, TopicFilter};
+use parlour_core::{AgentType, Registration, TopicFilter};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::{JoinError, JoinHandle};
 
-use crate::agent::ErasedAgent;
+use crate::agent::Unnamed;
 use crate::client::DEFAULT_TIMEOUT;
 use crate::driver::Driver;
 use crate::handle::Handle;
 use crate::handlers::Handlers;
-use crate::served::Served;
+use crate::instances::Serve;
+use crate::signals::Signals;
 use crate::state::State;
 use crate::transport::{Connect, Endpoint, Tcp};
-use crate::{Agent, Error, ErrorKind};
+use crate::{Error, ErrorKind, IntoAgent};
 
 /// How many messages a worker runs at a time.
 const MAX_IN_FLIGHT: usize = 1024;
-/// How many agents of a type a worker keeps.
-const MAX_AGENTS: usize = 10_000;
 /// How long a worker that shuts down waits for what runs.
 const DRAIN_TIME: Duration = Duration::from_secs(20);
 
 /// Serves agents over one connection to a host.
 ///
-/// It makes the agent for a key when the first message for it comes, and keeps it, up to 10,000 of a
-/// type. Each message runs in a task of its own. A connection that is lost is made anew, with waits of
-/// random length up to 5 s in between, and everything is registered again; calls that ran for the old
-/// one are aborted, as their callers have been told already.
+/// Each message runs in a task of its own. A connection that is lost is made anew, with waits of random
+/// length up to 5 s in between, and everything is registered again; calls that ran for the old one are
+/// aborted, as their callers have been told already.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), parlour::Error> {
-/// use parlour::{Cx, Payload, PayloadExt, Worker};
+/// use parlour::Worker;
 ///
 /// Worker::builder("http://127.0.0.1:9000")
-///     .agent("upper", |_key| |_cx: Cx, message: Payload| async move {
-///         Ok(message.to_text()?.to_uppercase())
-///     })
-///     .run()
+///     .agent("upper", async |text: String| text.to_uppercase())
+///     .run_until_signal()
 ///     .await
 /// # }
 /// ```
 pub struct Worker {
     endpoint: Endpoint,
-    agents: HashMap<AgentType, Arc<Served>>,
+    agents: HashMap<AgentType, Arc<dyn Serve>>,
     registrations: Vec<(AgentType, Registration)>,
     subscriptions: Vec<(TopicFilter, AgentType)>,
     default_timeout: Duration,
@@ -65,7 +64,6 @@ impl Worker {
             default_timeout: DEFAULT_TIMEOUT,
             drain_time: DRAIN_TIME,
             max_in_flight: MAX_IN_FLIGHT,
-            max_agents: MAX_AGENTS,
             on_connected: None,
         }
     }
@@ -84,8 +82,91 @@ impl Worker {
     /// handlers of events; what they still send fails.
     ///
     /// Fails as [`run`](Self::run) does.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), parlour::Error> {
+    /// use parlour::Worker;
+    /// use std::time::Duration;
+    ///
+    /// Worker::builder("http://127.0.0.1:9000")
+    ///     .agent("upper", async |text: String| text.to_uppercase())
+    ///     .run_until(tokio::time::sleep(Duration::from_secs(3600)))
+    ///     .await
+    /// # }
+    /// ```
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         self.run_with(Tcp, shutdown).await
+    }
+
+    /// Serves until the process gets SIGTERM or SIGINT, and then until what runs has ended, as
+    /// [`run_until`](Self::run_until) does. From the call of this function on, these signals end the
+    /// process in no other way.
+    ///
+    /// Fails as [`run`](Self::run) does; and with [`ErrorKind::Interrupted`] if a second signal comes
+    /// first: then what still runs is aborted.
+    pub async fn run_until_signal(self) -> Result<(), Error> {
+        let mut signals = Signals::install()?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let mut worker = pin!(self.run_until(async {
+            let _ = stopped.await;
+        }));
+        tokio::select! {
+            ended = &mut worker => return ended,
+            () = signals.next() => drop(stop),
+        }
+        tokio::select! {
+            ended = worker => ended,
+            () = signals.next() => {
+                let text = "a second signal came before what ran had ended";
+                Err(Error::new(ErrorKind::Interrupted, text).may_have_run_if(true))
+            }
+        }
+    }
+
+    /// Serves in a task of its own. Returns once the host has confirmed everything that the worker
+    /// serves; must be called within a tokio runtime.
+    ///
+    /// Fails as [`run`](Self::run) does.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), parlour::Error> {
+    /// use parlour::{Client, Worker};
+    ///
+    /// let url = "http://127.0.0.1:9000";
+    /// let upper = async |text: String| text.to_uppercase();
+    /// let worker = Worker::builder(url).agent("upper", upper).start().await?;
+    /// Client::connect(url).await?.call("upper", "hello").await?; // is served by now
+    /// worker.shutdown().await
+    /// # }
+    /// ```
+    pub async fn start(self) -> Result<RunningWorker, Error> {
+        self.start_with(Tcp).await
+    }
+
+    pub(crate) async fn start_with<C: Connect>(
+        mut self,
+        connector: C,
+    ) -> Result<RunningWorker, Error> {
+        let connected = Arc::new(Notify::new());
+        let (is_connected, told) = (Arc::clone(&connected), self.on_connected.take());
+        self.on_connected = Some(Arc::new(move || {
+            if let Some(told) = &told {
+                told();
+            }
+            connected.notify_one();
+        }));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let work = self.run_with(connector, async {
+            let _ = stopped.await;
+        });
+        let mut worker = RunningWorker { stop: Some(stop), task: tokio::spawn(work) };
+        tokio::select! {
+            () = is_connected.notified() => Ok(worker),
+            ended = &mut worker.task => {
+                let lost = || Error::new(ErrorKind::ConnectionLost, "the worker ended");
+                Err(outcome(ended).err().unwrap_or_else(lost))
+            }
+        }
     }
 
     pub(crate) async fn run_with<C: Connect>(
@@ -112,34 +193,42 @@ impl Worker {
     }
 }
 
-/// How an agent type is served.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-#[non_exhaustive]
-pub struct AgentOptions {
-    /// Whether this worker must be the only one that serves the type.
-    pub exclusive: bool,
-    /// What the agents can do, in words that callers look for.
-    pub capabilities: Vec<String>,
+/// A worker that runs in a task of its own, made by [`Worker::start`].
+///
+/// Dropping it drops the connection and aborts every handler.
+#[derive(Debug)]
+#[must_use = "the worker ends when this is dropped"]
+pub struct RunningWorker {
+    /// The worker serves until this is dropped.
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<Result<(), Error>>,
 }
 
-impl AgentOptions {
-    /// Served together with other workers, with no capabilities named.
-    pub fn new() -> Self {
-        Self::default()
+impl RunningWorker {
+    /// Has the worker end as [`Worker::run_until`] does: it is given nothing new, and what runs may
+    /// end.
+    pub async fn shutdown(mut self) -> Result<(), Error> {
+        drop(self.stop.take());
+        outcome((&mut self.task).await)
     }
 
-    /// Asks to be the only worker that serves the type.
-    #[must_use]
-    pub fn exclusive(mut self, exclusive: bool) -> Self {
-        self.exclusive = exclusive;
-        self
+    /// Waits until the worker ends by itself, which it does when the host refuses what it serves.
+    pub async fn wait(mut self) -> Result<(), Error> {
+        outcome((&mut self.task).await)
     }
+}
 
-    /// Adds what the agents can do.
-    #[must_use]
-    pub fn capability(mut self, capability: impl Into<String>) -> Self {
-        self.capabilities.push(capability.into());
-        self
+impl Drop for RunningWorker {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn outcome(ended: Result<Result<(), Error>, JoinError>) -> Result<(), Error> {
+    match ended.map_err(JoinError::try_into_panic) {
+        Ok(ended) => ended,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        Err(Err(_aborted)) => Err(Error::closed()),
     }
 }
 
@@ -149,13 +238,12 @@ pub struct WorkerBuilder {
     url: String,
     token: Option<String>,
     name: String,
-    agents: Vec<(String, AgentOptions, Served)>,
+    agents: Vec<(String, Unnamed)>,
     subscriptions: Vec<(String, String)>,
     capacity: u16,
     default_timeout: Duration,
     drain_time: Duration,
     max_in_flight: usize,
-    max_agents: usize,
     on_connected: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
@@ -172,36 +260,48 @@ impl WorkerBuilder {
         self
     }
 
-    /// Serves the agents of a type. `factory` makes the one for a key, and should not take long.
+    /// Serves an agent type: an [`Agent`](crate::Agent), or one function that answers every call.
     ///
-    /// An agent is kept between messages, so that its fields are its memory, until the worker ends or
-    /// more keys are in use than [`max_agents`](Self::max_agents) allows. Callers choose the keys.
-    pub fn agent<A, F>(self, agent_type: impl Into<String>, factory: F) -> Self
-    where
-        A: Agent,
-        F: Fn(&Key) -> A + Send + Sync + 'static,
-    {
-        self.agent_with(agent_type, AgentOptions::default(), factory)
-    }
-
-    /// Serves the agents of a type, in a way that is not as most are.
-    pub fn agent_with<A, F>(
+    /// ```no_run
+    /// # async fn example() -> Result<(), parlour::Error> {
+    /// use parlour::{Agent, State, Worker};
+    /// use std::sync::atomic::{AtomicU64, Ordering};
+    ///
+    /// async fn upper(text: String) -> String {
+    ///     text.to_uppercase()
+    /// }
+    /// async fn count(count: State<AtomicU64>) -> String {
+    ///     (count.fetch_add(1, Ordering::Relaxed) + 1).to_string()
+    /// }
+    /// Worker::builder("http://127.0.0.1:9000")
+    ///     .agent("upper", upper)
+    ///     .agent("counter", Agent::new(|_key| AtomicU64::new(0)).on_call(count))
+    ///     .run_until_signal()
+    ///     .await
+    /// # }
+    /// ```
+    pub fn agent<Parts>(
         mut self,
         agent_type: impl Into<String>,
-        options: AgentOptions,
-        factory: F,
-    ) -> Self
-    where
-        A: Agent,
-        F: Fn(&Key) -> A + Send + Sync + 'static,
-    {
-        let served = Served::new(move |key| Arc::new(factory(key)) as Arc<dyn ErasedAgent>);
-        self.agents.push((agent_type.into(), options, served));
+        agent: impl IntoAgent<Parts>,
+    ) -> Self {
+        self.agents.push((agent_type.into(), Unnamed::new(agent.into_agent())));
         self
     }
 
     /// Has events of the topics that `pattern` matches (`news.tech`, or `news.*`) go to agents of
     /// this type, each to the one whose key is the topic's source.
+    ///
+    /// ```
+    /// use parlour::{Agent, TopicId, Worker};
+    ///
+    /// async fn note(topic: TopicId, text: String) {
+    ///     println!("{topic}: {text}");
+    /// }
+    /// let worker = Worker::builder("http://127.0.0.1:9000")
+    ///     .agent("diary", Agent::stateless().on_event(note))
+    ///     .subscribe("news.*", "diary"); // `news.tech/paper` is noted by `diary/paper`
+    /// ```
     pub fn subscribe(mut self, pattern: impl Into<String>, agent_type: impl Into<String>) -> Self {
         self.subscriptions.push((pattern.into(), agent_type.into()));
         self
@@ -245,17 +345,6 @@ impl WorkerBuilder {
         self
     }
 
-    /// How many agents of each type are kept; 10,000 by default.
-    ///
-    /// When another key comes, those that handle nothing and were unused longest are dropped, up to
-    /// an eighth of the bound at a time; the next message for such a key makes its agent anew. So what
-    /// an agent must not forget belongs elsewhere, or the bound above the number of keys:
-    /// `usize::MAX` keeps all. Agents that handle a message are kept even beyond it.
-    pub fn max_agents(mut self, agents: usize) -> Self {
-        self.max_agents = agents;
-        self
-    }
-
     /// Is called each time the host has confirmed everything that this worker serves. Must not block.
     pub fn on_connected(mut self, callback: impl Fn() + Send + Sync + 'static) -> Self {
         self.on_connected = Some(Arc::new(callback));
@@ -263,6 +352,13 @@ impl WorkerBuilder {
     }
 
     /// Checks the URL and all names, and makes the worker.
+    ///
+    /// ```
+    /// use parlour::{ErrorKind, Worker};
+    ///
+    /// let worker = Worker::builder("http://127.0.0.1:9000").agent("not a name", async || ());
+    /// assert_eq!(worker.build().unwrap_err().kind(), ErrorKind::InvalidName);
+    /// ```
     pub fn build(self) -> Result<Worker, Error> {
         let endpoint = Endpoint::new(&self.url, self.token.as_deref(), &self.name)?;
         if self.capacity == 0 {
@@ -271,13 +367,10 @@ impl WorkerBuilder {
             return Err(error.with_hint("give it 1 or more, or do not start it"));
         }
         let (mut agents, mut registrations) = (HashMap::new(), Vec::new());
-        for (name, options, served) in self.agents {
+        for (name, agent) in self.agents {
             let agent_type = AgentType::parse(name)?;
-            let capabilities = options.capabilities.into_iter().map(ByteString::from).collect();
-            let capacity = self.capacity;
-            let registration =
-                Registration { exclusive: options.exclusive, capacity, capabilities };
-            let served = Arc::new(served.max_agents(self.max_agents));
+            let (served, registration) = agent.named(&agent_type)?;
+            let registration = Registration { capacity: self.capacity, ..registration };
             if agents.insert(agent_type.clone(), served).is_some() {
                 let text = format!("the worker serves {agent_type} twice");
                 return Err(Error::new(ErrorKind::Invalid, text));
@@ -311,6 +404,16 @@ impl WorkerBuilder {
     /// [`build`](Self::build), then [`Worker::run`].
     pub async fn run(self) -> Result<(), Error> {
         self.build()?.run().await
+    }
+
+    /// [`build`](Self::build), then [`Worker::run_until_signal`].
+    pub async fn run_until_signal(self) -> Result<(), Error> {
+        self.build()?.run_until_signal().await
+    }
+
+    /// [`build`](Self::build), then [`Worker::start`].
+    pub async fn start(self) -> Result<RunningWorker, Error> {
+        self.build()?.start().await
     }
 
     /// [`build`](Self::build), then [`Worker::run_until`].

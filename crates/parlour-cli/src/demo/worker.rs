@@ -1,8 +1,9 @@
 //! A worker of the demonstration: tells on stdout what it lives through, and ends with its stdin.
 
+use std::future::ready;
 use std::time::Duration;
 
-use parlour::{Agent, AgentError, Cx, Payload, PayloadExt, TopicId, Worker};
+use parlour::{Agent, Payload, Worker};
 use tokio::io::AsyncReadExt;
 
 use crate::args::{DemoKind, DemoWorker};
@@ -26,7 +27,7 @@ pub(crate) fn run(args: &DemoWorker, output: &Output) -> Result<Code, Failure> {
         let mut worker = Worker::builder(&args.url)
             .name(format!("demo {name}"))
             .on_connected(move || say(&output, READY))
-            .agent(name, move |_key| DemoAgent { kind, output });
+            .agent(name, agent(kind, output));
         if kind != DemoKind::Slow {
             worker = worker.subscribe(TOPIC_TYPE, name);
         }
@@ -49,28 +50,22 @@ pub(super) fn name(kind: DemoKind) -> &'static str {
     }
 }
 
-struct DemoAgent {
-    kind: DemoKind,
-    output: Output,
-}
-
-impl Agent for DemoAgent {
-    async fn call(&self, _cx: Cx, message: Payload) -> Result<Payload, AgentError> {
-        let text = message.to_text()?;
-        match self.kind {
-            DemoKind::Reverse => Ok(Payload::text(text.chars().rev().collect::<String>())),
-            DemoKind::Upper => Ok(Payload::text(text.to_uppercase())),
-            DemoKind::Slow => {
-                say(&self.output, RUNNING);
-                tokio::time::sleep(Duration::from_secs(60)).await;
-                Ok(message)
-            }
+fn agent(kind: DemoKind, output: Output) -> Agent {
+    let receive = move |text: String| {
+        say(&output, &format!("{RECEIVED} {text}"));
+        ready(())
+    };
+    let agent = Agent::stateless().on_event(receive);
+    match kind {
+        DemoKind::Reverse => {
+            agent.on_call(async |text: String| text.chars().rev().collect::<String>())
         }
-    }
-
-    async fn event(&self, _cx: Cx, _: TopicId, message: Payload) -> Result<(), AgentError> {
-        say(&self.output, &format!("{RECEIVED} {}", message.to_text()?));
-        Ok(())
+        DemoKind::Upper => agent.on_call(async |text: String| text.to_uppercase()),
+        DemoKind::Slow => agent.on_call(move |message: Payload| async move {
+            say(&output, RUNNING);
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            message
+        }),
     }
 }
 

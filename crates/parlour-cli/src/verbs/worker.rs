@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use parlour::{Agent, AgentError, AgentOptions, Cx, Payload};
+use parlour::{Agent, Cx, Payload};
 use tokio::sync::oneshot;
 
 use crate::args::{Client, Worker};
@@ -24,10 +24,6 @@ pub(crate) fn run(args: &Worker, output: &Output) -> Result<Code, Failure> {
 
 async fn serve(args: &Worker, output: &Output) -> Result<Code, Failure> {
     let mut signals = Signals::install()?;
-    let mut options = AgentOptions::new().exclusive(args.exclusive);
-    for capability in &args.capabilities {
-        options = options.capability(capability);
-    }
     let (serving, url) = (*output, args.client.url.clone());
     let agent_type = args.agent_type.clone();
     let mut worker = parlour::Worker::builder(&args.client.url)
@@ -45,16 +41,23 @@ async fn serve(args: &Worker, output: &Output) -> Result<Code, Failure> {
             escape(&program.to_string_lossy())
         ));
     }
-    let worker = if args.echo {
-        worker.agent_with(&args.agent_type, options, |_key| echo)
+    let mut agent = if args.echo {
+        Agent::stateless().on_call(async |message: Payload| message)
     } else {
         let program = Arc::new(Program::new(args.command.clone(), args.content_type.clone()));
         let client = Arc::new(args.client.clone());
-        worker.agent_with(&args.agent_type, options, move |_key| ProgramAgent {
-            program: Arc::clone(&program),
-            client: Arc::clone(&client),
+        Agent::stateless().on_call(move |cx: Cx, message: Payload| {
+            let (program, client) = (Arc::clone(&program), Arc::clone(&client));
+            async move { program.answer(variables(&client, &cx, &message), message.bytes).await }
         })
     };
+    if args.exclusive {
+        agent = agent.exclusive();
+    }
+    for capability in &args.capabilities {
+        agent = agent.capability(capability.as_str());
+    }
+    let worker = worker.agent(&args.agent_type, agent);
     let (stop, stopped) = oneshot::channel::<()>();
     let worker = worker.run_until(async move {
         let _ = stopped.await;
@@ -74,41 +77,23 @@ async fn serve(args: &Worker, output: &Output) -> Result<Code, Failure> {
     ended.map(|()| Code::Ok).map_err(Failure::from)
 }
 
-async fn echo(_cx: Cx, message: Payload) -> Result<Payload, AgentError> {
-    Ok(message)
-}
-
-/// An agent whose every answer is a run of a program.
-struct ProgramAgent {
-    program: Arc<Program>,
-    client: Arc<Client>,
-}
-
-impl Agent for ProgramAgent {
-    async fn call(&self, cx: Cx, message: Payload) -> Result<Payload, AgentError> {
-        Ok(self.program.answer(self.variables(&cx, &message), message.bytes).await?)
+/// What the program finds in its environment.
+fn variables(client: &Client, cx: &Cx, message: &Payload) -> Vec<(String, String)> {
+    let mut variables = vec![
+        ("PARLOUR_KEY".to_owned(), cx.agent().key.to_string()),
+        ("PARLOUR_DATA_TYPE".to_owned(), message.data_type.to_string()),
+        ("PARLOUR_ATTEMPT".to_owned(), cx.attempt().to_string()),
+        ("PARLOUR_CONVERSATION".to_owned(), cx.conversation().to_string()),
+        ("PARLOUR_CAUSE".to_owned(), cx.message_id().to_string()),
+        ("PARLOUR_HOPS".to_owned(), cx.hops().to_string()),
+        ("PARLOUR_URL".to_owned(), client.url.clone()),
+    ];
+    if let Some(file) = &client.token_file {
+        variables.push(("PARLOUR_TOKEN_FILE".to_owned(), file.display().to_string()));
     }
-}
-
-impl ProgramAgent {
-    /// What the program finds in its environment.
-    fn variables(&self, cx: &Cx, message: &Payload) -> Vec<(String, String)> {
-        let mut variables = vec![
-            ("PARLOUR_KEY".to_owned(), cx.agent().key.to_string()),
-            ("PARLOUR_DATA_TYPE".to_owned(), message.data_type.to_string()),
-            ("PARLOUR_ATTEMPT".to_owned(), cx.attempt().to_string()),
-            ("PARLOUR_CONVERSATION".to_owned(), cx.conversation().to_string()),
-            ("PARLOUR_CAUSE".to_owned(), cx.message_id().to_string()),
-            ("PARLOUR_HOPS".to_owned(), cx.hops().to_string()),
-            ("PARLOUR_URL".to_owned(), self.client.url.clone()),
-        ];
-        if let Some(file) = &self.client.token_file {
-            variables.push(("PARLOUR_TOKEN_FILE".to_owned(), file.display().to_string()));
-        }
-        for (name, value) in message.metadata.iter() {
-            let name = name.replace(['-', '.'], "_").to_ascii_uppercase();
-            variables.push((format!("PARLOUR_META_{name}"), value.to_owned()));
-        }
-        variables
+    for (name, value) in message.metadata.iter() {
+        let name = name.replace(['-', '.'], "_").to_ascii_uppercase();
+        variables.push((format!("PARLOUR_META_{name}"), value.to_owned()));
     }
+    variables
 }

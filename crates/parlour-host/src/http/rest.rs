@@ -24,7 +24,7 @@ use crate::exchange::{Origin, topic};
 use crate::peer::Peer;
 
 const DATA_TYPE: HeaderName = HeaderName::from_static("parlour-data-type");
-const DEADLINE_MS: HeaderName = HeaderName::from_static("parlour-deadline-ms");
+pub(super) const DEADLINE_MS: HeaderName = HeaderName::from_static("parlour-deadline-ms");
 pub(crate) const CONVERSATION: HeaderName = HeaderName::from_static("parlour-conversation");
 const CAUSE: HeaderName = HeaderName::from_static("parlour-cause");
 const HOPS: HeaderName = HeaderName::from_static("parlour-hops");
@@ -103,52 +103,6 @@ async fn publish_to(app: &App, topic: TopicId, request: Request) -> Answer {
         "recipients": published.recipients,
         "dropped": published.dropped.iter().map(|name| &**name).collect::<Vec<_>>(),
     })))
-}
-
-/// `GET /v1/agents`
-pub(crate) async fn agents(State(app): State<App>) -> Answer {
-    let directory = app.exchange.directory();
-    let names: HashMap<_, _> =
-        app.exchange.peers().into_iter().map(|peer| (peer.id, peer.name())).collect();
-    let mut agents = std::collections::BTreeMap::<String, Value>::new();
-    for (agent_type, exclusive, workers) in directory.agent_types() {
-        let workers: Vec<_> = workers.collect();
-        let mut capabilities: Vec<&str> =
-            workers.iter().flat_map(|(_, names)| names.iter()).map(|name| &**name).collect();
-        capabilities.sort_unstable();
-        capabilities.dedup();
-        let workers = workers
-            .iter()
-            .map(|(id, _)| json!({"id": id.0, "name": names.get(id).map_or("", |name| &**name)}));
-        agents.insert(
-            agent_type.as_str().into(),
-            json!({
-                "type": agent_type.as_str(),
-                "exclusive": exclusive,
-                "workers": workers.collect::<Vec<_>>(),
-                "capabilities": capabilities,
-                "instances": [],
-            }),
-        );
-    }
-    for (agent, worker) in directory.instances() {
-        let entry = agents.entry(agent.agent_type.as_str().into()).or_insert_with(|| {
-            json!({
-                "type": agent.agent_type.as_str(),
-                "exclusive": false,
-                "workers": [{
-                    "id": worker.0,
-                    "name": names.get(&worker).map_or("", |name| &**name),
-                }],
-                "capabilities": [],
-                "instances": [],
-            })
-        });
-        if let Some(instances) = entry["instances"].as_array_mut() {
-            instances.push(agent.key.as_str().into());
-        }
-    }
-    Ok(json_answer(&json!({"agents": agents.into_values().collect::<Vec<_>>()})))
 }
 
 /// `GET /v1/workers`
@@ -267,7 +221,7 @@ fn text(headers: &HeaderMap, name: &HeaderName) -> Result<Option<ByteString>, Fa
     }
 }
 
-fn number(headers: &HeaderMap, name: &HeaderName) -> Result<Option<u64>, Fault> {
+pub(super) fn number(headers: &HeaderMap, name: &HeaderName) -> Result<Option<u64>, Fault> {
     let Some(text) = text(headers, name)? else { return Ok(None) };
     let number = text.parse().map_err(|_| {
         invalid(format!("the header {name} is not a whole number: `{}`", text.escape_debug()))

@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use super::answer::{Refusal, invalid};
 use super::guard::Guard;
 use super::upgrade::Lobby;
-use super::{operators, rest, sse, upgrade};
+use super::{agents, operators, rest, sse, upgrade};
 use crate::exchange::Exchange;
 
 /// What the handlers share.
@@ -53,7 +53,8 @@ pub(crate) fn router(app: App) -> Router {
         .route("/open_channel", only(get(upgrade::open_channel), "GET"))
         // Its POST does not come here: the server hands it on by itself.
         .route("/rpc", only(MethodRouter::new(), "POST"))
-        .route("/v1/agents", only(get(rest::agents), "GET"))
+        .route("/v1/agents", only(get(agents::all), "GET"))
+        .route("/v1/agents/{type}", only(get(agents::one), "GET"))
         .route("/v1/agents/{type}/{key}/call", only(post(rest::call), "POST"))
         .route(
             "/v1/topics/{type}/events",

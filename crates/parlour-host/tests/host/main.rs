@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod abuse;
+mod describe;
 mod outcomes;
 mod patience;
 mod pools;

@@ -70,7 +70,7 @@ async fn what_a_call_says_about_itself_arrives() {
         assert_eq!(&*call.payload.content_type, "application/json");
         peer.send(&[Frame::Reply(call.id, Ok(text("3")))]).await;
     };
-    let (sum, ()) = join(call.json::<u8>(), script).await;
+    let (sum, ()) = join(call.json::<u8>().into_future(), script).await;
     assert_eq!(sum.unwrap(), 3);
 }
 

@@ -8,11 +8,11 @@ use parlour_core::{AgentType, CallId};
 use super::scripted::call;
 use crate::handle::Handle;
 use crate::handlers::Handlers;
-use crate::served::Served;
-use crate::{AgentError, Cx, Payload, PayloadExt};
+use crate::instances::{Serve, Served};
+use crate::{Agent, AgentError, Payload, PayloadExt};
 
 /// Answers `slow` after 5 s, and all else at once.
-async fn echo(_cx: Cx, message: Payload) -> Result<Payload, AgentError> {
+async fn echo(message: Payload) -> Result<Payload, AgentError> {
     if message.to_text()? == "slow" {
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
@@ -21,8 +21,9 @@ async fn echo(_cx: Cx, message: Payload) -> Result<Payload, AgentError> {
 
 fn handlers() -> Handlers {
     let (handle, ..) = Handle::new(Duration::from_secs(30));
-    let served = Served::new(|_key| Arc::new(echo));
-    let agents = HashMap::from([(AgentType::parse("a").unwrap(), Arc::new(served))]);
+    let agent_type = AgentType::parse("a").unwrap();
+    let served = Served::new(agent_type.clone(), Agent::stateless().on_call(echo));
+    let agents = HashMap::from([(agent_type, Arc::new(served) as Arc<dyn Serve>)]);
     Handlers::new(handle, agents, 8)
 }
 

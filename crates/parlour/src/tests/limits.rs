@@ -9,7 +9,7 @@ use parlour_core::wire::{CallFrame, Frame, Welcome};
 use tokio::sync::oneshot;
 
 use super::scripted::{HEARTBEAT, URL, call, host, welcome};
-use crate::{AgentError, Client, Cx, Payload, PayloadExt, Worker};
+use crate::{AgentError, Client, Payload, PayloadExt, Worker};
 
 #[tokio::test(start_paused = true)]
 async fn a_client_takes_times_too_long_for_the_clock() {
@@ -44,14 +44,14 @@ async fn a_client_takes_times_too_long_for_the_clock() {
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_takes_times_too_long_for_the_clock() {
-    let agent = |_cx: Cx, message: Payload| async move {
+    let agent = |message: Payload| async move {
         tokio::time::sleep(Duration::from_secs(3)).await;
-        Ok::<_, AgentError>(message)
+        message
     };
     let (dialer, mut host) = host();
     let (shutdown, asked) = oneshot::channel();
     let worker = Worker::builder(URL)
-        .agent("a", move |_key| agent)
+        .agent("a", agent)
         .default_timeout(Duration::MAX)
         .drain_timeout(Duration::MAX)
         .build()
@@ -82,7 +82,7 @@ async fn a_host_that_is_not_listened_to_is_not_silent() {
     const CALLS: u64 = 8300;
     // A few large answers fill the stream; those behind them fill what waits to be written.
     let large = Bytes::from(vec![0; 90_000]);
-    let agent = move |_cx: Cx, message: Payload| {
+    let agent = move |message: Payload| {
         let large = large.clone();
         async move {
             Ok::<_, AgentError>(match message.to_text()? {
@@ -92,11 +92,8 @@ async fn a_host_that_is_not_listened_to_is_not_silent() {
         }
     };
     let (dialer, mut host) = host();
-    let worker = Worker::builder(URL)
-        .agent("a", move |_key| agent.clone())
-        .max_in_flight(2 * CALLS as usize)
-        .build()
-        .unwrap();
+    let worker =
+        Worker::builder(URL).agent("a", agent).max_in_flight(2 * CALLS as usize).build().unwrap();
     let running = tokio::spawn(worker.run_with(dialer, std::future::pending()));
     let mut peer = host.accept().await;
     peer.confirm().await;

@@ -8,17 +8,17 @@ use tokio_websockets::CloseCode;
 
 use super::scripted::{Host, Peer, call, event};
 use super::worker::{Dropped, Running, builder, endless, of, serving, upper};
-use crate::{Cx, Payload, TopicId, on_event};
+use crate::{Agent, AgentError, Cx, Payload};
 
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_finishes_what_runs() {
     let proceed = Arc::new(Notify::new());
     let gate = Arc::clone(&proceed);
-    let agent = move |_cx: Cx, _message: Payload| {
+    let agent = move || {
         let gate = Arc::clone(&gate);
         async move {
             gate.notified().await;
-            Ok("done")
+            "done"
         }
     };
     let (running, mut peer, _host) = serving(of(agent)).await;
@@ -46,7 +46,7 @@ async fn a_worker_that_is_asked_to_leave_finishes_what_runs_and_ends() {
         let gate = Arc::clone(&gate);
         async move {
             gate.notified().await;
-            Ok("done")
+            Ok::<_, crate::AgentError>("done")
         }
     };
     let (running, mut peer, _host) = serving(of(agent)).await;
@@ -93,18 +93,18 @@ async fn a_shutdown_without_a_connection_ends_at_once() {
 /// A worker that is handling an event for 5 s, with a connection that is about to go.
 async fn handling() -> (Running, Peer, Host, mpsc::UnboundedReceiver<String>) {
     let (says, seen) = mpsc::unbounded_channel();
-    let agent = move |cx: Cx, _topic: TopicId, _message: Payload| {
+    let handler = move |cx: Cx| {
         let says = says.clone();
         async move {
             says.send("began".to_owned())?;
             tokio::time::sleep(Duration::from_secs(5)).await;
             let sent = cx.publish("done", "").await;
             says.send(sent.map_or_else(|error| format!("{:?}", error.kind()), |_| "sent".into()))?;
-            Ok(())
+            Ok::<_, AgentError>(())
         }
     };
     let worker = builder()
-        .agent("a", move |_key| on_event(agent.clone()))
+        .agent("a", Agent::stateless().on_event(handler))
         .subscribe("news.*", "a")
         .drain_timeout(Duration::from_secs(8));
     let (running, mut peer, host) = serving(worker).await;
@@ -138,15 +138,15 @@ async fn a_connection_lost_during_a_shutdown_leaves_events_the_rest_of_their_tim
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_without_a_connection_waits_no_longer_than_it_may() {
     let (says, mut seen) = mpsc::unbounded_channel();
-    let agent = move |_cx: Cx, _topic: TopicId, _message: Payload| {
+    let handler = move || {
         let dropped = Dropped(says.clone());
         async move {
             let _dropped = dropped;
-            std::future::pending().await
+            std::future::pending::<()>().await
         }
     };
     let worker = builder()
-        .agent("a", move |_key| on_event(agent.clone()))
+        .agent("a", Agent::stateless().on_event(handler))
         .subscribe("news.*", "a")
         .drain_timeout(Duration::from_secs(8));
     let (running, mut peer, host) = serving(worker).await;

@@ -10,8 +10,8 @@ use tokio_websockets::CloseCode;
 
 use super::scripted::{Host, MAX_PAYLOAD, Peer, URL, call, event, host};
 use crate::{
-    Agent, AgentError, AgentOptions, Cx, Error, ErrorKind, Payload, PayloadExt, TopicId, Worker,
-    WorkerBuilder, on_event, typed,
+    Agent, AgentError, Cx, Error, ErrorKind, IntoAgent, Json, Payload, PayloadExt, State, TopicId,
+    Worker, WorkerBuilder,
 };
 
 /// A worker that runs, and how to end it.
@@ -44,12 +44,12 @@ pub(super) fn builder() -> WorkerBuilder {
 }
 
 /// A worker of the type `a` whose agents are `agent`.
-pub(super) fn of<A: Agent + Clone>(agent: A) -> WorkerBuilder {
-    builder().agent("a", move |_key| agent.clone())
+pub(super) fn of<Parts>(agent: impl IntoAgent<Parts>) -> WorkerBuilder {
+    builder().agent("a", agent)
 }
 
-pub(super) async fn upper(_cx: Cx, message: Payload) -> Result<String, AgentError> {
-    Ok(message.to_text()?.to_uppercase())
+pub(super) async fn upper(text: String) -> String {
+    text.to_uppercase()
 }
 
 /// Says so when it is dropped.
@@ -62,28 +62,26 @@ impl Drop for Dropped {
 }
 
 /// An agent that never answers, and a way to see its handlers begin and be dropped.
-pub(super) fn endless() -> (impl Agent + Clone, mpsc::UnboundedReceiver<&'static str>) {
+pub(super) fn endless() -> (Agent, mpsc::UnboundedReceiver<&'static str>) {
     let (says, seen) = mpsc::unbounded_channel();
-    let agent = move |_cx: Cx, _message: Payload| {
+    let handler = move || {
         let dropped = Dropped(says.clone());
         let _ = says.send("began");
         async move {
             let _dropped = dropped;
-            std::future::pending::<Result<Payload, AgentError>>().await
+            std::future::pending::<()>().await
         }
     };
-    (agent, seen)
+    (Agent::stateless().on_call(handler), seen)
 }
 
 #[tokio::test(start_paused = true)]
 async fn it_registers_subscribes_and_answers() {
     let connected = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&connected);
-    let options = AgentOptions::new().exclusive(true).capability("shouting");
-    let worker = builder()
-        .agent_with("upper", options, |_key| upper)
-        .subscribe("news.*", "upper")
-        .on_connected(move || {
+    let agent = Agent::stateless().on_call(upper).exclusive().capability("shouting");
+    let worker =
+        builder().agent("upper", agent).subscribe("news.*", "upper").on_connected(move || {
             counter.fetch_add(1, Ordering::Relaxed);
         });
     let (_running, mut host) = Running::start(worker);
@@ -106,14 +104,13 @@ async fn it_registers_subscribes_and_answers() {
 
 #[tokio::test(start_paused = true)]
 async fn an_error_and_a_panic_reach_the_caller_as_agent_failed() {
-    let agent = |_cx: Cx, message: Payload| async move {
-        match message.to_text()? {
+    async fn agent(text: String) -> Result<(), AgentError> {
+        match &*text {
             "error" => Err("the printer is out of paper".into()),
             "fault" => Err(Fault::new(FaultKind::Conflict, "already printed").into()),
             other => panic!("cannot print {other}"),
         }
-        .map(|()| "")
-    };
+    }
     let (_running, mut peer, _host) = serving(of(agent)).await;
     peer.call(1, "a/k", "error").await;
     let fault = peer.reply(1).await.unwrap_err();
@@ -128,11 +125,9 @@ async fn an_error_and_a_panic_reach_the_caller_as_agent_failed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_typed_agent_speaks_json_and_says_what_it_cannot_read() {
-    let worker = builder().agent("a", |_key| {
-        typed(|_cx: Cx, numbers: Vec<i64>| async move { Ok(numbers.iter().sum::<i64>()) })
-    });
-    let (_running, mut peer, _host) = serving(worker).await;
+async fn a_handler_of_json_speaks_json_and_says_what_it_cannot_read() {
+    let sum = async |Json(numbers): Json<Vec<i64>>| Json(numbers.iter().sum::<i64>());
+    let (_running, mut peer, _host) = serving(of(sum)).await;
     peer.call(1, "a/k", "[1, 2]").await;
     let reply = peer.reply(1).await.unwrap();
     assert_eq!((&*reply.content_type, reply.json::<i64>().unwrap()), ("application/json", 3));
@@ -149,15 +144,13 @@ async fn each_key_has_an_agent_of_its_own_that_is_kept() {
         key: String,
         count: AtomicU64,
     }
-    impl Agent for Counter {
-        async fn call(&self, cx: Cx, _message: Payload) -> Result<Payload, AgentError> {
-            assert_eq!(cx.agent().key.as_str(), self.key);
-            let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
-            Ok(Payload::text(format!("{} {count}", self.key)))
-        }
+    async fn count(State(counter): State<Counter>, cx: Cx) -> String {
+        assert_eq!(cx.agent().key.as_str(), counter.key);
+        let count = counter.count.fetch_add(1, Ordering::Relaxed) + 1;
+        format!("{} {count}", counter.key)
     }
-    let worker = builder().agent("a", |key| Counter { key: key.to_string(), count: 0.into() });
-    let (_running, mut peer, _host) = serving(worker).await;
+    let counter = Agent::new(|key| Counter { key: key.to_string(), count: 0.into() });
+    let (_running, mut peer, _host) = serving(of(counter.on_call(count))).await;
     for (id, key, expected) in [(1, "a/x", "x 1"), (2, "a/y", "y 1"), (3, "a/x", "x 2")] {
         peer.call(id, key, "").await;
         assert_eq!(peer.reply(id).await.unwrap(), Payload::text(expected));
@@ -167,17 +160,15 @@ async fn each_key_has_an_agent_of_its_own_that_is_kept() {
 #[tokio::test(start_paused = true)]
 async fn events_reach_the_agent_of_their_source_and_failing_at_one_harms_nothing() {
     let (heard, mut news) = mpsc::unbounded_channel();
-    let agent = move |cx: Cx, topic: TopicId, message: Payload| {
+    let handler = move |cx: Cx, topic: TopicId, text: String| {
         let heard = heard.clone();
         async move {
-            let text = message.to_text()?.to_owned();
             assert_ne!(text, "panic");
             assert_eq!((cx.agent().to_string(), cx.deadline()), ("a/paper".to_owned(), None));
-            heard.send(format!("{topic} {text}"))?;
-            Ok(())
+            heard.send(format!("{topic} {text}"))
         }
     };
-    let worker = builder().agent("a", move |_key| on_event(agent.clone())).subscribe("news.*", "a");
+    let worker = of(Agent::stateless().on_event(handler)).subscribe("news.*", "a");
     let (_running, mut peer, _host) = serving(worker).await;
     peer.confirm().await;
     peer.send(&[event(&["a"], &[], "panic"), event(&["a", "gone"], &[], "it works")]).await;
@@ -221,7 +212,7 @@ async fn calls_beyond_the_bound_are_answered_overloaded() {
 
 #[tokio::test(start_paused = true)]
 async fn a_reply_that_is_too_large_is_a_fault_that_names_the_limit() {
-    let agent = |_cx: Cx, _message: Payload| async { Ok(vec![0_u8; MAX_PAYLOAD as usize + 1]) };
+    let agent = async || vec![0_u8; MAX_PAYLOAD as usize + 1];
     let (_running, mut peer, _host) = serving(of(agent)).await;
     peer.call(1, "a/k", "").await;
     let fault = peer.reply(1).await.unwrap_err();
@@ -232,11 +223,11 @@ async fn a_reply_that_is_too_large_is_a_fault_that_names_the_limit() {
 
 #[tokio::test(start_paused = true)]
 async fn what_a_handler_sends_follows_from_what_it_handles() {
-    let agent = |cx: Cx, _message: Payload| async move {
+    let agent = async |cx: Cx| {
         assert_eq!((cx.hops(), cx.attempt(), cx.cause()), (3, 1, None));
         assert!(cx.time_left().unwrap() <= Duration::from_secs(10));
         cx.publish("news", "working").await?;
-        Ok(cx.call("b", "question").timeout(Duration::from_secs(60)).await?)
+        cx.call("b", "question").timeout(Duration::from_secs(60)).await
     };
     let (_running, mut peer, _host) = serving(of(agent)).await;
     peer.call(1, "a/k", "").await;
@@ -259,7 +250,7 @@ async fn what_a_handler_sends_follows_from_what_it_handles() {
 #[tokio::test(start_paused = true)]
 async fn a_lost_connection_is_made_anew_and_everything_registered_again() {
     let (agent, mut seen) = endless();
-    let worker = of(agent).agent("upper", |_key| upper).subscribe("news.*", "a");
+    let worker = of(agent).agent("upper", upper).subscribe("news.*", "a");
     let (_running, mut peer, mut host) = serving(worker).await;
     peer.confirm().await;
     peer.confirm().await;
@@ -318,11 +309,11 @@ async fn a_host_that_drains_is_answered_until_it_goes_and_then_found_again() {
 #[test]
 fn a_worker_that_cannot_be_is_refused_when_it_is_built() {
     let kind = |worker: WorkerBuilder| worker.build().unwrap_err().kind();
-    assert_eq!(kind(builder().agent("no name", |_key| upper)), ErrorKind::InvalidName);
-    let twice = of(upper).agent("a", |_key| upper);
+    assert_eq!(kind(builder().agent("no name", upper)), ErrorKind::InvalidName);
+    let twice = of(upper).agent("a", upper);
     assert_eq!(kind(twice), ErrorKind::Invalid);
     assert_eq!(kind(of(upper).subscribe("news.*", "b")), ErrorKind::Invalid);
     assert_eq!(kind(of(upper).subscribe("a b", "a")), ErrorKind::InvalidName);
-    let nowhere = Worker::builder("https://room.test").agent("a", |_key| upper);
+    let nowhere = Worker::builder("https://room.test").agent("a", upper);
     assert_eq!(kind(nowhere), ErrorKind::Invalid);
 }

@@ -301,6 +301,9 @@ pub(crate) struct Call {
     /// How long to wait for the reply, such as 500ms, 5s or 2m
     #[arg(long, default_value = "30s", value_parser = duration)]
     pub(crate) timeout: Duration,
+    /// Show what the agent says before its reply: a line of stderr each, with --output jsonl of stdout
+    #[arg(long)]
+    pub(crate) progress: bool,
     #[command(flatten)]
     pub(crate) client: Client,
 }

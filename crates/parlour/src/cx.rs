@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parlour_core::wire::HeaderFields;
-use parlour_core::{AgentId, Header, MessageId, Principal};
+use parlour_core::{AgentId, CallId, Header, MessageId, Principal};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -37,6 +37,8 @@ struct Inner {
     agent: AgentId,
     header: Header,
     deadline: Option<Instant>,
+    /// The call whose caller wants to hear of its progress.
+    progress: Option<CallId>,
 }
 
 impl Cx {
@@ -45,8 +47,9 @@ impl Cx {
         agent: AgentId,
         header: Header,
         deadline: Option<Instant>,
+        progress: Option<CallId>,
     ) -> Self {
-        Self(Arc::new(Inner { handle, agent, header, deadline }))
+        Self(Arc::new(Inner { handle, agent, header, deadline, progress }))
     }
 
     /// The agent that handles the message.
@@ -183,6 +186,39 @@ impl Cx {
     /// ```
     pub fn publish(&self, topic: impl IntoTopicId, message: impl IntoPayload) -> PublishRequest {
         self.follow_up().publish(topic, message)
+    }
+
+    /// Whether the caller wants to hear of the call before it ends.
+    pub fn wants_progress(&self) -> bool {
+        self.0.progress.is_some()
+    }
+
+    /// Tells the caller something before the reply: a part of it, such as the next words of a text, or
+    /// how far the work is. It comes before the reply, and in order. Does nothing for a caller that did
+    /// not ask, nor at an event.
+    ///
+    /// Waits while much is to be written, within the call's deadline. A caller that does not read what it
+    /// asked for loses the call, and this handler is dropped.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the caller was told or was not.
+    ///
+    /// ```
+    /// use parlour::{AgentError, Cx};
+    ///
+    /// async fn count(cx: Cx) -> Result<&'static str, AgentError> {
+    ///     for number in ["one", "two", "three"] {
+    ///         cx.progress(number).await?;
+    ///     }
+    ///     Ok("done")
+    /// }
+    /// ```
+    pub async fn progress(&self, message: impl IntoPayload) -> Result<(), Error> {
+        let (Some(call), Some(deadline)) = (self.0.progress, self.0.deadline) else {
+            return Ok(());
+        };
+        self.0.handle.progress(call, message.into_payload()?, deadline).await
     }
 
     fn follow_up(&self) -> Origin {

@@ -183,6 +183,9 @@ impl<C: Connect> Driver<C> {
                     Some(command) => self.state.handle_command(command),
                 },
                 ended = self.handlers.next() => {
+                    if self.handle_queued_commands().is_break() {
+                        return None;
+                    }
                     // The answer to a call of a session that is over goes nowhere.
                     if let Some((id, reply)) = ended && grace.is_some() {
                         self.state.push_reply(id, reply);
@@ -339,8 +342,12 @@ impl<C: Connect> Driver<C> {
                     }
                 }
                 first = self.handlers.next() => {
+                    let closes = self.handle_queued_commands().is_break();
                     for (id, reply) in first.into_iter().chain(self.handlers.ready()) {
                         self.state.push_reply(id, reply);
+                    }
+                    if closes {
+                        return End::Closed;
                     }
                 }
                 () = &mut timer => {
@@ -392,6 +399,7 @@ impl<C: Connect> Driver<C> {
             match frame {
                 Frame::Reply(CallId(0), Err(fault)) => return Err(fault.into()),
                 Frame::Reply(id, reply) => self.state.handle_reply(id, reply),
+                Frame::Progress(id, payload) => self.state.handle_progress(id, payload),
                 Frame::Done(done) => self.state.handle_done(done),
                 Frame::Call(call) => {
                     let id = call.id;
@@ -431,6 +439,18 @@ impl<C: Connect> Driver<C> {
             }
         }
         Ok(())
+    }
+
+    /// Takes what was asked for before: a handler that has ended spoke of its progress first.
+    fn handle_queued_commands(&mut self) -> ControlFlow<()> {
+        for _ in 0..self.commands.len() {
+            match self.commands.try_recv() {
+                Ok(Command::Close) => return ControlFlow::Break(()),
+                Ok(command) => self.state.handle_command(command),
+                Err(_) => break,
+            }
+        }
+        ControlFlow::Continue(())
     }
 
     /// Takes a command, and those behind it. Breaks if the connection is to be closed.

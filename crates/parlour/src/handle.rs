@@ -43,6 +43,8 @@ impl Ids {
 pub(crate) enum Command {
     /// Send a call, publish or subscription, and hand on what comes back.
     Request { request: Box<Request>, deadline: Instant, waiting: Waiting },
+    /// Tell the caller of a call that runs here something before its end.
+    Progress { call: CallId, payload: Payload, permit: OwnedSemaphorePermit },
     /// Nobody waits for this one any more.
     Abandon(CallId),
     /// End a subscription.
@@ -63,7 +65,7 @@ pub(crate) struct Request {
 /// Who waits for an answer.
 #[derive(Debug)]
 pub(crate) enum Waiting {
-    Call(Answer<Payload>),
+    Call(Answer<Payload>, Option<mpsc::Sender<Payload>>),
     Publish(Answer<Done>),
     Subscribe(LocalSubscription, Answer<Done>),
     /// The driver itself, for a registration, or a subscription that it makes anew.
@@ -104,13 +106,15 @@ impl Handle {
         self.0.default_timeout
     }
 
-    /// Makes a call. Dropping the future gives the call up, at the host too.
+    /// Makes a call, of which what comes before its end goes to `progress`. Dropping the future gives the
+    /// call up, at the host too.
     pub(crate) async fn call(
         &self,
         target: AgentId,
         header: HeaderFields,
         payload: Payload,
         deadline: Instant,
+        progress: Option<mpsc::Sender<Payload>>,
     ) -> Result<Payload, Error> {
         let permit = self.place(&payload, deadline).await?;
         let id = CallId(self.0.ids.next());
@@ -119,13 +123,25 @@ impl Handle {
             id,
             target,
             timeout: None,
-            progress: false,
+            progress: progress.is_some(),
             resent: false,
             header,
             payload,
         });
         let request = Request { id, frame, _permit: Some(permit) };
-        self.request(request, deadline, Waiting::Call).await
+        self.request(request, deadline, |answer| Waiting::Call(answer, progress)).await
+    }
+
+    /// Tells the caller of `call` something before its end. Cancel safe: it is told, or it is not.
+    pub(crate) async fn progress(
+        &self,
+        call: CallId,
+        payload: Payload,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let permit = self.place(&payload, deadline).await?;
+        let command = Command::Progress { call, payload, permit };
+        self.0.commands.send(command).map_err(|_| Error::closed())
     }
 
     /// Publishes an event. Dropping the future before the event is written takes it back.

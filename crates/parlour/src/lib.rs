@@ -141,7 +141,7 @@ pub use parlour_core::{
 pub use payload::{IntoAgentId, IntoPayload, IntoTopicId, Json, PayloadExt};
 pub use reply::{AgentError, IntoReply};
 pub use request::{
-    Answer, CallEachRequest, CallRequest, FromReply, PublishRequest, Published, Request,
+    Answer, CallEachRequest, CallRequest, FromReply, Progress, PublishRequest, Published, Request,
 };
 pub use subscription::Subscription;
 pub use typed::TypedAgent;

@@ -2,6 +2,7 @@ use std::time::Instant;
 
 use parlour_core::Payload;
 use parlour_core::wire::Frame;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::handle::Request;
 
@@ -10,15 +11,16 @@ use crate::handle::Request;
 pub(crate) enum Outgoing {
     /// Is answered, unless it ended while it waited.
     Request { request: Box<Request>, deadline: Instant },
-    /// Makes sense on this connection only.
-    Plain(Box<Frame>),
+    /// Is not answered, and makes sense in this session only. Its place in the queue is free again
+    /// when it is written.
+    Plain(Box<Frame>, Option<OwnedSemaphorePermit>),
 }
 
 impl Outgoing {
     pub(crate) fn frame(&self) -> &Frame {
         match self {
             Self::Request { request, .. } => &request.frame,
-            Self::Plain(frame) => frame,
+            Self::Plain(frame, _) => frame,
         }
     }
 }
@@ -28,7 +30,7 @@ pub(crate) fn payload(frame: &Frame) -> Option<&Payload> {
     match frame {
         Frame::Call(call) => Some(&call.payload),
         Frame::Publish(publish) => Some(&publish.payload),
-        Frame::Reply(_, Ok(payload)) => Some(payload),
+        Frame::Reply(_, Ok(payload)) | Frame::Progress(_, payload) => Some(payload),
         _ => None,
     }
 }

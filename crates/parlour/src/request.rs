@@ -6,6 +6,7 @@ use futures_util::future::{BoxFuture, join_all};
 use parlour_core::wire::HeaderFields;
 use parlour_core::{AgentId, ByteString, MessageId, Payload, TopicId};
 use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
 
 use crate::handle::{Handle, after};
 use crate::{Error, IntoAgentId, IntoPayload, IntoTopicId, Json, PayloadExt};
@@ -232,8 +233,77 @@ impl<Reply: FromReply> IntoFuture for CallRequest<Reply> {
         Box::pin(async move {
             let Self { origin: Origin { handle, header, .. }, parts, .. } = self;
             let (target, payload) = parts?;
-            Reply::from_reply(handle.call(target, header, payload, deadline).await?)
+            Reply::from_reply(handle.call(target, header, payload, deadline, None).await?)
         })
+    }
+}
+
+/// How much of a call's progress may wait to be read.
+const PROGRESS: usize = 256;
+
+impl<Reply: FromReply> CallRequest<Reply> {
+    /// Makes a call that is heard of before its end. Its deadline counts from here.
+    ///
+    /// ```no_run
+    /// # async fn example(client: parlour::Client) -> Result<(), parlour::Error> {
+    /// use parlour::PayloadExt;
+    ///
+    /// let mut writing = client.call("writer", "a poem").with_progress();
+    /// while let Some(words) = writing.next().await {
+    ///     print!("{}", words.to_text()?);
+    /// }
+    /// let whole = writing.reply().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_progress(self) -> Progress<Reply::Value> {
+        let deadline = self.deadline();
+        let (sender, updates) = mpsc::channel(PROGRESS);
+        let call = Box::pin(async move {
+            let Self { origin: Origin { handle, header, .. }, parts, .. } = self;
+            let (target, payload) = parts?;
+            Reply::from_reply(handle.call(target, header, payload, deadline, Some(sender)).await?)
+        });
+        Progress { call, updates, ended: None }
+    }
+}
+
+/// A call that goes on, from [`CallRequest::with_progress`].
+///
+/// It begins when it is first awaited. Dropping it gives the call up, and the host and the agent are
+/// told. More than 256 updates that nobody reads end the call with a fault of kind `overloaded`.
+#[must_use = "nothing is sent until it is awaited"]
+pub struct Progress<Value = Payload> {
+    call: BoxFuture<'static, Result<Value, Error>>,
+    updates: mpsc::Receiver<Payload>,
+    ended: Option<Result<Value, Error>>,
+}
+
+impl<Value> Progress<Value> {
+    /// What the agent says next; `None` when the call has ended and all before that was read. Cancel
+    /// safe.
+    pub async fn next(&mut self) -> Option<Payload> {
+        if self.ended.is_none() {
+            tokio::select! {
+                biased;
+                ended = &mut self.call => self.ended = Some(ended),
+                Some(update) = self.updates.recv() => return Some(update),
+            }
+        }
+        // Its sender went with the call.
+        self.updates.recv().await
+    }
+
+    /// How the call ends; what was not read before is left out. Dropping the future gives the call up.
+    pub async fn reply(mut self) -> Result<Value, Error> {
+        while self.next().await.is_some() {}
+        self.ended.unwrap_or_else(|| Err(Error::closed()))
+    }
+}
+
+impl<Value> fmt::Debug for Progress<Value> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Progress").finish_non_exhaustive()
     }
 }
 
@@ -259,7 +329,7 @@ impl<Reply: FromReply> IntoFuture for CallEachRequest<Reply> {
             let calls = agents.into_iter().map(|agent| {
                 let (handle, header, payload) = (handle.clone(), header.clone(), payload.clone());
                 async move {
-                    let reply = handle.call(agent.clone(), header, payload, deadline).await;
+                    let reply = handle.call(agent.clone(), header, payload, deadline, None).await;
                     Answer { agent, reply: reply.and_then(Reply::from_reply) }
                 }
             });

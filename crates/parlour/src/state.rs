@@ -10,6 +10,8 @@ use parlour_core::{
     Settled, TopicFilter,
 };
 
+use tokio::sync::mpsc;
+
 use crate::handle::{Command, Ids, LocalSubscription, Request, Waiting, after};
 use crate::outgoing::{Outgoing, payload, weight};
 use crate::transport::protocol;
@@ -100,6 +102,16 @@ impl State {
                     Err(waiting) => self.answer(waiting, Err(too_many_in_flight()), None),
                 }
             }
+            // One of a session that is over goes nowhere.
+            Command::Progress { call, payload, permit } if self.in_session => {
+                if let Some(fault) = self.too_large(&payload) {
+                    tracing::warn!(%fault, "progress is left out");
+                    return;
+                }
+                let frame = Box::new(Frame::Progress(call, payload));
+                self.outbox.push_back(Outgoing::Plain(frame, Some(permit)));
+            }
+            Command::Progress { .. } => {}
             Command::Abandon(id) => {
                 self.session.cancel(id);
                 self.settle(None);
@@ -207,7 +219,7 @@ impl State {
                 waiting.insert(request.id, *deadline);
                 true
             }
-            Outgoing::Plain(_) => false,
+            Outgoing::Plain(..) => false,
         });
         self.session.handle_disconnect();
         let mut dropped = Vec::new();
@@ -224,7 +236,7 @@ impl State {
         }
         self.outbox.retain(|outgoing| match outgoing {
             Outgoing::Request { request, .. } => !dropped.contains(&request.id),
-            Outgoing::Plain(_) => false,
+            Outgoing::Plain(..) => false,
         });
     }
 
@@ -276,6 +288,18 @@ impl State {
         // One that nobody waits for any more goes nowhere.
         self.session.handle_reply(id, reply);
         self.settle(None);
+    }
+
+    /// Takes what an agent says of a call before its end. None is left out: a caller that has too much
+    /// to read loses the call.
+    pub(crate) fn handle_progress(&mut self, id: CallId, payload: Payload) {
+        let Some(Waiting::Call(_, Some(progress))) = self.session.progress_to(id) else { return };
+        if let Err(mpsc::error::TrySendError::Full(_)) = progress.try_send(payload) {
+            let detail = "more progress of the call came than was read";
+            let fault = Fault::new(FaultKind::Overloaded, detail).hint("read it as it comes");
+            self.session.fail(id, fault);
+            self.settle(None);
+        }
     }
 
     /// Takes the confirmation of a request.
@@ -347,7 +371,7 @@ impl State {
 
     /// Queues a frame of which nothing is awaited.
     pub(crate) fn push(&mut self, frame: Frame) {
-        self.outbox.push_back(Outgoing::Plain(Box::new(frame)));
+        self.outbox.push_back(Outgoing::Plain(Box::new(frame), None));
     }
 
     /// Queues the answer to a call of the host.
@@ -386,7 +410,7 @@ impl State {
             }
             let begin = message.len();
             match self.outbox.pop_front() {
-                Some(Outgoing::Plain(frame)) => {
+                Some(Outgoing::Plain(frame, _permit)) => {
                     if matches!(*frame, Frame::Reply(..)) {
                         self.replies -= 1;
                     }
@@ -433,7 +457,7 @@ impl State {
     /// Hands on what ended. `done` belongs to the first of them, if any.
     fn settle(&mut self, mut done: Option<Done>) {
         while let Some(settled) = self.session.poll_settled() {
-            if settled.cancel && matches!(settled.reply_to, Waiting::Call(_)) {
+            if settled.cancel && matches!(settled.reply_to, Waiting::Call(..)) {
                 self.push(Frame::Cancel(settled.id));
             }
             let unsent = settled.reply.as_ref().is_err_and(|fault| !fault.may_have_run());
@@ -454,7 +478,7 @@ impl State {
         // Whoever waited may have gone meanwhile.
         match (waiting, reply, done) {
             (Waiting::Setup(_), Ok(_), Some(_)) => self.setup = self.setup.saturating_sub(1),
-            (Waiting::Call(answer), Ok(payload), None) => drop(answer.send(Ok(payload))),
+            (Waiting::Call(answer, _), Ok(payload), None) => drop(answer.send(Ok(payload))),
             (Waiting::Publish(answer) | Waiting::Subscribe(_, answer), Ok(_), Some(done)) => {
                 drop(answer.send(Ok(done)));
             }
@@ -481,7 +505,7 @@ impl State {
                 self.setup = self.setup.saturating_sub(1);
             }
             Waiting::Setup(None) => self.refused = Some(error),
-            Waiting::Call(answer) => drop(answer.send(Err(error))),
+            Waiting::Call(answer, _) => drop(answer.send(Err(error))),
             Waiting::Publish(answer) => drop(answer.send(Err(error))),
             Waiting::Subscribe(subscription, answer) => {
                 self.subscriptions.remove(&subscription.number);

@@ -1,11 +1,12 @@
 //! `parlour call`: one call, and its reply's body on stdout.
 
-use parlour::IntoAgentId;
+use parlour::{CallRequest, Error, IntoAgentId, Payload};
+use serde_json::json;
 
 use crate::args::Call;
 use crate::body;
 use crate::exit::{Code, Failure};
-use crate::output::{Mode, Output};
+use crate::output::{Mode, Output, escape};
 use crate::room::{self, Handled};
 
 pub(crate) fn run(args: &Call, output: &Output) -> Result<Code, Failure> {
@@ -18,7 +19,8 @@ async fn call(args: &Call, output: &Output) -> Result<Code, Failure> {
     let payload = body::read(&args.body).await?;
     let client = room::connect(&args.client).await?;
     let call = client.call(target, payload).timeout(args.timeout);
-    let reply = Handled::from_environment().precede(call).await;
+    let call = Handled::from_environment().precede(call);
+    let reply = if args.progress { followed(call, output).await } else { call.await };
     client.close().await;
     let reply = reply?;
     match output.mode() {
@@ -26,4 +28,19 @@ async fn call(args: &Call, output: &Output) -> Result<Code, Failure> {
         Mode::Json | Mode::Jsonl => output.json(&body::describe(&reply))?,
     }
     Ok(Code::Ok)
+}
+
+/// Makes the call, and shows what comes before its reply.
+async fn followed(call: CallRequest, output: &Output) -> Result<Payload, Error> {
+    let mut call = call.with_progress();
+    while let Some(update) = call.next().await {
+        match output.mode() {
+            // If nobody reads it any more, writing the reply will say so.
+            Mode::Jsonl => drop(output.json(&json!({"progress": body::describe(&update)}))),
+            Mode::Text | Mode::Json => {
+                output.note(&escape(&String::from_utf8_lossy(&update.bytes)))
+            }
+        }
+    }
+    call.reply().await
 }

@@ -404,7 +404,7 @@ impl Exchange {
     }
 
     /// The worker that a call to this agent goes to.
-    pub(crate) fn route(&self, target: &AgentId) -> Result<Peer, Fault> {
+    fn route(&self, target: &AgentId) -> Result<Peer, Fault> {
         let directory = self.0.directory.load();
         directory.route(target).map(|(_, peer)| peer.clone()).ok_or_else(|| {
             let agent_type = &target.agent_type;

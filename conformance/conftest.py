@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from proxy import Splitter
 from room import BINARY, Room
 
 
@@ -50,10 +51,28 @@ def shared_room():
     assert room.stop() == 0, "".join(room.stderr)
 
 
+@pytest.fixture(scope="module")
+def split_room(shared_room):
+    splitter = Splitter(shared_room)
+    yield splitter
+    # The control: it did what it is for.
+    assert splitter.proxy.opened == 0 or splitter.proxy.pieces > 100 * splitter.proxy.opened
+    splitter.close()
+
+
+def pytest_generate_tests(metafunc):
+    """Where a module says `SPLIT`, each of its tests runs over a network that splits, too."""
+    if "room" in metafunc.fixturenames and getattr(metafunc.module, "SPLIT", False):
+        metafunc.parametrize("room", ["whole", "split"], indirect=True)
+
+
 @pytest.fixture
-def room(shared_room):
+def room(request, shared_room):
     """The room of this module: started once, and it has to answer after each test."""
-    yield shared_room
+    if getattr(request, "param", "whole") == "split":
+        yield request.getfixturevalue("split_room")
+    else:
+        yield shared_room
     assert shared_room.answers(), "".join(shared_room.stderr)
 
 

@@ -34,6 +34,13 @@ class Kind(IntEnum):
     PING = 14
     PONG = 15
     DRAIN = 16
+    ACK = 17
+    PROGRESS = 18
+    LEAVE = 19
+
+
+# What belongs to a socket; all else is the session's, and counted.
+OF_SOCKET = (Kind.HELLO, Kind.WELCOME, Kind.PING, Kind.PONG, Kind.ACK)
 
 
 class Field(IntEnum):
@@ -73,6 +80,15 @@ class Field(IntEnum):
     NAME = 34
     MAX_PAYLOAD = 35
     HEARTBEAT_MS = 36
+    CAPACITY = 37
+    RECEIVED = 38
+    SESSION = 39
+    RESUMED = 40
+    GRACE_MS = 41
+    WINDOW_MESSAGES = 42
+    WINDOW_BYTES = 43
+    RESENT = 44
+    PROGRESS = 45
 
 
 @dataclass
@@ -130,7 +146,7 @@ def frame(kind: int, payload: bytes = b"", **fields) -> bytes:
     """The bytes of a frame. Fields go by their names in lower case.
 
     Numbers are written as varints, texts and bytes with their length, lists as repeated fields, a
-    mapping as entries of metadata; `None` and `False` are left out.
+    mapping as entries of metadata; `None` is left out.
     """
     header = b"".join(write_field(Field[name.upper()], value) for name, value in fields.items())
     return raw_frame(kind, header, payload)
@@ -141,7 +157,7 @@ def raw_frame(kind: int, header: bytes, payload: bytes = b"") -> bytes:
 
 
 def write_field(number: int, value) -> bytes:
-    if value is None or value is False:
+    if value is None:
         return b""
     if isinstance(value, int):
         return varint(number << 3) + varint(int(value))
@@ -194,11 +210,49 @@ def decode(message: bytes) -> list[Frame]:
     return frames
 
 
+@dataclass
+class Session:
+    """What of a session outlives a socket."""
+
+    name: str | None = None
+    received: int = 0
+    acknowledged: int = 0
+    said: int = 0
+    """How many of those that were received the host knows of."""
+    window: int = 0
+    kept: list[bytes] = field(default_factory=list)
+    """Frames that were sent and not acknowledged."""
+
+    def sent(self, frames):
+        self.kept += [one for one in frames if one[0] not in OF_SOCKET]
+
+    def came(self, one: Frame):
+        self.received += one.kind not in OF_SOCKET
+
+    def acknowledge(self, received: int):
+        del self.kept[: received - self.acknowledged]
+        self.acknowledged = received
+
+    def again(self, received: int) -> list[bytes]:
+        """What the host lacks, calls marked as such."""
+        self.acknowledge(received)
+        return [resent(one) if one[0] == Kind.CALL else one for one in self.kept]
+
+
+def resent(call: bytes) -> bytes:
+    length, at = read_varint(call, 1)
+    header, rest = call[at : at + length], call[at + length :]
+    header += write_field(Field.RESENT, 1)
+    return bytes([Kind.CALL]) + varint(len(header)) + header + rest
+
+
 class Channel:
     """One connection. Frames that nobody asked for yet wait in `inbox`; pings are answered."""
 
-    def __init__(self, websocket):
+    def __init__(self, websocket, session: Session | None = None):
         self.websocket = websocket
+        self.session = session
+        self.acks = True
         self.inbox: list[Frame] = []
         self.pings = 0
         self._next_id = 0
@@ -207,8 +261,18 @@ class Channel:
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
-    async def open(cls, url: str, *, name="conformance", versions=(1,), hello=True, headers=None):
-        """Connects and, unless told otherwise, shakes hands."""
+    async def open(
+        cls,
+        url: str,
+        *,
+        name="conformance",
+        versions=(1,),
+        hello=True,
+        headers=None,
+        session: Session | None = None,
+        **fields,
+    ):
+        """Connects and, unless told otherwise, shakes hands: with a session, to begin or resume it."""
         websocket = await connect(
             url.replace("http", "ws", 1) + "/open_channel",
             subprotocols=["parlour.v1"],
@@ -218,10 +282,17 @@ class Channel:
             ping_interval=None,
             proxy=None,
         )
-        channel = cls(websocket)
+        channel = cls(websocket, session)
         if hello:
-            await channel.send(frame(Kind.HELLO, name=name, version=list(versions)))
+            if session is not None:
+                fields |= {"feature": ["resume"], "session": session.name}
+                fields |= {"received": session.received}
+            await channel.send(frame(Kind.HELLO, name=name, version=list(versions), **fields))
             channel.welcome = await channel.next(Kind.WELCOME)
+        if hello and session is not None and channel.welcome.get(Field.RESUMED):
+            again = session.again(channel.welcome.get(Field.RECEIVED, 0))
+            if again:
+                await websocket.send(b"".join(again))
         return channel
 
     async def __aenter__(self):
@@ -242,11 +313,20 @@ class Channel:
         try:
             async for message in self.websocket:
                 for received in decode(message):
+                    if received.kind == Kind.WELCOME and not received.get(Field.RESUMED):
+                        # What comes behind it in the same message counts for the new session.
+                        self.restart(received)
+                    if self.session is not None:
+                        self.session.came(received)
                     if received.kind == Kind.PING:
                         self.pings += 1
                         await self.send(frame(Kind.PONG, id=received.id))
+                        await self.acknowledge()
+                    elif received.kind == Kind.ACK:
+                        self.session.acknowledge(received.get(Field.RECEIVED, 0))
                     else:
                         self.inbox.append(received)
+                        await self.acknowledge(due=True)
                 self._news.set()
         except ConnectionClosed:
             pass
@@ -254,8 +334,27 @@ class Channel:
             self._ended = True
             self._news.set()
 
+    def restart(self, welcome: Frame):
+        """Begins a session anew: nothing of an earlier one counts."""
+        if self.session is not None:
+            begun = Session(
+                name=welcome.get(Field.SESSION), window=welcome.get(Field.WINDOW_MESSAGES, 0)
+            )
+            self.session.__dict__.update(begun.__dict__)
+
+    async def acknowledge(self, due=False):
+        """Says how many frames came, unless that is not `due` or left to the test."""
+        session = self.session
+        if session is None or not self.acks:
+            return
+        if not due or session.received - session.said > session.window // 4:
+            session.said = session.received
+            await self.websocket.send(frame(Kind.ACK, received=session.received))
+
     async def send(self, *frames: bytes):
         """Sends these frames in one message."""
+        if self.session is not None:
+            self.session.sent(frames)
         await self.websocket.send(b"".join(frames))
 
     def number(self) -> int:

@@ -37,9 +37,9 @@ BINARY = find_binary()
 class Room:
     """A running host. Settings are those of its configuration, with `.` written as `__`."""
 
-    def __init__(self, *args: str, **settings):
+    def __init__(self, *args: str, port=0, **settings):
         sets = [f"--set={key.replace('__', '.')}={value}" for key, value in settings.items()]
-        command = [BINARY, "serve", "--listen", "127.0.0.1:0", "--memory", *sets, *args]
+        command = [BINARY, "serve", "--listen", f"127.0.0.1:{port}", "--memory", *sets, *args]
         self.started_after = None
         # The environment of whoever runs the suite must not configure its hosts.
         env = {k: v for k, v in os.environ.items() if not k.startswith("PARLOUR_")}

@@ -9,6 +9,9 @@ import pytest
 
 from parlour_v1 import Channel, Field, Kind, frame, pair, raw_frame, varint, write_field
 
+# Every test runs over a network that delivers byte by byte, too.
+SPLIT = True
+
 
 async def refused(channel: Channel, kind="invalid", close=1002) -> str:
     """The text of the fault with which the host ends the connection."""

@@ -12,6 +12,9 @@ from parlour_v1 import Channel, Field, Kind, frame, pair
 
 # Calls
 
+# Every test runs over a network that delivers byte by byte, too.
+SPLIT = True
+
 
 async def test_a_call_and_its_reply_keep_everything_beside_the_payload(room):
     async with pair(room, "whole") as (caller, worker):

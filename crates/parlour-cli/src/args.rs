@@ -148,12 +148,14 @@ Examples:
   parlour agents
   parlour agents --output jsonl")]
     Agents(Client),
-    /// Lists who is connected: workers, and callers and followers too
+    /// Lists who is connected: workers, and callers and followers too; or has a worker leave
     #[command(help_template = TEMPLATE, before_help = "\
 Examples:
   parlour workers
-  parlour workers --json")]
-    Workers(Client),
+  parlour workers --json
+  parlour workers drain upper-7                       no new work; ends when it has done what it has",
+        args_conflicts_with_subcommands = true)]
+    Workers(Workers),
     /// Says whether the host is ready, and how busy it is; exits with 1 if it is not ready
     #[command(help_template = TEMPLATE, before_help = "\
 Examples:
@@ -233,6 +235,33 @@ pub(crate) struct Sources {
 }
 
 #[derive(Clone, Debug, Arguments)]
+pub(crate) struct Workers {
+    #[command(subcommand)]
+    pub(crate) action: Option<WorkersAction>,
+    #[command(flatten)]
+    pub(crate) client: Client,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum WorkersAction {
+    /// Gives a worker no new work, and has it leave once what it has has ended
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour workers drain upper-7
+  parlour workers drain 12                            by its number, where a name is not enough")]
+    Drain(Drain),
+}
+
+#[derive(Clone, Debug, Arguments)]
+pub(crate) struct Drain {
+    /// The worker's name or number, as `parlour workers` shows them
+    #[arg(value_name = "NAME")]
+    pub(crate) worker: String,
+    #[command(flatten)]
+    pub(crate) client: Client,
+}
+
+#[derive(Clone, Debug, Arguments)]
 pub(crate) struct Worker {
     /// The agent type to serve
     #[arg(value_name = "TYPE")]
@@ -243,6 +272,9 @@ pub(crate) struct Worker {
     /// Be the only worker of this type, or fail
     #[arg(long)]
     pub(crate) exclusive: bool,
+    /// How many keys to take beside other workers of this type: 2 gets twice as many as 1
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) capacity: u16,
     /// What these agents can do, for callers that look for it
     #[arg(long = "capability", value_name = "NAME")]
     pub(crate) capabilities: Vec<String>,

@@ -23,6 +23,8 @@ const UPPERED: &str = "HELLO DISTRIBUTED HTTP RUNTIME!";
 const NEWS: &str = "the kettle is on";
 /// Every step is a matter of milliseconds; a machine that is busy gets this much.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the host waits for a worker that was killed. Short: nobody likes to wait at a demo.
+const GRACE: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(args: &Demo, output: &Output) -> Result<Code, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -86,7 +88,9 @@ async fn open() -> Result<String, Failure> {
     let failed = |error: std::io::Error| Failure::new(Code::Failed, format!("no host: {error}"));
     let listener = TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
     let url = format!("http://{}", listener.local_addr().map_err(failed)?);
-    let host = Host::new(Config::default());
+    let mut config = Config::default();
+    config.timeouts.grace = GRACE;
+    let host = Host::new(config);
     tokio::spawn(host.serve(listener, std::future::pending()));
     Ok(url)
 }
@@ -161,7 +165,11 @@ async fn lose(client: &Client, url: &str, output: &Output) -> Result<(), Failure
         "detail": error.to_string(),
         "may_have_run": error.may_have_run(),
     });
-    let text = format!("slow, killed at work → {kind}: {}; {ran}", escape(&error.to_string()));
+    let text = format!(
+        "slow, killed at work and not back within {} s → {kind}: {}; {ran}",
+        GRACE.as_secs(),
+        escape(&error.to_string())
+    );
     step(output, document, began, &text)?;
     same("what the caller is told", kind, FaultKind::WorkerLost.name())?;
     same("what the caller is told", ran, "it may have run")?;

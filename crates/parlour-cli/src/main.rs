@@ -50,7 +50,7 @@ fn run(verb: &Verb, output: &Output) -> Result<Code, Failure> {
         Verb::Publish(args) => verbs::publish::run(args, output),
         Verb::Subscribe(args) => verbs::subscribe::run(args, output),
         Verb::Agents(client) => verbs::agents::run(client, output),
-        Verb::Workers(client) => verbs::workers::run(client, output),
+        Verb::Workers(args) => verbs::workers::run(args, output),
         Verb::Status(client) => verbs::status::run(client, output),
         Verb::Config(args) => verbs::config::run(args, output),
         Verb::Explain(args) => verbs::explain::run(args, output),

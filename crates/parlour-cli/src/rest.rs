@@ -1,10 +1,10 @@
-//! Reads the host's documents over HTTP, for the verbs that only look.
+//! Reads the host's documents over HTTP, for the verbs that only look or ask for one thing.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, HOST};
-use http::{HeaderValue, Request, StatusCode, Uri};
+use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use parlour_core::{Fault, FaultKind};
@@ -48,8 +48,17 @@ impl Rest {
 
     /// The JSON document at this path.
     pub(crate) async fn read(&self, path: &str) -> Result<Value, Failure> {
-        let (status, body) = self.get(path).await?;
-        if status != StatusCode::OK {
+        self.document(Method::GET, path).await
+    }
+
+    /// Has the host do what this path stands for, and returns the JSON document it answers with.
+    pub(crate) async fn post(&self, path: &str) -> Result<Value, Failure> {
+        self.document(Method::POST, path).await
+    }
+
+    async fn document(&self, method: Method, path: &str) -> Result<Value, Failure> {
+        let (status, body) = self.request(method, path).await?;
+        if !status.is_success() {
             return Err(refusal(status, &body));
         }
         serde_json::from_slice(&body).map_err(|_| self.is_no_host())
@@ -57,11 +66,11 @@ impl Rest {
 
     /// Whether this path answers with a success.
     pub(crate) async fn is_ok(&self, path: &str) -> Result<bool, Failure> {
-        Ok(self.get(path).await?.0.is_success())
+        Ok(self.request(Method::GET, path).await?.0.is_success())
     }
 
-    async fn get(&self, path: &str) -> Result<(StatusCode, Bytes), Failure> {
-        match tokio::time::timeout(PATIENCE, self.exchange(path)).await {
+    async fn request(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), Failure> {
+        match tokio::time::timeout(PATIENCE, self.exchange(method, path)).await {
             Ok(answer) => answer,
             Err(_) => {
                 let seconds = PATIENCE.as_secs();
@@ -71,7 +80,7 @@ impl Rest {
         }
     }
 
-    async fn exchange(&self, path: &str) -> Result<(StatusCode, Bytes), Failure> {
+    async fn exchange(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), Failure> {
         let stream = TcpStream::connect(&self.authority).await.map_err(|error| {
             Failure::new(Code::CannotConnect, format!("cannot connect to {}: {error}", self.url))
                 .hint("start a host with `parlour serve`, or name one with --url or PARLOUR_URL")
@@ -81,8 +90,10 @@ impl Rest {
                 .await
                 .map_err(|_| self.is_no_host())?;
         tokio::spawn(connection);
-        let mut request =
-            Request::get(format!("{}{path}", self.base)).header(HOST, &self.authority);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base))
+            .header(HOST, &self.authority);
         if let Some(token) = &self.token {
             let mut value = HeaderValue::try_from(format!("Bearer {token}"))
                 .map_err(|error| Failure::new(Code::Usage, error.to_string()))?;

@@ -228,6 +228,26 @@ fn agents_workers_and_status_tell_what_is_there() {
 }
 
 #[test]
+fn a_worker_can_be_told_to_leave() {
+    let room = Room::open();
+    let mut worker = room.worker(["echo", "--echo", "--name", "parrot 1", "--capacity", "3"]);
+    let list = room.parlour(["workers"]).run().with_code(0);
+    let (head, row) = list.text().split_once('\n').unwrap();
+    assert!(head.contains("CAPACITY") && head.contains("KEYS"), "{head}");
+    assert!(row.contains("parrot 1") && row.contains(" 3 "), "{row}");
+
+    let ended = room.parlour(["workers", "drain", "parrot"]).run().with_code(3);
+    assert!(ended.stderr.contains("hint: `parlour workers` lists names"), "{}", ended.stderr);
+    let ended = room.parlour(["workers", "drain", "parrot 1"]).run().with_code(0);
+    assert!(ended.text().contains("drains, with 0 calls in flight"), "{}", ended.text());
+    assert_eq!(worker.wait().code(), Some(0));
+    room.parlour(["call", "echo", "x"]).run().with_code(3);
+
+    parlour(["worker", "echo", "--echo", "--capacity", "0"]).run().with_code(2);
+    parlour(["workers", "--quiet", "--url", "http://127.0.0.1:1", "drain", "x"]).run().with_code(2);
+}
+
+#[test]
 fn faults_are_explained_without_a_host() {
     let ended = parlour(["explain", "worker_lost"]).run().with_code(0);
     assert!(ended.text().contains("502"), "{}", ended.text());
@@ -239,7 +259,9 @@ fn faults_are_explained_without_a_host() {
 
 #[test]
 fn help_begins_with_examples_and_completion_and_version_print() {
-    for verb in ["demo", "serve", "worker", "call", "publish", "subscribe", "agents", "config"] {
+    for verb in
+        ["demo", "serve", "worker", "call", "publish", "subscribe", "agents", "workers", "config"]
+    {
         let text = parlour([verb, "--help"]).run().with_code(0).text().to_owned();
         let (examples, usage) = (text.find("Examples:").unwrap(), text.find("Usage:").unwrap());
         assert!(examples < usage, "{text}");

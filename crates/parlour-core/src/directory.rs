@@ -1,12 +1,12 @@
+use std::cmp::Reverse;
 use std::fmt;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use bytestring::ByteString;
 use imbl::{HashMap, Vector};
 use thiserror::Error;
 
-use crate::{AgentId, AgentType, TopicId, TopicType};
+use crate::{AgentId, AgentType, Key, TopicId, TopicType};
 
 /// Who serves which agents, and who wants which topics.
 ///
@@ -34,6 +34,8 @@ pub struct WorkerId(pub u64);
 #[derive(Clone)]
 struct Pool<P> {
     exclusive: bool,
+    /// Whether all members have the same capacity.
+    even: bool,
     members: Vec<Member<P>>,
 }
 
@@ -41,6 +43,7 @@ struct Pool<P> {
 struct Member<P> {
     id: WorkerId,
     peer: P,
+    capacity: u16,
     capabilities: Vec<ByteString>,
 }
 
@@ -60,13 +63,23 @@ struct Worker {
 }
 
 /// How a worker serves an agent type.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 #[expect(clippy::exhaustive_structs, reason = "built by every binding, field by field")]
 pub struct Registration {
     /// Whether it must be the only one.
     pub exclusive: bool,
+    /// How much it takes beside the others: one of capacity 2 gets twice the keys of one of
+    /// capacity 1. 0 counts as 1.
+    pub capacity: u16,
     /// What its agents can do, in words that callers look for.
     pub capabilities: Vec<ByteString>,
+}
+
+impl Default for Registration {
+    /// Shared, of capacity 1, and able to do nothing in particular.
+    fn default() -> Self {
+        Self { exclusive: false, capacity: 1, capabilities: Vec::new() }
+    }
 }
 
 /// Why a registration or subscription is refused.
@@ -229,11 +242,16 @@ impl<P: Clone> Directory<P> {
         pool.exclusive = registration.exclusive;
         let capabilities = registration.capabilities.iter().map(|name| ByteString::from(&**name));
         let capabilities = capabilities.collect();
-        let member = Member { id: worker, peer: peer.clone(), capabilities };
+        let capacity = registration.capacity.max(1);
+        let member = Member { id: worker, peer: peer.clone(), capacity, capabilities };
         match pool.members.iter_mut().find(|member| member.id == worker) {
-            Some(known) => *known = member,
+            Some(known) => {
+                *known = member;
+                pool.weigh();
+            }
             None => {
                 pool.members.push(member);
+                pool.weigh();
                 self.worker(worker).types.push(agent_type);
             }
         }
@@ -372,52 +390,74 @@ impl<P: Clone> Directory<P> {
         Ok(())
     }
 
-    /// The worker that a call to `agent` goes to.
+    /// The worker that `agent` belongs to.
     ///
-    /// Of several that serve the type, a key sticks to one by rendezvous hashing: when a worker
-    /// joins or leaves, only the keys move that must.
+    /// Of several that serve the type, a key sticks to one by weighted rendezvous hashing: when a
+    /// worker joins or leaves, only the keys move that must, and each has as many of all keys as its
+    /// share of all capacity.
     pub fn route(&self, agent: &AgentId) -> Option<(WorkerId, &P)> {
         if !self.instances.is_empty()
             && let Some((id, peer)) = self.instances.get(agent)
         {
             return Some((*id, peer));
         }
-        let members = &self.pools.get(&agent.agent_type)?.members;
-        let chosen = if members.len() == 1 {
-            members.first()
-        } else {
-            let mut hasher = DefaultHasher::new();
-            agent.key.hash(&mut hasher);
-            let key = hasher.finish();
-            members.iter().max_by_key(|member| mix(key ^ mix(member.id.0)))
+        let pool = self.pools.get(&agent.agent_type)?;
+        let member = match &pool.members[..] {
+            [only] => Some(only),
+            members => {
+                let key = hash(&agent.key);
+                match pool.even {
+                    // With equal capacities the greatest score is that of the greatest hash.
+                    true => members.iter().max_by_key(|member| member.rank(key)),
+                    false => heaviest(members, key),
+                }
+            }
         };
-        chosen.map(|member| (member.id, &member.peer))
+        member.map(|member| (member.id, &member.peer))
+    }
+
+    /// The way to `worker`, if it serves `agent`, whether or not the agent belongs there.
+    pub fn served_by(&self, worker: WorkerId, agent: &AgentId) -> Option<&P> {
+        if let Some((owner, peer)) = self.instances.get(agent)
+            && *owner == worker
+        {
+            return Some(peer);
+        }
+        let members = &self.pools.get(&agent.agent_type)?.members;
+        members.iter().find(|member| member.id == worker).map(|member| &member.peer)
     }
 
     /// Where an event on `topic` goes: each worker once, with all that it gets there.
-    pub fn recipients(&self, topic: &TopicId) -> Vec<(WorkerId, P, Recipients)> {
+    ///
+    /// `place` hears for each agent which worker it belongs to, and says which one gets the event
+    /// for it, if any.
+    pub fn recipients(
+        &self,
+        topic: &TopicId,
+        mut place: impl FnMut(&AgentId, WorkerId, &P) -> Option<(WorkerId, P)>,
+    ) -> Vec<(WorkerId, P, Recipients)> {
         let mut found: Vec<(WorkerId, P, Recipients)> = Vec::new();
-        let mut places: std::collections::HashMap<WorkerId, usize> = Default::default();
+        let mut indices: std::collections::HashMap<WorkerId, usize> = Default::default();
         let mut seen: std::collections::HashSet<&AgentType> = Default::default();
         for owned in self.matching(&topic.topic_type) {
             let (id, peer) = match &owned.subscription.target {
-                Target::Listener(_) => (owned.owner, &owned.peer),
+                Target::Listener(_) => (owned.owner, owned.peer.clone()),
                 Target::Agent(agent_type) => {
                     if !seen.insert(agent_type) {
                         continue;
                     }
                     let agent = AgentId::new(agent_type.clone(), topic.source.clone());
-                    match self.route(&agent) {
+                    match self.route(&agent).and_then(|(id, peer)| place(&agent, id, peer)) {
                         Some(worker) => worker,
                         None => continue,
                     }
                 }
             };
-            let place = *places.entry(id).or_insert_with(|| {
-                found.push((id, peer.clone(), Recipients::default()));
+            let index = *indices.entry(id).or_insert_with(|| {
+                found.push((id, peer, Recipients::default()));
                 found.len() - 1
             });
-            let recipients = &mut found[place].2;
+            let recipients = &mut found[index].2;
             match &owned.subscription.target {
                 Target::Listener(number) => recipients.listeners.push(*number),
                 Target::Agent(agent_type) => recipients.agents.push(agent_type.clone()),
@@ -473,9 +513,20 @@ impl<P: Clone> Directory<P> {
         self.subscriptions.iter().map(|(id, owned)| (id, owned.owner, &owned.subscription))
     }
 
-    /// Agent types that `worker` serves.
-    pub fn types_of(&self, worker: WorkerId) -> impl Iterator<Item = &AgentType> {
-        self.workers.get(&worker).into_iter().flat_map(|worker| &worker.types)
+    /// Agent types that `worker` serves, each with the capacity it has for them.
+    pub fn types_of(&self, worker: WorkerId) -> impl Iterator<Item = (&AgentType, u16)> {
+        let types = self.workers.get(&worker).into_iter().flat_map(|worker| &worker.types);
+        types.filter_map(move |agent_type| {
+            let members = &self.pools.get(agent_type)?.members;
+            let member = members.iter().find(|member| member.id == worker)?;
+            Some((agent_type, member.capacity))
+        })
+    }
+
+    /// Whether `worker` serves anything.
+    pub fn serves_any(&self, worker: WorkerId) -> bool {
+        let owned = self.workers.get(&worker);
+        owned.is_some_and(|owned| !owned.types.is_empty() || !owned.instances.is_empty())
     }
 
     fn check_registrations(&self, worker: WorkerId, max: usize) -> Result<(), RegisterError> {
@@ -494,6 +545,8 @@ impl<P: Clone> Directory<P> {
             pool.members.retain(|member| member.id != worker);
             if pool.members.is_empty() {
                 self.pools.remove(agent_type);
+            } else {
+                pool.weigh();
             }
         }
     }
@@ -526,7 +579,22 @@ impl<P> Default for Directory<P> {
 
 impl<P> Default for Pool<P> {
     fn default() -> Self {
-        Self { exclusive: false, members: Vec::new() }
+        Self { exclusive: false, even: true, members: Vec::new() }
+    }
+}
+
+impl<P> Pool<P> {
+    /// Looks at the members' capacities again.
+    fn weigh(&mut self) {
+        let all = &self.members;
+        self.even = all.windows(2).all(|two| two[0].capacity == two[1].capacity);
+    }
+}
+
+impl<P> Member<P> {
+    /// What decides between members of the same capacity: the greater hash, then the lower number.
+    fn rank(&self, key: u64) -> (u64, Reverse<WorkerId>) {
+        (mix(key ^ mix(self.id.0)), Reverse(self.id))
     }
 }
 
@@ -540,6 +608,59 @@ impl<P> fmt::Debug for Directory<P> {
     }
 }
 
+/// The member with the greatest score for `key`.
+///
+/// This is weighted rendezvous hashing (J. Schindelhauer and G. Schomaker, "Weighted Distributed Hash
+/// Tables", SPAA 2005): with `u` a member's hash as a part of 1, its score is
+/// `capacity / -log(u)`. The base of the logarithm does not matter; with 2 it can be had in whole
+/// numbers, which are the same on every machine.
+fn heaviest<P>(members: &[Member<P>], key: u64) -> Option<&Member<P>> {
+    let mut best: Option<(&Member<P>, u64)> = None;
+    for member in members {
+        let (hash, _) = member.rank(key);
+        let Some((leader, leaders)) = best else {
+            best = Some((member, minus_log2(hash)));
+            continue;
+        };
+        // Scores as products: at most 2^38 by 2^16.
+        let beats = |log: u64| {
+            let (mine, theirs) =
+                (log * u64::from(leader.capacity), leaders * u64::from(member.capacity));
+            mine < theirs || mine == theirs && member.rank(key) > leader.rank(key)
+        };
+        // As -log2(u) is at least 1 - u, most are out without their logarithm.
+        if beats(u64::from(u32::MAX) - (hash >> 32)) {
+            let log = minus_log2(hash);
+            if beats(log) {
+                best = Some((member, log));
+            }
+        }
+    }
+    best.map(|(member, _)| member)
+}
+
+/// `-log2(hash / 2^64)` in units of 2^-32, by repeated squaring: each gives the next binary digit.
+fn minus_log2(hash: u64) -> u64 {
+    let hash = hash.max(1);
+    let zeros = hash.leading_zeros();
+    let mut mantissa = hash << zeros;
+    let mut digits = 0;
+    for _ in 0..32 {
+        let square = u128::from(mantissa) * u128::from(mantissa);
+        let carry = (square >> 127) as u64;
+        digits = digits << 1 | carry;
+        mantissa = (square >> (63 + carry)) as u64;
+    }
+    (u64::from(zeros + 1) << 32) - digits
+}
+
+/// FNV-1a with 64 bits (Fowler, Noll and Vo), of a key's UTF-8.
+fn hash(key: &Key) -> u64 {
+    key.as_str().bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
 /// Spreads a number's bits, after the finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
 fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -548,29 +669,10 @@ fn mix(mut x: u64) -> u64 {
 }
 
 #[cfg(test)]
+mod spread;
+#[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Key;
-
-    #[test]
-    fn a_key_moves_only_if_its_worker_leaves() {
-        let mut room = Directory::default();
-        for id in 1..=4 {
-            room.register(WorkerId(id), &id, &kind("a"), &Registration::default(), 9).unwrap();
-        }
-        let place = |room: &Directory<u64>, n: u32| *room.route(&agent("a", n)).unwrap().1;
-        let before: Vec<u64> = (0..400).map(|n| place(&room, n)).collect();
-        for id in 1..=4 {
-            let keys = before.iter().filter(|&&at| at == id).count();
-            assert!((50..150).contains(&keys), "worker {id} has {keys} of 400 keys");
-        }
-
-        room.remove(WorkerId(2));
-        for (n, &was) in before.iter().enumerate() {
-            let is = place(&room, n as u32);
-            assert!(is == was || was == 2, "key {n} moved from {was} to {is}");
-        }
-    }
 
     #[test]
     fn an_exclusive_registration_admits_no_other_and_is_freed_by_death() {
@@ -633,10 +735,14 @@ mod tests {
         let topic =
             TopicId::new(TopicType::parse("news.tech").unwrap(), Key::parse("server").unwrap());
         let to_a = Recipients { agents: vec![kind("a")], listeners: vec![] };
-        assert_eq!(room.recipients(&topic), [(WorkerId(1), 1, to_a)]);
+        let home = |_: &AgentId, id, peer: &i32| Some((id, *peer));
+        assert_eq!(room.recipients(&topic, home), [(WorkerId(1), 1, to_a)]);
+        assert_eq!(room.recipients(&topic, |_, _, _| None), []);
+        let away = |_: &AgentId, _, _: &i32| Some((WorkerId(2), 2));
+        assert_eq!(room.recipients(&topic, away)[0].0, WorkerId(2));
 
         room.remove(WorkerId(1));
-        assert_eq!(room.recipients(&topic), []);
+        assert_eq!(room.recipients(&topic, home), []);
         assert_eq!((room.subscriptions().count(), room.prefixes), (0, 0));
     }
 

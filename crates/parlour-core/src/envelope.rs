@@ -72,6 +72,8 @@ pub struct Call {
     pub target: AgentId,
     /// After this the caller no longer wants an answer.
     pub deadline: Instant,
+    /// Whether the caller wants to hear of its progress.
+    pub progress: bool,
     /// What is asked.
     pub payload: Payload,
 }

@@ -9,7 +9,9 @@ mod directory;
 mod envelope;
 mod fault;
 mod name;
+mod places;
 mod session;
+mod window;
 pub mod wire;
 
 pub use bytes::Bytes;
@@ -23,4 +25,6 @@ pub use envelope::{
 };
 pub use fault::{Fault, FaultKind};
 pub use name::{AgentId, AgentType, InvalidName, Key, MessageId, TopicId, TopicType};
+pub use places::{Places, Standing, Way};
 pub use session::{CallId, CallMap, Session, Settled};
+pub use window::{Credit, Received, Sent, WrongCount};

@@ -83,6 +83,24 @@ impl<R> Session<R> {
         true
     }
 
+    /// Where to tell of the progress of a call, if it is in flight and was sent.
+    pub fn progress_to(&self, id: CallId) -> Option<&R> {
+        self.in_flight.get(&id).filter(|call| call.sent).map(|call| &call.reply_to)
+    }
+
+    /// Ends a call that cannot go on, and has the peer told so.
+    pub fn fail(&mut self, id: CallId, fault: Fault) {
+        self.settle(id, |sent| fault.may_have_run_if(sent));
+    }
+
+    /// Gives back the address of a call that was never sent, so that it can go elsewhere.
+    pub fn take_unsent(&mut self, id: CallId) -> Option<R> {
+        if self.in_flight.get(&id)?.sent {
+            return None;
+        }
+        self.remove(id).map(|call| call.reply_to)
+    }
+
     /// Ends every call whose deadline is not after `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some(&(at, id)) = self.deadlines.first()

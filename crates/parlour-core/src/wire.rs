@@ -21,18 +21,28 @@ mod decode;
 mod encode;
 mod frame;
 mod number;
+mod raw;
 #[cfg(test)]
 mod tests;
 
 pub use decode::{DecodeError, MAX_HEADER, decode, split_frame};
-pub use encode::{encode, encode_event};
+pub(crate) use encode::resend;
+pub use encode::{encode, encode_event, is_counted};
 pub use frame::{
     CallFrame, Done, EventFrame, Frame, HeaderFields, Hello, PublishFrame, Register, SharedEvent,
     Subscribe, Welcome,
 };
+pub use number::{FIELDS, FieldType, KINDS};
+pub use raw::{RawFrame, RawValue, fields};
 
 /// The WebSocket subprotocol that asks for these frames.
 pub const SUBPROTOCOL: &str = "parlour.v1";
+
+/// The WebSocket subprotocol of the same frames as JSON, for people.
+pub const TEXT_SUBPROTOCOL: &str = "parlour.v1+json";
+
+/// The feature of sessions that survive a socket, with credit.
+pub const RESUME: &str = "resume";
 
 /// The versions of the frames that this code speaks, newest last.
 pub const VERSIONS: &[u64] = &[1];

@@ -2,3 +2,4 @@
 
 pub(crate) mod dialect;
 pub(crate) mod native;
+pub(crate) mod text;

@@ -174,9 +174,9 @@ settings! {
         caller_in_flight: usize = "4096",
             "Calls that one channel may have made and not yet heard of.";
         queue_messages: usize = "4096",
-            "Messages that may wait for one connection.";
+            "Messages that may wait for one connection, or for agents to move to another worker.";
         queue_bytes: Bytes = "8MiB",
-            "Bytes of messages that may wait for one connection.";
+            "Bytes of messages that may wait for one connection, or for agents to move.";
         subscriptions: usize = "1000",
             "Subscriptions that one connection may have for one agent type, or for itself.";
         registrations: usize = "1000",
@@ -196,13 +196,15 @@ settings! {
         idle: Duration = "30s",
             "Between two requests on one connection.";
         stalled_write: Duration = "10s",
-            "Without a byte taken by a peer that has output waiting; then it is cut.";
+            "Without a byte, or a message, taken by a peer that has output waiting; then it is cut.";
         handshake: Duration = "10s",
             "From the opening of a `parlour.v1` channel until its first frame.";
         attach: Duration = "1m",
             "From the registration of a 0.1.0 worker until it opens its socket.";
         heartbeat: Duration = "15s",
-            "Between two pings of a channel; two without any answer, and the peer is dead.";
+            "Between two pings of a channel; silent for twice as long, and the peer is dead.";
+        grace: Duration = "5s",
+            "For how long a `parlour.v1` session waits for another socket when one breaks.";
     }
 }
 

@@ -5,10 +5,11 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use bytestring::ByteString;
 use parlour_core::wire::{self, CallFrame, Done, Frame, Hello, PublishFrame, Register, Welcome};
 use parlour_core::{
-    AgentId, Call, CallId, CallMap, Event, Fault, FaultKind, Reply, Session, Subscription,
-    SubscriptionId, Target,
+    AgentId, Call, CallId, CallMap, Credit, Event, Fault, FaultKind, Payload, Reply, Session,
+    Subscription, SubscriptionId, Target,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::yield_now;
@@ -16,8 +17,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::config::{limits, timeouts};
 use crate::exchange::{Exchange, Origin, Published, Ticket};
-use crate::link::{FRAMES_AT_ONCE, Link, Received, Sendable};
-use crate::peer::{Close, Dispatched, Outgoing, Peer, RETRY_AFTER, ReplyTo};
+use crate::link::{FRAMES_AT_ONCE, Link, Received, Resumption, Sendable};
+use crate::peer::{Close, Dispatched, OVERHEAD, Outgoing, Peer, RETRY_AFTER, ReplyTo};
 
 /// A channel's task.
 pub(crate) struct Connection<L> {
@@ -34,7 +35,31 @@ pub(crate) struct Connection<L> {
     greeted: bool,
     /// The peer broke the protocol, and the channel is about to close.
     refused: bool,
+    /// The name of the session, if it can go on over another socket.
+    name: Option<ByteString>,
+    /// That socket, once it is there.
+    resumption: Option<Box<Resumption>>,
+    /// The session that the peer wants to go on with, if that is not this one.
+    hand_over: Option<Box<HandOver>>,
     link: std::marker::PhantomData<fn(L)>,
+}
+
+/// A socket that another connection's session goes on over, and what was said on it.
+#[derive(Debug)]
+pub(crate) struct HandOver {
+    pub(crate) to: Peer,
+    pub(crate) hello: Hello,
+    pub(crate) welcome: Welcome,
+}
+
+/// How the service of one socket ended.
+enum End {
+    /// The channel is over.
+    Over(&'static str),
+    /// The socket broke, and the session may go on over another.
+    Dropped(&'static str),
+    /// The socket is for another connection.
+    HandOver(Box<HandOver>),
 }
 
 /// Messages taken from the inbox before the socket gets its turn.
@@ -64,6 +89,9 @@ impl<L: Link> Connection<L> {
             made: CallMap::default(),
             greeted: !L::GREETS,
             refused: false,
+            name: None,
+            resumption: None,
+            hand_over: None,
             link: std::marker::PhantomData,
         }
     }
@@ -104,44 +132,116 @@ impl<L: Link> Connection<L> {
         link
     }
 
-    /// Serves the peer on `link` until one of the two closes it. What is left to do is to let the
-    /// link [`linger`](Link::linger).
-    pub(crate) async fn run(&mut self, link: &mut L) {
+    /// Serves the peer on `link`, and on those that follow it when it breaks, until one of the two
+    /// closes it. What is left to do is to let the link [`linger`](Link::linger), or to hand it over
+    /// to the session that it is for.
+    pub(crate) async fn run(&mut self, link: &mut L) -> Option<Box<HandOver>> {
         let metrics = self.exchange.metrics().clone();
-        metrics.channels.inc();
-        metrics.channels_opened.inc();
-        self.peer.connected.store(true, Relaxed);
-        let end = self.serve(link).await;
-        tracing::debug!(worker = self.peer.id.0, end, "channel ended");
-        metrics.channels.dec();
+        loop {
+            metrics.channels.inc();
+            metrics.channels_opened.inc();
+            self.peer.connected.store(true, Relaxed);
+            let end = self.serve(link).await;
+            self.peer.connected.store(false, Relaxed);
+            metrics.channels.dec();
+            match end {
+                End::Over(end) => {
+                    tracing::debug!(worker = self.peer.id.0, end, "channel ended");
+                    break;
+                }
+                End::Dropped(end) => {
+                    tracing::debug!(worker = self.peer.id.0, end, "channel dropped");
+                    let Some(resumption) = self.in_grace().await else { break };
+                    self.resume(link, *resumption);
+                }
+                End::HandOver(hand_over) => {
+                    self.finish().await;
+                    return Some(hand_over);
+                }
+            }
+        }
         self.finish().await;
+        None
     }
 
-    /// Moves messages both ways until the channel ends, and says why it did.
-    async fn serve(&mut self, link: &mut L) -> &'static str {
+    /// Waits until the peer is back on another socket, while calls for it wait or end. `None` if it
+    /// does not come in time, or cannot come.
+    async fn in_grace(&mut self) -> Option<Box<Resumption>> {
+        let is_closing = |item: &Outgoing| matches!(item, Outgoing::Close(_));
+        if self.name.is_none() || self.refused || self.outbox.iter().any(is_closing) {
+            return None;
+        }
+        let until = Instant::now() + self.exchange.config().timeouts.grace;
+        let _in_grace = self.exchange.enter_grace();
+        while self.resumption.is_none() {
+            self.hand_on_settled();
+            let due = self.session.poll_timeout().map_or(until, |at| until.min(at.into()));
+            tokio::select! {
+                Some(item) = self.inbox.recv() => {
+                    if matches!(item, Outgoing::Close(_)) {
+                        return None;
+                    }
+                    self.take(item);
+                }
+                () = sleep_until(due) => {
+                    let now = Instant::now();
+                    self.session.handle_timeout(now.into_std());
+                    if now >= until {
+                        return None;
+                    }
+                }
+            }
+        }
+        self.resumption.take()
+    }
+
+    /// Goes on over the peer's new socket.
+    fn resume(&mut self, link: &mut L, resumption: Resumption) {
+        self.exchange.metrics().sessions_resumed.inc();
+        if let Err(close) = link.resume(resumption) {
+            self.refuse(close);
+        }
+    }
+
+    /// Moves messages both ways until the channel ends, or its socket does.
+    async fn serve(&mut self, link: &mut L) -> End {
         let timeouts = &self.exchange.config().clone().timeouts;
         let mut clock = Clock::new(timeouts);
         let mut timer: Pin<Box<Sleep>> = Box::pin(sleep_until(clock.next_beat));
         let mut frames = Vec::new();
-        // Whether the close has been written: it is the last that is.
-        let mut closed = false;
+        // The close, once it has been written: it is the last that is.
+        let mut closed: Option<Box<Close>> = None;
         loop {
             for _ in 0..BATCH {
                 let Ok(item) = self.inbox.try_recv() else { break };
                 self.take(item);
             }
+            if let Some(resumption) = self.resumption.take() {
+                // The peer noticed before the host did that the old socket is broken.
+                self.resume(link, *resumption);
+                clock = Clock::new(timeouts);
+                if let Some(close) = &closed {
+                    link.close(close);
+                    clock.close();
+                }
+            }
             self.hand_on_settled();
-            if !closed && self.fill(link) {
-                closed = true;
-                clock.close();
+            if closed.is_none() {
+                closed = self.fill(link);
+                if closed.is_some() {
+                    clock.close();
+                }
             }
             // What this protocol could not carry has ended too.
             self.hand_on_settled();
 
             // Looked at each time round: a socket that always has more to read would never let the
             // timer have its turn.
+            let now = Instant::now();
+            self.peer.credit.store(link.credit().unwrap_or(u64::MAX), Relaxed);
+            clock.starve(now, !self.outbox.is_empty() && !link.has_credit());
             let due = clock.due(self.greeted, self.session.poll_timeout());
-            if due <= Instant::now() {
+            if due <= now {
                 if let Some(end) = self.tick(link, &mut clock) {
                     return end;
                 }
@@ -151,26 +251,31 @@ impl<L: Link> Connection<L> {
             if due < timer.deadline() {
                 timer.as_mut().reset(due);
             }
-            let reads = clock.is_closing() || !self.peer.is_choked();
+            let reads = clock.is_closing() || self.peer.may_ask(link.has_credit());
             // A peer that is not read cannot be heard; if it takes nothing, its socket says so.
-            clock.heard |= !reads;
-            let wants_room = !closed && !self.outbox.is_empty();
+            if !reads {
+                clock.hear(now);
+            }
+            let wants_room = closed.is_none() && !self.outbox.is_empty();
             tokio::select! {
                 biased;
                 received = link.receive(reads, wants_room, &mut frames) => match received {
                     Received::Room => {}
-                    Received::Closed => return "closed",
+                    Received::Closed => return End::Over("closed"),
+                    Received::Dropped if clock.is_closing() => return End::Over("closed"),
+                    Received::Dropped => return End::Dropped("its socket broke"),
                     Received::Stalled => {
                         self.exchange.metrics().stalled_writes.inc();
-                        return "cut: it took no byte for too long";
+                        return End::Dropped("cut: it took no byte for too long");
                     }
                     received => {
-                        clock.heard = true;
+                        clock.hear(Instant::now());
+                        link.has_moved();
                         let is_full = frames.len() >= FRAMES_AT_ONCE;
                         for frame in frames.drain(..) {
                             // Nothing is heard any more of a peer that broke the protocol.
                             if !self.refused
-                                && !closed
+                                && closed.is_none()
                                 && let Err(close) = self.handle(frame)
                             {
                                 self.refuse(close);
@@ -178,6 +283,9 @@ impl<L: Link> Connection<L> {
                         }
                         if let Received::Refused(close) = received {
                             self.refuse(close);
+                        }
+                        if let Some(hand_over) = self.hand_over.take() {
+                            return End::HandOver(hand_over);
                         }
                         if is_full {
                             // One that sends without end leaves the others their turn.
@@ -194,26 +302,34 @@ impl<L: Link> Connection<L> {
         }
     }
 
-    /// Does what the time asks for. Returns why the channel ends, if it does.
-    fn tick(&mut self, link: &mut L, clock: &mut Clock) -> Option<&'static str> {
+    /// Does what the time asks for. Returns how the service of this socket ends, if it does.
+    fn tick(&mut self, link: &mut L, clock: &mut Clock) -> Option<End> {
         let now = Instant::now();
         self.session.handle_timeout(now.into_std());
         if clock.closes.is_some_and(|at| now >= at) {
-            return Some("cut: it did not answer the close");
+            return Some(End::Over("cut: it did not answer the close"));
+        }
+        if clock.starves.is_some_and(|at| now >= at) {
+            self.exchange.metrics().stalled_writes.inc();
+            return Some(End::Over("cut: it acknowledged nothing for too long"));
         }
         if !self.greeted && now >= clock.greets {
             self.greeted = true;
             self.refuse(Close::new(Close::POLICY, "no HELLO within timeouts.handshake"));
         }
+        if now >= clock.silent {
+            self.exchange.metrics().missed_heartbeats.inc();
+            let end = "cut: it was silent for two heartbeats";
+            return Some(if clock.is_closing() { End::Over(end) } else { End::Dropped(end) });
+        }
         if now >= clock.next_beat {
-            clock.missed = if std::mem::take(&mut clock.heard) { 0 } else { clock.missed + 1 };
-            if clock.missed >= 2 {
-                self.exchange.metrics().missed_heartbeats.inc();
-                return Some("cut: it missed two heartbeats");
-            }
             clock.next_beat = now + clock.heartbeat;
             if !clock.is_closing() {
                 self.send(link, Sendable::Ping);
+            }
+            // A ping waits behind a large message, and an answer behind another.
+            if link.has_moved() {
+                clock.hear(now);
             }
         }
         None
@@ -246,6 +362,10 @@ impl<L: Link> Connection<L> {
                 let detail = "the host shut down before the agent answered";
                 self.session.end_all(&Fault::new(FaultKind::Unavailable, detail));
             }
+            Outgoing::Resume(resumption) => {
+                self.peer.released(OVERHEAD);
+                self.resumption = Some(resumption);
+            }
             item => self.outbox.push_back(item),
         }
     }
@@ -270,8 +390,8 @@ impl<L: Link> Connection<L> {
         }
     }
 
-    /// Moves what waits onto the link, as far as it has room. Returns whether the link closes now.
-    fn fill(&mut self, link: &mut L) -> bool {
+    /// Moves what waits onto the link, as far as it has room. Returns the close if that was written.
+    fn fill(&mut self, link: &mut L) -> Option<Box<Close>> {
         while link.has_room()
             && let Some(item) = self.outbox.pop_front()
         {
@@ -290,13 +410,16 @@ impl<L: Link> Connection<L> {
                 Outgoing::Drain => self.send(link, Sendable::Drain),
                 Outgoing::Close(close) => {
                     link.close(&close);
-                    return true;
+                    return Some(close);
+                }
+                Outgoing::Progress(id, payload) => {
+                    self.send(link, Sendable::Progress(id, &payload));
                 }
                 // Taken by `take`, and so never here.
-                Outgoing::Cancel(_) | Outgoing::GiveUp => {}
+                Outgoing::Cancel(_) | Outgoing::GiveUp | Outgoing::Resume(_) => {}
             }
         }
-        false
+        None
     }
 
     fn send_call(&mut self, link: &mut L, dispatched: &Dispatched) {
@@ -334,6 +457,7 @@ impl<L: Link> Connection<L> {
                     self.exchange.metrics().replies_unasked.inc();
                 }
             }
+            Frame::Progress(id, payload) => self.handle_progress(id, payload),
             Frame::Cancel(id) => {
                 // Taken, so that a call is given up once however often that is said.
                 if let Some(ticket) = self.made.get_mut(&id).and_then(Option::take) {
@@ -398,13 +522,37 @@ impl<L: Link> Connection<L> {
         self.greeted = true;
         self.peer.set_name(&hello.name.chars().take(128).collect::<String>());
         let config = self.exchange.config();
-        let welcome = Welcome {
+        let mut welcome = Welcome {
             version,
-            features: Vec::new(),
             name: config.server.name.as_str().into(),
             max_payload: config.limits.payload_bytes.0 as u64,
             heartbeat: config.timeouts.heartbeat,
+            ..Welcome::default()
         };
+        if hello.features.iter().any(|feature| feature == wire::RESUME) {
+            welcome.features = vec![ByteString::from_static(wire::RESUME)];
+            welcome.grace = config.timeouts.grace;
+            // A client that asks for no credit in particular gets all.
+            let unless_0 = |asked: u64, most: usize| match asked {
+                0 => most as u64,
+                asked => asked.min(most as u64),
+            };
+            welcome.credit = Credit {
+                messages: unless_0(hello.credit.messages, config.limits.queue_messages),
+                bytes: unless_0(hello.credit.bytes, config.limits.queue_bytes.0),
+            };
+            let asked = hello.session.as_ref();
+            let known = asked.and_then(|name| self.exchange.session(name, &self.peer));
+            if let Some(to) = known {
+                welcome.session = hello.session.clone();
+                welcome.resumed = true;
+                let hello = hello.clone();
+                self.hand_over = Some(Box::new(HandOver { to, hello, welcome }));
+                return Ok(());
+            }
+            self.name = Some(self.exchange.name_session(&self.peer));
+            welcome.session = self.name.clone();
+        }
         self.push(Outgoing::Frame(Box::new(Frame::Welcome(welcome))));
         if self.exchange.is_draining() {
             self.push(Outgoing::Drain);
@@ -413,13 +561,13 @@ impl<L: Link> Connection<L> {
     }
 
     fn handle_call(&mut self, frame: CallFrame) -> Result<(), Close> {
-        let CallFrame { id, target, timeout, header, payload } = frame;
+        let CallFrame { id, target, timeout, progress, header, payload, .. } = frame;
         if self.made.contains_key(&id) {
             let reason = format!("call {} is in flight already", id.0);
             return Err(Close::new(Close::PROTOCOL, reason));
         }
         let metrics = self.exchange.metrics();
-        let reply_to = ReplyTo::peer(self.peer.clone(), id, metrics);
+        let reply_to = ReplyTo::peer(self.peer.clone(), id, progress, metrics);
         let limit = self.exchange.config().limits.caller_in_flight;
         if self.made.len() >= limit {
             let detail = "this connection has as many calls in flight as it may have";
@@ -431,10 +579,19 @@ impl<L: Link> Connection<L> {
         }
         let header = self.exchange.stamp(header, &self.origin);
         let deadline = self.exchange.deadline(timeout).into_std();
-        let call = Call { header, target, deadline, payload };
+        let call = Call { header, target, deadline, progress, payload };
         let ticket = self.exchange.dispatch(call, reply_to);
         self.made.insert(id, ticket);
         Ok(())
+    }
+
+    /// What an agent says of a call before it ends. Of no interest once it has ended.
+    fn handle_progress(&mut self, id: CallId, payload: Payload) {
+        let admitted = self.exchange.admit_payload(&payload);
+        let Some(reply_to) = self.session.progress_to(id) else { return };
+        if let Err(fault) = admitted.and_then(|()| reply_to.progress(payload)) {
+            self.session.fail(id, fault);
+        }
     }
 
     fn handle_publish(&mut self, frame: PublishFrame) {
@@ -502,15 +659,33 @@ impl<L: Link> Connection<L> {
 
     /// Leaves the exchange and ends all that is in flight, both ways.
     async fn finish(&mut self) {
+        if let Some(name) = &self.name {
+            self.exchange.end_session(name);
+        }
         self.exchange.leave(self.peer.id);
+        // What the worker never had goes to another.
+        for item in std::mem::take(&mut self.outbox) {
+            if let Outgoing::Call(dispatched) = item
+                && let Some(reply_to) = self.session.take_unsent(dispatched.id)
+            {
+                self.exchange.move_on(&self.peer, dispatched.id, dispatched.call, reply_to);
+            }
+        }
         self.session.handle_disconnect();
         self.hand_on_settled();
         self.made.values().flatten().for_each(Ticket::cancel);
         self.inbox.close();
         // Ends once everything has come that was on its way when the inbox closed.
         while let Some(item) = self.inbox.recv().await {
-            let fault = Fault::new(FaultKind::WorkerLost, "the worker left before it had the call");
-            item.refuse(fault.may_have_run_if(false));
+            match item {
+                Outgoing::Call(mut dispatched) => {
+                    if let Some(reply_to) = dispatched.reply_to.take() {
+                        self.exchange.move_on(&self.peer, dispatched.id, dispatched.call, reply_to);
+                    }
+                }
+                Outgoing::Cancel(id) => self.peer.cancel_moved(id),
+                _ => {}
+            }
         }
     }
 }
@@ -519,14 +694,15 @@ impl<L: Link> Connection<L> {
 struct Clock {
     heartbeat: Duration,
     next_beat: Instant,
-    /// Whether the peer said anything since the last beat.
-    heard: bool,
-    /// Beats since it last did.
-    missed: u32,
+    /// When the peer counts as gone if nothing is heard of it until then.
+    silent: Instant,
     /// Until when the peer has to greet.
     greets: Instant,
     /// Until when it has to answer a close.
     closes: Option<Instant>,
+    patience: Duration,
+    /// Until when it has to give credit, while messages wait for that.
+    starves: Option<Instant>,
 }
 
 impl Clock {
@@ -535,11 +711,20 @@ impl Clock {
         Self {
             heartbeat: timeouts.heartbeat,
             next_beat: now + timeouts.heartbeat,
-            heard: false,
-            missed: 0,
+            silent: now + 2 * timeouts.heartbeat,
             greets: now + timeouts.handshake,
             closes: None,
+            patience: timeouts.stalled_write,
+            starves: None,
         }
+    }
+
+    fn hear(&mut self, now: Instant) {
+        self.silent = now + 2 * self.heartbeat;
+    }
+
+    fn starve(&mut self, now: Instant, is_starved: bool) {
+        self.starves = is_starved.then(|| self.starves.unwrap_or(now + self.patience));
     }
 
     fn is_closing(&self) -> bool {
@@ -552,7 +737,8 @@ impl Clock {
 
     /// When there is next something to do.
     fn due(&self, greeted: bool, deadline: Option<std::time::Instant>) -> Instant {
-        let due = self.closes.map_or(self.next_beat, |at| at.min(self.next_beat));
+        let others = [self.closes, self.starves].into_iter().flatten();
+        let due = others.fold(self.next_beat.min(self.silent), Instant::min);
         let due = deadline.map_or(due, |at| due.min(at.into()));
         if greeted { due } else { due.min(self.greets) }
     }

@@ -1,10 +1,12 @@
 //! The middle of the host, and all that bindings know of it: every call and event passes through
 //! here, whichever door it came in by.
 
-use std::collections::BTreeMap;
+mod moves;
+
+use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,7 +14,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use bytestring::ByteString;
 use parking_lot::Mutex;
-use parlour_core::wire::HeaderFields;
+use parlour_core::wire::{Frame, HeaderFields};
 use parlour_core::{
     AgentId, AgentType, Call, CallId, Directory, Event, Fault, FaultKind, Header, MessageId,
     Payload, Principal, RegisterError, Registration, Reply, Subscription, SubscriptionId, TopicId,
@@ -25,7 +27,10 @@ use crate::Config;
 use crate::config::limits;
 use crate::event::SharedEvent;
 use crate::metrics::Metrics;
-use crate::peer::{Bounds, Dispatched, Outgoing, Peer, RETRY_AFTER, Refused, ReplyTo};
+use crate::peer::{Bounds, Close, Outgoing, Peer, RETRY_AFTER, Refused, ReplyTo};
+use moves::{Moves, Moving};
+
+pub(crate) use moves::Stay;
 
 /// Where every call and event of a host passes through. Cloning gives another handle to the same.
 #[derive(Clone)]
@@ -38,6 +43,11 @@ struct Inner {
     /// Read without a lock by every message; replaced, under `peers`, by every registration.
     directory: ArcSwap<Directory<Peer>>,
     peers: Mutex<BTreeMap<WorkerId, Peer>>,
+    moves: Moves,
+    /// The connections that can go on over another socket, by the secret name of their session.
+    sessions: Mutex<HashMap<ByteString, Peer>>,
+    /// How many of them have no socket now.
+    in_grace: AtomicUsize,
     next_call: AtomicU64,
     next_worker: AtomicU64,
     draining: AtomicBool,
@@ -59,17 +69,27 @@ pub(crate) struct Origin {
     pub(crate) worker: Option<WorkerId>,
 }
 
-/// A call that was handed to a worker, by which its caller can give it up.
+/// A call that was sent on its way, by which its caller can give it up.
 #[derive(Clone, Debug)]
 pub(crate) struct Ticket {
-    peer: Peer,
-    id: CallId,
+    pub(crate) id: CallId,
+    to: To,
+}
+
+#[derive(Clone, Debug)]
+enum To {
+    Peer(Peer),
+    /// It has to wait until its agent has moved.
+    Moving(Moving),
 }
 
 impl Ticket {
     /// Tells the worker's connection that nobody waits any more. Harmless for a call that ended.
     pub(crate) fn cancel(&self) {
-        self.peer.push(Outgoing::Cancel(self.id));
+        match &self.to {
+            To::Peer(peer) => peer.cancel(self.id),
+            To::Moving(moving) => moving.cancel(self.id),
+        }
     }
 }
 
@@ -100,6 +120,9 @@ impl Exchange {
             clock: Clock { started: Instant::now(), started_unix },
             directory: ArcSwap::default(),
             peers: Mutex::default(),
+            moves: Moves::default(),
+            sessions: Mutex::default(),
+            in_grace: AtomicUsize::new(0),
             next_call: AtomicU64::new(1),
             next_worker: AtomicU64::new(1),
             draining: AtomicBool::new(false),
@@ -125,6 +148,13 @@ impl Exchange {
         self.0.peers.lock().values().for_each(|peer| peer.push(Outgoing::Drain));
     }
 
+    /// Ends every call: the host goes now.
+    pub(crate) fn give_up(&self) {
+        // First, so that none of these goes to a worker that has been told already.
+        self.fail_all_held();
+        self.peers().iter().for_each(|peer| peer.push(Outgoing::GiveUp));
+    }
+
     pub(crate) fn is_draining(&self) -> bool {
         self.0.draining.load(Relaxed)
     }
@@ -143,6 +173,56 @@ impl Exchange {
         let (peer, inbox) = Peer::new(id, protocol, principal, bounds);
         self.0.peers.lock().insert(id, peer.clone());
         (peer, inbox)
+    }
+
+    /// Names the session of `peer`, by which it can go on over another socket.
+    pub(crate) fn name_session(&self, peer: &Peer) -> ByteString {
+        // Whoever knows it can take the session over: it is as random as the system can make it.
+        let name = ByteString::from(uuid::Uuid::new_v4().simple().to_string());
+        self.0.sessions.lock().insert(name.clone(), peer.clone());
+        name
+    }
+
+    /// The connection whose session has this name, if `peer` can go on with it: one of the same
+    /// principal, which writes frames in the same way.
+    pub(crate) fn session(&self, name: &str, peer: &Peer) -> Option<Peer> {
+        let sessions = self.0.sessions.lock();
+        let is_same =
+            |known: &&Peer| known.principal == peer.principal && known.protocol == peer.protocol;
+        sessions.get(name).filter(is_same).cloned()
+    }
+
+    /// Forgets a session: its connection is about to leave.
+    pub(crate) fn end_session(&self, name: &str) {
+        self.0.sessions.lock().remove(name);
+    }
+
+    /// Notes that a connection has lost its socket and waits for another, until the guard is dropped.
+    pub(crate) fn enter_grace(&self) -> InGrace {
+        self.0.in_grace.fetch_add(1, Relaxed);
+        InGrace(self.clone())
+    }
+
+    /// Ends sessions of the same worker that have no socket: it was started anew.
+    fn take_over(&self, peer: &Peer) {
+        if self.0.in_grace.load(Relaxed) == 0 {
+            return;
+        }
+        let name = peer.name();
+        for other in self.peers() {
+            let is_former = other.id != peer.id
+                && !name.is_empty()
+                && other.name() == name
+                && other.principal == peer.principal
+                && !other.connected.load(Relaxed);
+            if is_former {
+                let _peers = self.0.peers.lock();
+                self.change(|directory| directory.remove(other.id));
+                drop(_peers);
+                let close = Close::new(Close::GOING_AWAY, "the worker was started anew");
+                other.push(Outgoing::Close(Box::new(close)));
+            }
+        }
     }
 
     /// Forgets a connection and all that it served.
@@ -175,14 +255,26 @@ impl Exchange {
         agent_type: &AgentType,
         registration: &Registration,
     ) -> Result<(), Fault> {
+        self.admit_registration(peer)?;
         let max = self.config().limits.registrations;
         self.try_change(peer, |d| d.register(peer.id, peer, agent_type, registration, max))
     }
 
     /// Records that `peer` serves one agent.
     pub(crate) fn register_instance(&self, peer: &Peer, agent: &AgentId) -> Result<(), Fault> {
+        self.admit_registration(peer)?;
         let max = self.config().limits.registrations;
         self.try_change(peer, |d| d.register_instance(peer.id, peer, agent, max))
+    }
+
+    fn admit_registration(&self, peer: &Peer) -> Result<(), Fault> {
+        if peer.draining.load(Relaxed) {
+            let fault =
+                Fault::new(FaultKind::Conflict, "the worker is draining and gets no new work");
+            return Err(fault.hint("end what it has, and connect anew"));
+        }
+        self.take_over(peer);
+        Ok(())
     }
 
     /// Forgets that `peer` serves an agent type.
@@ -217,6 +309,47 @@ impl Exchange {
         peer.draining.store(true, Relaxed);
         let _peers = self.0.peers.lock();
         self.change(|directory| directory.drain(peer.id));
+    }
+
+    /// Gives the worker that is called `name`, or has that number, no new work, and asks it to leave.
+    pub(crate) fn retire(&self, name: &str) -> Result<Peer, Fault> {
+        let peer = self.worker(name)?;
+        self.drain(&peer);
+        peer.push(Outgoing::Frame(Box::new(Frame::Leave)));
+        Ok(peer)
+    }
+
+    /// The one worker of this name or number.
+    fn worker(&self, name: &str) -> Result<Peer, Fault> {
+        let directory = self.0.directory.load();
+        let mut named = self.peers();
+        let by_name = named.iter().any(|peer| peer.name() == name);
+        match name.parse().map(WorkerId) {
+            Ok(id) if !by_name => named.retain(|peer| peer.id == id),
+            _ => named.retain(|peer| peer.name() == name),
+        }
+        let is_known = !named.is_empty();
+        named.retain(|peer| directory.serves_any(peer.id) || peer.draining.load(Relaxed));
+        let name = name.escape_debug();
+        match &named[..] {
+            [peer] => Ok(peer.clone()),
+            [] if is_known => {
+                let detail = format!("`{name}` serves no agents, so there is nothing to drain");
+                let fault = Fault::new(FaultKind::Conflict, detail);
+                Err(fault.hint("`parlour workers` shows which agent types each one serves"))
+            }
+            [] => {
+                let detail = format!("no worker is called `{name}`, or has that number");
+                let fault = Fault::new(FaultKind::NotFound, detail);
+                Err(fault.hint("`parlour workers` lists names and numbers"))
+            }
+            several => {
+                let ids: Vec<_> = several.iter().map(|peer| peer.id.0.to_string()).collect();
+                let detail = format!("{} workers are called `{name}`", several.len());
+                let hint = format!("say which by its number: {}", ids.join(", "));
+                Err(Fault::new(FaultKind::Conflict, detail).hint(hint))
+            }
+        }
     }
 
     /// Changes what the directory says of `peer`, unless it has left: nobody would forget it again.
@@ -317,30 +450,37 @@ impl Exchange {
     ///
     /// Returns the ticket by which it can be given up, unless it has ended already.
     pub(crate) fn dispatch(&self, call: Call, reply_to: ReplyTo) -> Option<Ticket> {
-        match self.admit(&call).and_then(|()| self.route(&call.target)) {
+        match self.admit(&call) {
+            Ok(()) => self.send_call(self.next_call(), call, reply_to),
             Err(fault) => {
                 reply_to.send(Err(fault));
                 None
             }
-            Ok(peer) => {
-                let id = CallId(self.0.next_call.fetch_add(1, Relaxed));
-                let ticket = Ticket { peer: peer.clone(), id };
-                let work =
-                    Outgoing::Call(Box::new(Dispatched { id, call, reply_to: Some(reply_to) }));
-                match peer.offer(work) {
-                    Ok(()) => Some(ticket),
-                    Err(refused) => {
-                        self.refuse(refused);
-                        None
-                    }
-                }
-            }
         }
     }
 
+    /// Sends a call on, under its name, that its worker left without having had it.
+    pub(crate) fn move_on(&self, from: &Peer, id: CallId, call: Call, reply_to: ReplyTo) {
+        if self.0.directory.load().route(&call.target).is_some() {
+            if let Some(ticket) = self.send_call(id, call, reply_to) {
+                from.moved(ticket);
+            }
+            return;
+        }
+        let detail = "the worker left before it had the call, and there is no other";
+        let fault = Fault::new(FaultKind::WorkerLost, detail).may_have_run_if(false);
+        reply_to.send(Err(fault));
+    }
+
+    /// The host's name for the next message: in the order in which it takes them.
+    fn next_call(&self) -> CallId {
+        CallId(self.0.next_call.fetch_add(1, Relaxed))
+    }
+
     /// Sends `call` on its way, and returns what waits for its reply.
-    pub(crate) fn call(&self, call: Call) -> Waiting {
-        let (reply_to, reply) = ReplyTo::waiter(&self.0.metrics);
+    /// What comes before it goes to `progress`, if the call asks for it.
+    pub(crate) fn call(&self, call: Call, progress: Option<mpsc::Sender<Payload>>) -> Waiting {
+        let (reply_to, reply) = ReplyTo::waiter(&self.0.metrics, progress);
         Waiting { ticket: self.dispatch(call, reply_to), reply }
     }
 
@@ -353,7 +493,15 @@ impl Exchange {
         self.admit_message(&event.header, &event.payload)?;
         let metrics = &self.0.metrics;
         metrics.events.inc();
-        let mut found = self.0.directory.load().recipients(&event.topic);
+        let directory = self.0.directory.load();
+        let mut moving = Vec::new();
+        let mut found = directory.recipients(&event.topic, |agent, home, peer| {
+            let place = self.event_place(&directory, agent, home, peer);
+            if place.is_none() && Some(home) != except {
+                moving.push(agent.clone());
+            }
+            place
+        });
         found.retain(|(id, ..)| Some(*id) != except);
         let limit = self.0.config.limits.fan_out;
         if found.len() > limit {
@@ -397,20 +545,19 @@ impl Exchange {
                 Err(_) => {}
             }
         }
+        for agent in moving {
+            match self.send_event_later(&event, agent) {
+                Ok(count) => published.recipients += count,
+                Err(agent) if published.dropped.len() < DROPPED_NAMES => {
+                    published.dropped.push(agent.to_string().into());
+                }
+                Err(_) => unnamed += 1,
+            }
+        }
         if unnamed > 0 {
             published.dropped.push(format!("{unnamed} more").into());
         }
         Ok(published)
-    }
-
-    /// The worker that a call to this agent goes to.
-    fn route(&self, target: &AgentId) -> Result<Peer, Fault> {
-        let directory = self.0.directory.load();
-        directory.route(target).map(|(_, peer)| peer.clone()).ok_or_else(|| {
-            let agent_type = &target.agent_type;
-            Fault::new(FaultKind::UnknownAgent, format!("agent type {agent_type} not registered"))
-                .hint(format!("start one: parlour worker {agent_type} --echo"))
-        })
     }
 
     fn admit(&self, call: &Call) -> Result<(), Fault> {
@@ -473,6 +620,15 @@ impl Exchange {
             }
         };
         item.refuse(fault);
+    }
+}
+
+/// A connection that waits for another socket.
+pub(crate) struct InGrace(Exchange);
+
+impl Drop for InGrace {
+    fn drop(&mut self) {
+        self.0.0.in_grace.fetch_sub(1, Relaxed);
     }
 }
 

@@ -36,6 +36,7 @@ pub(crate) struct Socket {
     io: Box<dyn Io>,
     /// What was read ahead of whoever reads next.
     ahead: Bytes,
+    read: u64,
     written: u64,
     /// How long a write may wait without a byte taken.
     patience: Duration,
@@ -67,7 +68,8 @@ impl Drop for Place {
 impl Socket {
     pub(crate) fn new(io: Box<dyn Io>, patience: Duration) -> Self {
         let ahead = Bytes::new();
-        Self { io, ahead, written: 0, patience, waiting: None, phase: None, _place: None }
+        let (read, written) = (0, 0);
+        Self { io, ahead, read, written, patience, waiting: None, phase: None, _place: None }
     }
 
     /// Keeps `place` for as long as the socket is there.
@@ -85,6 +87,11 @@ impl Socket {
     /// Tells `phase` of each byte that comes, or nobody.
     pub(crate) fn report_to(&mut self, phase: Option<Arc<Phase>>) {
         self.phase = phase;
+    }
+
+    /// Bytes that came from the peer.
+    pub(crate) fn read(&self) -> u64 {
+        self.read
     }
 
     /// Bytes that the peer has taken.
@@ -149,7 +156,9 @@ impl AsyncRead for Socket {
             }
             Poll::Ready(Ok(()))
         };
-        if buf.filled().len() > before
+        let came = buf.filled().len() - before;
+        self.read += came as u64;
+        if came > 0
             && let Some(phase) = &self.phase
         {
             phase.bytes_came();

@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod echo;
 
+use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,8 +12,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use bytestring::ByteString;
 use futures_util::{Sink as _, Stream as _};
-use parlour_core::wire::Frame;
-use parlour_core::{Call, CallId, Fault, Recipients, Reply};
+use parlour_core::wire::{Frame, Hello, Welcome};
+use parlour_core::{Call, CallId, Fault, Payload, Recipients, Reply};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_websockets::{CloseCode, Error, Message, WebSocketStream};
 
@@ -46,6 +47,19 @@ pub(crate) trait Link: Send {
     /// Whether more may be sent without keeping much in memory.
     fn has_room(&self) -> bool;
 
+    /// Whether the peer takes more than it was sent.
+    fn has_credit(&self) -> bool;
+
+    /// Whether since this was last asked bytes moved that only a living peer moves: some that came from
+    /// it, also of a message that is not whole yet, or some that waited to be written.
+    fn has_moved(&mut self) -> bool;
+
+    /// How many more frames it takes, if it said so.
+    fn credit(&self) -> Option<u64>;
+
+    /// Goes on over another socket: greets the peer there, and sends again what it lacks.
+    fn resume(&mut self, resumption: Resumption) -> Result<(), Close>;
+
     /// Begins to close; [`receive`](Self::receive) says when that is done.
     fn close(&mut self, close: &Close);
 
@@ -62,8 +76,10 @@ pub(crate) enum Received {
     Room,
     /// The peer said something that ends the channel.
     Refused(Close),
-    /// The socket is closed.
+    /// The socket was closed by the peer, which said so.
     Closed,
+    /// The socket broke.
+    Dropped,
     /// The peer took nothing for too long.
     Stalled,
 }
@@ -73,6 +89,7 @@ pub(crate) enum Received {
 pub(crate) enum Sendable<'a> {
     Call(CallId, &'a Call, Duration),
     Withdraw(CallId),
+    Progress(CallId, &'a Payload),
     Reply(CallId, &'a Reply),
     Event(&'a SharedEvent, &'a Recipients),
     Frame(&'a Frame),
@@ -93,6 +110,44 @@ pub(crate) trait Protocol: Send {
 
     /// Writes one item.
     fn encode(&mut self, item: Sendable<'_>, out: &mut Outbox) -> Result<(), Fault>;
+
+    /// Whether the peer takes more than it was sent.
+    fn has_credit(&self) -> bool {
+        true
+    }
+
+    /// How many more frames it takes, if it said so.
+    fn credit(&self) -> Option<u64> {
+        None
+    }
+
+    /// Ends a batch, which is about to be written and may have to be sent again.
+    fn seal(&mut self, batch: BytesMut) -> Bytes {
+        batch.freeze()
+    }
+
+    /// Hands on the messages of a batch.
+    fn write(&self, batch: Bytes, mut give: impl FnMut(Message)) {
+        give(Message::binary(batch));
+    }
+
+    /// What to write first on another socket of the same session.
+    fn resume(&mut self, _hello: &Hello, _welcome: Welcome) -> Result<Vec<Bytes>, Close> {
+        Err(Close::new(Close::PROTOCOL, "this protocol knows no sessions"))
+    }
+}
+
+/// A socket on which a client goes on with its session: what it said, and what it is answered.
+pub(crate) struct Resumption {
+    pub(crate) socket: WebSocketStream<Socket>,
+    pub(crate) hello: Hello,
+    pub(crate) welcome: Welcome,
+}
+
+impl fmt::Debug for Resumption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resumption").field("hello", &self.hello).finish_non_exhaustive()
+    }
 }
 
 /// Where a protocol writes to.
@@ -128,12 +183,28 @@ pub(crate) struct WebSocketLink<P> {
     /// Bytes that the socket will have written when all that it was given is out.
     given: u64,
     failed: bool,
+    /// The peer has said that it closes.
+    goodbye: bool,
+    moved: Moved,
+}
+
+/// Bytes that had moved when that was last asked, and that waited then.
+#[derive(Debug, Default)]
+struct Moved {
+    read: u64,
+    written: u64,
+    backlog: u64,
 }
 
 impl<P: Protocol> WebSocketLink<P> {
     pub(crate) fn new(socket: WebSocketStream<Socket>, protocol: P) -> Self {
-        let (outbox, undecoded, given, failed) = Default::default();
-        Self { socket, protocol, outbox, undecoded, given, failed }
+        let (outbox, undecoded, given, failed, goodbye, moved) = Default::default();
+        Self { socket, protocol, outbox, undecoded, given, failed, goodbye, moved }
+    }
+
+    /// Gives the socket up to the session that goes on over it.
+    pub(crate) fn into_resumption(self, hello: Hello, welcome: Welcome) -> Resumption {
+        Resumption { socket: self.socket, hello, welcome }
     }
 
     fn pending(&self) -> usize {
@@ -146,9 +217,9 @@ impl<P: Protocol> WebSocketLink<P> {
         for text in std::mem::take(&mut self.outbox.texts) {
             self.give(Message::text(text.into_bytes()));
         }
-        if !self.outbox.batch.is_empty() {
-            let batch = std::mem::take(&mut self.outbox.batch).freeze();
-            self.give(Message::binary(batch));
+        let batch = self.protocol.seal(std::mem::take(&mut self.outbox.batch));
+        if !batch.is_empty() {
+            self.write(batch);
         }
         if std::mem::take(&mut self.outbox.ping) {
             self.give(Message::ping(""));
@@ -156,11 +227,12 @@ impl<P: Protocol> WebSocketLink<P> {
     }
 
     fn give(&mut self, message: Message) {
-        let length = message.as_payload().len() + FRAME_HEADER;
-        // A socket that is closed already takes nothing, and reading from it will say so.
-        if Pin::new(&mut self.socket).start_send(message).is_ok() {
-            self.given += length as u64;
-        }
+        give(&mut self.socket, &mut self.given, message);
+    }
+
+    fn write(&mut self, batch: Bytes) {
+        let Self { socket, given, protocol, .. } = self;
+        protocol.write(batch, |message| give(socket, given, message));
     }
 
     fn poll_receive(
@@ -172,7 +244,7 @@ impl<P: Protocol> WebSocketLink<P> {
         self.seal();
         match Pin::new(&mut self.socket).poll_flush(cx) {
             Poll::Ready(Ok(())) => self.given = self.socket.get_ref().written(),
-            Poll::Ready(Err(error)) => return Poll::Ready(ended(&error)),
+            Poll::Ready(Err(error)) => return Poll::Ready(self.ended(&error)),
             Poll::Pending => {}
         }
         if wants_room && self.has_room() {
@@ -197,7 +269,7 @@ impl<P: Protocol> WebSocketLink<P> {
             match Pin::new(&mut self.socket).poll_next(cx) {
                 Poll::Pending => break,
                 Poll::Ready(None) if frames.is_empty() && !heard => {
-                    return Poll::Ready(Received::Closed);
+                    return Poll::Ready(self.end());
                 }
                 Poll::Ready(None) => break,
                 // After a breach of the WebSocket protocol the socket writes its close frame and
@@ -206,12 +278,12 @@ impl<P: Protocol> WebSocketLink<P> {
                     let reason = format!("a message has more than {max_len} bytes");
                     return Poll::Ready(Received::Refused(Close::new(Close::TOO_BIG, reason)));
                 }
-                Poll::Ready(Some(Err(error))) => match ended(&error) {
-                    Received::Closed if !self.failed && !matches!(error, Error::Io(_)) => {
-                        self.failed = true;
+                Poll::Ready(Some(Err(error))) => {
+                    if self.failed || matches!(error, Error::Io(_)) {
+                        return Poll::Ready(self.ended(&error));
                     }
-                    end => return Poll::Ready(end),
-                },
+                    self.failed = true;
+                }
                 Poll::Ready(Some(Ok(message))) => {
                     heard = true;
                     if message.is_text() || message.is_binary() {
@@ -220,6 +292,8 @@ impl<P: Protocol> WebSocketLink<P> {
                             return Poll::Ready(Received::Refused(close));
                         }
                         self.undecoded = Bytes::from(message.into_payload());
+                    } else if message.is_close() {
+                        self.goodbye = true;
                     } else if message.is_ping() {
                         // Its answer is written before more is read, so that pings cannot pile up.
                         break;
@@ -229,12 +303,26 @@ impl<P: Protocol> WebSocketLink<P> {
         }
         if heard { Poll::Ready(Received::Heard) } else { Poll::Pending }
     }
+
+    fn ended(&self, error: &Error) -> Received {
+        match error {
+            Error::Io(error) if is_stalled(error) => Received::Stalled,
+            _ => self.end(),
+        }
+    }
+
+    /// How a socket ended on which nothing more comes. A breach of the WebSocket protocol is no
+    /// accident of the network.
+    fn end(&self) -> Received {
+        if self.goodbye || self.failed { Received::Closed } else { Received::Dropped }
+    }
 }
 
-fn ended(error: &Error) -> Received {
-    match error {
-        Error::Io(error) if is_stalled(error) => Received::Stalled,
-        _ => Received::Closed,
+fn give(socket: &mut WebSocketStream<Socket>, given: &mut u64, message: Message) {
+    let length = message.as_payload().len() + FRAME_HEADER;
+    // A socket that is closed already takes nothing, and reading from it will say so.
+    if Pin::new(socket).start_send(message).is_ok() {
+        *given += length as u64;
     }
 }
 
@@ -254,7 +342,38 @@ impl<P: Protocol> Link for WebSocketLink<P> {
     }
 
     fn has_room(&self) -> bool {
-        self.pending() < ROOM
+        self.pending() < ROOM && self.protocol.has_credit()
+    }
+
+    fn has_credit(&self) -> bool {
+        self.protocol.has_credit()
+    }
+
+    fn has_moved(&mut self) -> bool {
+        let (read, written) = (self.socket.get_ref().read(), self.socket.get_ref().written());
+        let backlog = self.given.saturating_sub(written);
+        let now = Moved { read, written, backlog };
+        let then = std::mem::replace(&mut self.moved, now);
+        read != then.read || (then.backlog > 0 && written != then.written)
+    }
+
+    fn credit(&self) -> Option<u64> {
+        self.protocol.credit()
+    }
+
+    fn resume(&mut self, resumption: Resumption) -> Result<(), Close> {
+        let Resumption { socket, hello, welcome } = resumption;
+        // What was encoded and did not reach the old socket counts as sent there.
+        let _ = self.protocol.seal(std::mem::take(&mut self.outbox.batch));
+        self.outbox = Outbox::default();
+        self.undecoded = Bytes::new();
+        (self.failed, self.goodbye, self.moved) = Default::default();
+        self.given = socket.get_ref().written();
+        self.socket = socket;
+        for batch in self.protocol.resume(&hello, welcome)? {
+            self.write(batch);
+        }
+        Ok(())
     }
 
     fn close(&mut self, close: &Close) {
@@ -276,7 +395,7 @@ impl<P: Protocol> Link for WebSocketLink<P> {
             }
             let mut buffer = vec![0; 16 * 1024];
             while left > 0 {
-                match socket.read(&mut buffer).await {
+                match AsyncReadExt::read(&mut socket, &mut buffer).await {
                     Ok(n) if n > 0 => left = left.saturating_sub(n),
                     _ => return,
                 }

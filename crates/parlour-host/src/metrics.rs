@@ -18,6 +18,8 @@ pub(crate) struct Metrics {
     pub(crate) calls_in_flight: Gauge<i64, AtomicI64>,
     calls_ok: Counter,
     calls_faulted: Vec<(FaultKind, Counter)>,
+    /// Of those, and of events.
+    pub(crate) moving: Gauge<i64, AtomicI64>,
     pub(crate) events: Counter,
     pub(crate) events_delivered: Counter,
     pub(crate) events_dropped: Counter,
@@ -26,6 +28,7 @@ pub(crate) struct Metrics {
     pub(crate) channels_opened: Counter,
     pub(crate) stalled_writes: Counter,
     pub(crate) missed_heartbeats: Counter,
+    pub(crate) sessions_resumed: Counter,
     pub(crate) replies_unasked: Counter,
     pub(crate) senders_refused: Counter,
     limit_hits: Family<Key, Counter>,
@@ -66,6 +69,8 @@ impl Metrics {
         let channels_opened = counter("channels_opened", "Channels opened");
         let stalled_writes = counter("stalled_writes", "Peers cut because they took no byte");
         let missed_heartbeats = counter("missed_heartbeats", "Peers cut because they were silent");
+        let sessions_resumed =
+            counter("sessions_resumed", "Sessions that went on over another socket");
         let replies_unasked = counter("replies_unasked", "Replies to calls not in flight");
         let senders_refused = counter("senders_refused", "Senders that were not passed on");
         let mut gauge = |name: &str, help: &str| {
@@ -75,6 +80,7 @@ impl Metrics {
         };
         Self {
             calls_in_flight: gauge("calls_in_flight", "Calls that have not ended"),
+            moving: gauge("moving", "Messages that wait for their agent to move"),
             connections: gauge("connections", "Open connections"),
             channels: gauge("channels", "Open channels"),
             calls_ok: outcome("ok"),
@@ -85,6 +91,7 @@ impl Metrics {
             channels_opened,
             stalled_writes,
             missed_heartbeats,
+            sessions_resumed,
             replies_unasked,
             senders_refused,
             limit_hits,

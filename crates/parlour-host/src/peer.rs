@@ -3,18 +3,22 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytestring::ByteString;
 use parking_lot::Mutex;
 use parlour_core::wire::Frame;
-use parlour_core::{Call, CallId, Fault, FaultKind, Principal, Recipients, Reply, WorkerId};
+use parlour_core::{
+    Call, CallId, CallMap, Fault, FaultKind, Payload, Principal, Recipients, Reply, WorkerId,
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::config::limits;
 use crate::event::SharedEvent;
+use crate::exchange::{Stay, Ticket};
+use crate::link::Resumption;
 use crate::metrics::Metrics;
 
 /// A way to reach one connection. Cheap to clone.
@@ -32,11 +36,16 @@ pub(crate) struct Shared {
     pub(crate) draining: AtomicBool,
     /// Calls that the peer has been given and that have not ended.
     pub(crate) in_flight: AtomicUsize,
+    /// Frames that the peer takes beside those it was sent; `u64::MAX` if it did not say.
+    pub(crate) credit: AtomicU64,
     queue: mpsc::UnboundedSender<Outgoing>,
     /// What the socket's queue has not taken yet, whether in `queue` or behind it.
     messages: AtomicUsize,
     bytes: AtomicUsize,
     bounds: Bounds,
+    /// Calls that the peer never had and that went elsewhere when it left, for callers who know them
+    /// by this peer.
+    moved: Mutex<CallMap<Ticket>>,
 }
 
 /// How much may wait for one connection.
@@ -55,6 +64,10 @@ pub(crate) enum Outgoing {
     Cancel(CallId),
     /// The peer is told so.
     Withdraw(CallId),
+    /// What there is to say of a call that the peer made and that goes on, under its own name.
+    Progress(CallId, Box<Payload>),
+    /// The peer is back on another socket.
+    Resume(Box<Resumption>),
     /// The end of a call that the peer made, or why a request of its was refused, under its own name.
     Reply(CallId, Box<Reply>),
     /// An event.
@@ -97,7 +110,7 @@ impl Close {
 }
 
 /// What a message costs in the queue beside its payload.
-const OVERHEAD: usize = 256;
+pub(crate) const OVERHEAD: usize = 256;
 
 impl Outgoing {
     /// Ends it with `fault` if it is a call that nobody has begun; nobody waits for anything else.
@@ -116,6 +129,7 @@ impl Outgoing {
                 Self::Call(dispatched) => {
                     dispatched.call.payload.weight() + dispatched.call.header.weight()
                 }
+                Self::Progress(_, payload) => payload.weight(),
                 Self::Reply(_, reply) => match &**reply {
                     Ok(payload) => payload.weight(),
                     Err(fault) => fault.weight(),
@@ -146,10 +160,12 @@ impl Peer {
             connected: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
+            credit: AtomicU64::new(u64::MAX),
             queue,
             messages: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
             bounds,
+            moved: Mutex::default(),
         };
         (Self(Arc::new(shared)), inbox)
     }
@@ -184,11 +200,38 @@ impl Peer {
     /// Queues what must not be refused. There is at most one for each request that the peer made or
     /// was given, and while much of it waits the peer's requests are not read.
     pub(crate) fn push(&self, item: Outgoing) {
+        self.try_push(item);
+    }
+
+    /// Has the call of this name end because its caller gave it up, here or where it went.
+    pub(crate) fn cancel(&self, id: CallId) {
+        if !self.try_push(Outgoing::Cancel(id)) {
+            self.cancel_moved(id);
+        }
+    }
+
+    /// The same for a call that went elsewhere.
+    pub(crate) fn cancel_moved(&self, id: CallId) {
+        let moved = self.0.moved.lock().get(&id).cloned();
+        if let Some(ticket) = moved {
+            ticket.cancel();
+        }
+    }
+
+    /// Notes where a call went that the peer never had.
+    pub(crate) fn moved(&self, ticket: Ticket) {
+        self.0.moved.lock().insert(ticket.id, ticket);
+    }
+
+    /// Returns whether the peer is still there.
+    fn try_push(&self, item: Outgoing) -> bool {
         let weight = item.weight();
         self.added(weight);
-        if self.0.queue.send(item).is_err() {
+        let is_there = self.0.queue.send(item).is_ok();
+        if !is_there {
             self.released(weight);
         }
+        is_there
     }
 
     /// Records that a message of this weight waits.
@@ -212,6 +255,14 @@ impl Peer {
     pub(crate) fn is_choked(&self) -> bool {
         let (messages, bytes) = self.waiting();
         messages >= self.0.bounds.messages || bytes >= self.0.bounds.bytes
+    }
+
+    /// Whether the peer's requests are read: not while too much waits for it. One that gave no credit
+    /// is read further, up to twice as much, as its acknowledgement may be next.
+    pub(crate) fn may_ask(&self, has_credit: bool) -> bool {
+        let (messages, bytes) = self.waiting();
+        let times = if has_credit { 1 } else { 2 };
+        messages < times * self.0.bounds.messages && bytes < times * self.0.bounds.bytes
     }
 
     pub(crate) fn name(&self) -> ByteString {
@@ -251,29 +302,54 @@ pub(crate) enum Refused {
 /// A call cannot be forgotten: dropping its return address answers that the worker is lost.
 pub(crate) struct ReplyTo {
     address: Option<Address>,
+    /// Keeps the agent where it is until the call has ended.
+    pub(crate) stay: Option<Stay>,
     metrics: Arc<Metrics>,
 }
 
 enum Address {
     /// Back down the connection that the call came in on, under the name its caller gave it.
-    Peer(Peer, CallId),
-    /// To a task that waits, such as a request's.
-    Waiter(oneshot::Sender<Reply>),
+    Peer { peer: Peer, id: CallId, progress: bool },
+    /// To a task that waits, such as a request's, and perhaps wants to hear of its progress.
+    Waiter(oneshot::Sender<Reply>, Option<mpsc::Sender<Payload>>),
 }
 
 impl ReplyTo {
-    pub(crate) fn peer(peer: Peer, id: CallId, metrics: &Arc<Metrics>) -> Self {
-        Self::new(Address::Peer(peer, id), metrics)
+    /// With `progress` the caller hears of that too.
+    pub(crate) fn peer(peer: Peer, id: CallId, progress: bool, metrics: &Arc<Metrics>) -> Self {
+        Self::new(Address::Peer { peer, id, progress }, metrics)
     }
 
-    pub(crate) fn waiter(metrics: &Arc<Metrics>) -> (Self, oneshot::Receiver<Reply>) {
+    pub(crate) fn waiter(
+        metrics: &Arc<Metrics>,
+        progress: Option<mpsc::Sender<Payload>>,
+    ) -> (Self, oneshot::Receiver<Reply>) {
         let (waiter, reply) = oneshot::channel();
-        (Self::new(Address::Waiter(waiter), metrics), reply)
+        (Self::new(Address::Waiter(waiter, progress), metrics), reply)
+    }
+
+    /// Hands on what the agent says before it has ended. Nothing of it is left out: if the caller's
+    /// queue is full, the fault returned is the end of the call.
+    pub(crate) fn progress(&self, payload: Payload) -> Result<(), Fault> {
+        let is_full = match &self.address {
+            Some(Address::Peer { peer, id, progress: true }) => {
+                let item = Outgoing::Progress(*id, Box::new(payload));
+                matches!(peer.offer(item), Err(Refused::Full(..)))
+            }
+            Some(Address::Waiter(_, Some(progress))) => {
+                matches!(progress.try_send(payload), Err(mpsc::error::TrySendError::Full(_)))
+            }
+            _ => false,
+        };
+        if is_full {
+            return Err(self.metrics.limit_met(limits::queue_messages, None, too_slow()));
+        }
+        Ok(())
     }
 
     fn new(address: Address, metrics: &Arc<Metrics>) -> Self {
         metrics.calls_in_flight.inc();
-        Self { address: Some(address), metrics: metrics.clone() }
+        Self { address: Some(address), stay: None, metrics: metrics.clone() }
     }
 
     /// Hands the reply on. Whether anyone still wants it is their affair.
@@ -287,8 +363,8 @@ impl ReplyTo {
         self.metrics.call_ended(reply.as_ref().err().map(Fault::kind));
         match address {
             // Whoever asked and has gone has no use for it.
-            Address::Waiter(waiter) => drop(waiter.send(reply)),
-            Address::Peer(peer, id) => {
+            Address::Waiter(waiter, _) => drop(waiter.send(reply)),
+            Address::Peer { peer, id, .. } => {
                 let is_small = reply.as_ref().is_err_and(|fault| fault.weight() <= OVERHEAD);
                 let reply = if !is_small && peer.is_choked() {
                     let max = Some(peer.bounds.bytes);

@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -202,8 +203,8 @@ impl ClientBuilder {
         let endpoint = Endpoint::new(&self.url, self.token.as_deref(), &self.name)?;
         let (handle, commands, ids) = Handle::new(self.default_timeout);
         let driver = Driver {
-            connector,
-            endpoint,
+            connector: Arc::new(connector),
+            endpoint: Arc::new(endpoint),
             commands,
             state: State::new(ids, Vec::new(), Vec::new()),
             handlers: Handlers::none(),

@@ -1,7 +1,9 @@
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use parlour_core::wire::Welcome;
@@ -10,17 +12,21 @@ use tokio::time::{self, Sleep};
 use tokio_websockets::{CloseCode, Message, WebSocketStream};
 
 use crate::handle::{after, now};
+use crate::transport::Counted;
 use crate::{Error, ErrorKind};
 
-/// How late a host may be beyond two heartbeats.
-const HEARTBEAT_SLACK: Duration = Duration::from_secs(5);
+/// How late a host may be beyond two heartbeats: less than the time for which it keeps a session.
+const HEARTBEAT_SLACK: Duration = Duration::from_secs(1);
 /// How long a goodbye may take.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 
 /// A WebSocket while it is served. Its halves are driven by one task.
 pub(crate) struct Connection<Io> {
-    sink: SplitSink<WebSocketStream<Io>, Message>,
-    stream: SplitStream<WebSocketStream<Io>>,
+    sink: SplitSink<WebSocketStream<Counted<Io>>, Message>,
+    stream: SplitStream<WebSocketStream<Counted<Io>>>,
+    /// How many bytes have come, and how many when the host was last heard.
+    read: Arc<AtomicU64>,
+    heard: u64,
     /// How long a host that is listened to may be silent; `None` if it sends no heartbeats.
     patience: Option<Duration>,
     /// When it has been.
@@ -39,19 +45,42 @@ pub(crate) enum Progress {
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
-    pub(crate) fn new(socket: WebSocketStream<Io>, welcome: &Welcome) -> Self {
+    pub(crate) fn new(
+        socket: WebSocketStream<Counted<Io>>,
+        read: Arc<AtomicU64>,
+        welcome: &Welcome,
+    ) -> Self {
         let (sink, stream) = socket.split();
         let heartbeat = Some(welcome.heartbeat).filter(|heartbeat| !heartbeat.is_zero());
         let patience =
             heartbeat.map(|heartbeat| heartbeat.saturating_mul(2).saturating_add(HEARTBEAT_SLACK));
-        let mut connection =
-            Self { sink, stream, patience, silent_at: now(), reading: true, writing: false };
+        let mut connection = Self {
+            sink,
+            stream,
+            read,
+            heard: 0,
+            patience,
+            silent_at: now(),
+            reading: true,
+            writing: false,
+        };
         connection.hear();
         connection
     }
 
     fn hear(&mut self) {
+        self.heard = self.read.load(Relaxed);
         self.silent_at = after(self.patience.unwrap_or_default());
+    }
+
+    /// Whether the host has said nothing for too long. A large message may come slowly.
+    pub(crate) fn is_silent(&mut self, now: Instant) -> bool {
+        let is_over = self.silent_until().is_some_and(|at| at <= now);
+        if is_over && self.read.load(Relaxed) != self.heard {
+            self.hear();
+            return false;
+        }
+        is_over
     }
 
     /// Reads from the host, or pauses. Its silence counts from when it is listened to.
@@ -68,7 +97,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     }
 
     /// Begins to write a message; [`progress`](Self::progress) carries on.
-    pub(crate) fn write(&mut self, message: BytesMut) -> Result<(), Error> {
+    pub(crate) fn write(&mut self, message: Bytes) -> Result<(), Error> {
         self.writing = true;
         self.sink.start_send_unpin(Message::binary(message)).map_err(lost)
     }
@@ -96,7 +125,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
 
     /// Writes what `rest` still gives, says goodbye, and waits for the host to say it too, but all
     /// that not for long.
-    pub(crate) async fn close(mut self, code: CloseCode, rest: impl FnMut() -> Option<BytesMut>) {
+    pub(crate) async fn close(mut self, code: CloseCode, rest: impl FnMut() -> Option<Bytes>) {
         // A host that has gone, or is too slow for a goodbye, learns from the socket.
         let _ = time::timeout(CLOSE_TIME, self.say_goodbye(code, rest)).await;
     }
@@ -104,7 +133,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     async fn say_goodbye(
         &mut self,
         code: CloseCode,
-        mut rest: impl FnMut() -> Option<BytesMut>,
+        mut rest: impl FnMut() -> Option<Bytes>,
     ) -> Result<(), tokio_websockets::Error> {
         self.sink.flush().await?;
         while let Some(message) = rest() {
@@ -117,7 +146,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
 }
 
 fn lost(error: tokio_websockets::Error) -> Error {
-    Error::new(ErrorKind::ConnectionLost, "the connection to the host failed").with_source(error)
+    let (kind, text) = match &error {
+        tokio_websockets::Error::Io(_) | tokio_websockets::Error::AlreadyClosed => {
+            (ErrorKind::ConnectionLost, "the connection to the host failed")
+        }
+        _ => (ErrorKind::Protocol, "the host sent what is no message"),
+    };
+    Error::new(kind, text).with_source(error)
 }
 
 /// Makes `timer` fire no later than `deadline`. One that fires early does no harm, so a later

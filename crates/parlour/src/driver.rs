@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parlour_core::CallId;
-use parlour_core::wire::{self, Frame};
+use parlour_core::wire::{Frame, Hello, Welcome};
 use tokio::sync::mpsc;
 use tokio::time;
 use tokio_websockets::{CloseCode, Message};
@@ -16,7 +16,7 @@ use crate::connection::{Connection, Progress, arm};
 use crate::handle::{Command, after, now};
 use crate::handlers::Handlers;
 use crate::state::State;
-use crate::transport::{Connect, Endpoint, Link, protocol};
+use crate::transport::{Connect, Endpoint, Link};
 use crate::{Error, ErrorKind};
 
 /// How long connecting and the handshake may take.
@@ -34,8 +34,8 @@ const BARRIERS: u32 = 2;
 
 /// Owns a connection, and makes a new one when it is lost. Serves clients and workers alike.
 pub(crate) struct Driver<C> {
-    pub(crate) connector: C,
-    pub(crate) endpoint: Endpoint,
+    pub(crate) connector: Arc<C>,
+    pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) commands: mpsc::UnboundedReceiver<Command>,
     pub(crate) state: State,
     pub(crate) handlers: Handlers,
@@ -56,14 +56,27 @@ enum End {
     Closed,
     /// The host did not want what the connection began with.
     Refused(Error),
-    /// It failed.
+    /// It failed in a way from which the session does not recover.
     Lost(Error),
+    /// Its socket broke.
+    Broken(Error),
+}
+
+impl End {
+    /// What a connection that cannot be read or written ends with.
+    fn socket(error: Error) -> Self {
+        match error.kind() {
+            ErrorKind::ConnectionLost => Self::Broken(error),
+            _ => Self::Lost(error),
+        }
+    }
 }
 
 impl<C: Connect> Driver<C> {
     /// Makes one attempt to connect.
     pub(crate) async fn connect(&self) -> Result<Link<C::Io>, Error> {
-        connect(&self.connector, &self.endpoint).await
+        let hello = self.state.ask(self.endpoint.hello());
+        connect(&*self.connector, &self.endpoint, hello).await
     }
 
     /// Serves `link` and those that follow it, until it is closed, all handles are dropped, or
@@ -84,16 +97,22 @@ impl<C: Connect> Driver<C> {
         loop {
             let began = now();
             let end = self.serve(link, shutdown.as_mut(), &mut draining, &mut was_set_up).await;
-            self.handlers.abort_calls();
+            let broke = matches!(end, End::Broken(_));
             match end {
-                _ if draining.is_some() => break,
                 End::Closed => break,
-                End::Refused(error) | End::Lost(error) if !was_set_up => return Err(error),
-                End::Refused(error) | End::Lost(error) => {
+                End::Refused(error) | End::Lost(error) | End::Broken(error) if !was_set_up => {
+                    return Err(error);
+                }
+                End::Refused(error) | End::Lost(error) | End::Broken(error) => {
                     tracing::warn!(url = self.endpoint.url(), %error, "connection lost");
                 }
             }
-            self.state.handle_disconnect();
+            if !(broke && self.state.handle_disconnect(now())) {
+                self.end_session();
+                if draining.is_some() {
+                    break;
+                }
+            }
             // A host that takes connections only to end them is spared as one that takes none.
             if now().duration_since(began) > Backoff::CAP {
                 backoff.reset();
@@ -103,6 +122,7 @@ impl<C: Connect> Driver<C> {
                 None => break,
             }
         }
+        self.handlers.abort_calls();
         if let Some(Draining { deadline, .. }) = draining {
             self.finish_events(deadline).await;
         }
@@ -110,41 +130,88 @@ impl<C: Connect> Driver<C> {
         Ok(())
     }
 
-    /// Connects again. Meanwhile requests wait, each within its deadline. `None` if it is to end.
+    /// What runs for the session's callers is of no use any more: they have been told that it is lost.
+    fn end_session(&mut self) {
+        self.state.end_session();
+        self.handlers.abort_calls();
+    }
+
+    /// Connects again. Meanwhile requests wait, each within its deadline, and calls go on as long as
+    /// the host may still know the session. `None` if it is to end.
     async fn reconnect(
         &mut self,
         backoff: &mut Backoff,
         mut shutdown: Pin<&mut impl Future<Output = ()>>,
         draining: &mut Option<Draining>,
     ) -> Option<Link<C::Io>> {
-        let Self { connector, endpoint, commands, state, handlers, drain_time, .. } = self;
-        let mut attempts = pin!(async {
-            loop {
-                time::sleep(Duration::from_millis(fastrand::u64(backoff.next_range()))).await;
-                match connect(connector, endpoint).await {
-                    Ok(link) => break link,
-                    Err(error) => tracing::debug!(url = endpoint.url(), %error, "cannot reconnect"),
-                }
-            }
-        });
+        let connector = Arc::clone(&self.connector);
+        let endpoint = Arc::clone(&self.endpoint);
+        let mut attempt = |hello, grace: Option<Duration>| {
+            // Several attempts fit into what is left for the session.
+            let most = grace.map_or(u64::MAX, |grace| grace.as_millis() as u64 / 4);
+            let pause = fastrand::u64(0..=most.min(*backoff.next_range().end()));
+            let pause = Duration::from_millis(pause);
+            let (connector, endpoint) = (Arc::clone(&connector), Arc::clone(&endpoint));
+            Box::pin(async move {
+                time::sleep(pause).await;
+                connect(&*connector, &endpoint, hello).await
+            })
+        };
+        let left = |grace: Option<Instant>| grace.map(|at| at.saturating_duration_since(now()));
+        let mut attempted =
+            attempt(self.state.ask(endpoint.hello()), left(self.state.grace_until()));
         let mut timer = pin!(time::sleep(Duration::ZERO));
         loop {
-            arm(timer.as_mut(), state.poll_timeout());
+            let grace = self.state.grace_until();
+            let drained_by = draining.as_ref().map(|draining| draining.deadline);
+            let deadlines = [self.state.poll_timeout(), grace, drained_by];
+            arm(timer.as_mut(), deadlines.into_iter().flatten().min());
             tokio::select! {
-                link = &mut attempts => return Some(link),
-                () = &mut shutdown => {
-                    *draining = Some(Draining { deadline: after(*drain_time), barriers: 0 });
-                    return None;
-                }
-                command = commands.recv() => match command {
-                    None | Some(Command::Close) => return None,
-                    Some(command) => state.handle_command(command),
+                link = &mut attempted => match link {
+                    Ok(link) => return Some(link),
+                    Err(error) => {
+                        tracing::debug!(url = endpoint.url(), %error, "cannot reconnect");
+                        attempted = attempt(self.state.ask(endpoint.hello()), left(grace));
+                    }
                 },
-                // Events go on; the answers to calls of a connection that is gone go nowhere.
-                _ = handlers.next() => {}
-                () = &mut timer => state.handle_timeout(now()),
+                () = &mut shutdown, if draining.is_none() => {
+                    *draining = Some(self.drain());
+                    grace?;
+                }
+                command = self.commands.recv() => match command {
+                    None | Some(Command::Close) => return None,
+                    Some(command) => self.state.handle_command(command),
+                },
+                ended = self.handlers.next() => {
+                    // The answer to a call of a session that is over goes nowhere.
+                    if let Some((id, reply)) = ended && grace.is_some() {
+                        self.state.push_reply(id, reply);
+                    }
+                }
+                () = &mut timer => {
+                    let now = now();
+                    self.state.handle_timeout(now);
+                    if grace.is_some_and(|at| at <= now) {
+                        self.end_session();
+                        if draining.is_some() {
+                            return None;
+                        }
+                        // One under way would go on with a session that is forgotten here.
+                        attempted = attempt(self.state.ask(endpoint.hello()), None);
+                    }
+                    if drained_by.is_some_and(|at| at <= now) {
+                        return None;
+                    }
+                }
             }
         }
+    }
+
+    /// Begins to shut down: asks for no new work.
+    fn drain(&mut self) -> Draining {
+        self.state.push(Frame::Drain);
+        self.state.push(Frame::Ping(BARRIERS.into()));
+        Draining { deadline: after(self.drain_time), barriers: BARRIERS }
     }
 
     /// Waits without a connection until the events that came have been handled, but no longer than
@@ -175,21 +242,48 @@ impl<C: Connect> Driver<C> {
         draining: &mut Option<Draining>,
         was_set_up: &mut bool,
     ) -> End {
-        let mut connection = Connection::new(link.socket, &link.welcome);
-        self.state.handle_connected(&link.welcome, now());
-        let end = match self.handle_frames(link.rest, draining) {
-            Ok(()) => self.exchange(&mut connection, shutdown, draining, was_set_up).await,
+        let mut connection = Connection::new(link.socket, link.read, &link.welcome);
+        let end = match self.begin(&link.welcome, link.rest, draining) {
+            Ok(resumed) => {
+                self.exchange(&mut connection, shutdown, draining, was_set_up, resumed).await
+            }
             Err(error) => End::Lost(error),
         };
+        // A goodbye, if it came through, would end the session at the host.
+        if matches!(end, End::Broken(_)) {
+            return end;
+        }
         let code = match &end {
             End::Closed | End::Refused(_) => CloseCode::NORMAL_CLOSURE,
             End::Lost(error) if error.kind() == ErrorKind::Protocol => CloseCode::PROTOCOL_ERROR,
-            End::Lost(_) => CloseCode::GOING_AWAY,
+            End::Lost(_) | End::Broken(_) => CloseCode::GOING_AWAY,
         };
         // What waits after a loss is for the next connection.
         let (ends, state) = (matches!(end, End::Closed), &mut self.state);
         connection.close(code, || if ends { state.poll_message(now()) } else { None }).await;
         end
+    }
+
+    /// Takes the host's welcome, and the frames that came with it. Returns whether the session goes on.
+    fn begin(
+        &mut self,
+        welcome: &Welcome,
+        frames: Bytes,
+        draining: &mut Option<Draining>,
+    ) -> Result<bool, Error> {
+        let resumed = self.state.handle_connected(welcome, now())?;
+        match draining {
+            // What was to be finished is lost.
+            Some(_) if !resumed => return Err(Error::connection_lost(false)),
+            // A ping belongs to its connection, and so does its answer.
+            Some(draining) if draining.barriers > 0 => {
+                self.state.push(Frame::Ping(draining.barriers.into()));
+            }
+            _ if !resumed => self.handlers.abort_calls(),
+            _ => {}
+        }
+        self.handle_frames(frames, draining)?;
+        Ok(resumed)
     }
 
     async fn exchange(
@@ -198,8 +292,9 @@ impl<C: Connect> Driver<C> {
         mut shutdown: Pin<&mut impl Future<Output = ()>>,
         draining: &mut Option<Draining>,
         was_set_up: &mut bool,
+        resumed: bool,
     ) -> End {
-        let mut is_set_up = false;
+        let mut is_set_up = resumed && self.state.is_set_up();
         let mut timer = pin!(time::sleep(Duration::ZERO));
         loop {
             if let Some(error) = self.state.poll_refused() {
@@ -213,7 +308,7 @@ impl<C: Connect> Driver<C> {
                 && let Some(message) = self.state.poll_message(now())
                 && let Err(error) = connection.write(message)
             {
-                return End::Lost(error);
+                return End::socket(error);
             }
             if let Some(draining) = draining
                 && draining.barriers == 0
@@ -232,7 +327,7 @@ impl<C: Connect> Driver<C> {
                     let handled = match progress {
                         Ok(Progress::Received(message)) => self.handle_message(message, draining),
                         Ok(Progress::Written) => Ok(()),
-                        Err(error) => Err(error),
+                        Err(error) => return End::socket(error),
                     };
                     if let Err(error) = handled {
                         return End::Lost(error);
@@ -251,9 +346,9 @@ impl<C: Connect> Driver<C> {
                 () = &mut timer => {
                     let now = now();
                     self.state.handle_timeout(now);
-                    if connection.silent_until().is_some_and(|at| at <= now) {
+                    if connection.is_silent(now) {
                         let error = "the host has been silent for longer than two heartbeats";
-                        return End::Lost(Error::new(ErrorKind::ConnectionLost, error));
+                        return End::Broken(Error::new(ErrorKind::ConnectionLost, error));
                     }
                     if drained_by.is_some_and(|at| at <= now) {
                         tracing::warn!("what still runs after the drain time is aborted");
@@ -264,10 +359,7 @@ impl<C: Connect> Driver<C> {
                     }
                 }
                 () = &mut shutdown, if draining.is_none() => {
-                    self.state.push(Frame::Drain);
-                    self.state.push(Frame::Ping(BARRIERS.into()));
-                    let deadline = after(self.drain_time);
-                    *draining = Some(Draining { deadline, barriers: BARRIERS });
+                    *draining = Some(self.drain());
                 }
             }
         }
@@ -296,8 +388,7 @@ impl<C: Connect> Driver<C> {
         draining: &mut Option<Draining>,
     ) -> Result<(), Error> {
         while !frames.is_empty() {
-            // One of a kind that is not known here is skipped.
-            let Some(frame) = wire::decode(&mut frames).map_err(protocol)? else { continue };
+            let Some(frame) = self.state.receive(&mut frames)? else { continue };
             match frame {
                 Frame::Reply(CallId(0), Err(fault)) => return Err(fault.into()),
                 Frame::Reply(id, reply) => self.state.handle_reply(id, reply),
@@ -314,7 +405,6 @@ impl<C: Connect> Driver<C> {
                     self.handlers.event(&event);
                 }
                 Frame::Cancel(id) => self.handlers.cancel(id),
-                Frame::Ping(number) => self.state.push(Frame::Pong(number)),
                 Frame::Pong(number) => {
                     if let Some(draining) = draining
                         && number == u64::from(draining.barriers)
@@ -327,6 +417,12 @@ impl<C: Connect> Driver<C> {
                     }
                 }
                 Frame::Drain => tracing::info!(url = self.endpoint.url(), "the host shuts down"),
+                Frame::Leave => {
+                    tracing::info!(url = self.endpoint.url(), "the host has this worker leave");
+                    if draining.is_none() {
+                        *draining = Some(self.drain());
+                    }
+                }
                 // The others are a client's, or come once.
                 _ => {
                     let text = "the host sent a frame that it may not send";
@@ -351,8 +447,12 @@ impl<C: Connect> Driver<C> {
     }
 }
 
-async fn connect<C: Connect>(connector: &C, endpoint: &Endpoint) -> Result<Link<C::Io>, Error> {
-    match time::timeout(CONNECT_TIME, endpoint.open(connector)).await {
+async fn connect<C: Connect>(
+    connector: &C,
+    endpoint: &Endpoint,
+    hello: Hello,
+) -> Result<Link<C::Io>, Error> {
+    match time::timeout(CONNECT_TIME, endpoint.open(connector, hello)).await {
         Ok(link) => link,
         Err(_) => {
             let text = format!("{} did not answer within {CONNECT_TIME:?}", endpoint.url());

@@ -115,7 +115,15 @@ impl Handle {
         let permit = self.place(&payload, deadline).await?;
         let id = CallId(self.0.ids.next());
         // The time left is filled in when the frame is written.
-        let frame = Frame::Call(CallFrame { id, target, timeout: None, header, payload });
+        let frame = Frame::Call(CallFrame {
+            id,
+            target,
+            timeout: None,
+            progress: false,
+            resent: false,
+            header,
+            payload,
+        });
         let request = Request { id, frame, _permit: Some(permit) };
         self.request(request, deadline, Waiting::Call).await
     }

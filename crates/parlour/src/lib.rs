@@ -124,6 +124,7 @@ mod subscription;
 mod tests;
 mod transport;
 mod typed;
+mod windows;
 mod worker;
 
 pub use agent::{Agent, IntoAgent, Itself};

@@ -3,8 +3,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
-use parlour_core::wire::{self, Done, EventFrame, Frame, Register, Subscribe, Welcome};
+use bytes::{Bytes, BytesMut};
+use parlour_core::wire::{self, Done, EventFrame, Frame, Hello, Register, Subscribe, Welcome};
 use parlour_core::{
     AgentType, CallId, Event, Fault, FaultKind, Header, Payload, Registration, Reply, Session,
     Settled, TopicFilter,
@@ -12,6 +12,8 @@ use parlour_core::{
 
 use crate::handle::{Command, Ids, LocalSubscription, Request, Waiting, after};
 use crate::outgoing::{Outgoing, payload, weight};
+use crate::transport::protocol;
+use crate::windows::Windows;
 use crate::{Error, ErrorKind};
 
 /// How much of small frames is put into one message: as the protocol asks.
@@ -27,7 +29,8 @@ const SETUP_PAUSE: Duration = Duration::from_secs(1);
 /// What a client and its host owe each other, across connections. Decides; reads and writes nothing.
 ///
 /// A request waits in the outbox until it is written. One that was not written when a connection
-/// ended waits for the next.
+/// ended waits for the next. What was written is the session's, which goes on over the next connection
+/// if the host still knows it.
 #[derive(Debug)]
 pub(crate) struct State {
     ids: Arc<Ids>,
@@ -37,7 +40,17 @@ pub(crate) struct State {
     registrations: Vec<(AgentType, Registration)>,
     agent_subscriptions: Vec<(TopicFilter, AgentType)>,
     subscriptions: BTreeMap<u64, LocalSubscription>,
+    /// Whether the host knows the registrations and subscriptions, or will when it has read on.
+    in_session: bool,
     connected: bool,
+    windows: Option<Windows>,
+    /// Messages that are written before any other: the host has not received them over an earlier
+    /// connection.
+    resend: VecDeque<Bytes>,
+    /// Frames that wait for nothing: they belong to this connection.
+    urgent: BytesMut,
+    /// Until when the host keeps the session, while there is no connection.
+    grace_until: Option<Instant>,
     /// Requests of the setup that the host has not confirmed.
     setup: usize,
     refused: Option<Error>,
@@ -61,7 +74,12 @@ impl State {
             registrations,
             agent_subscriptions,
             subscriptions: BTreeMap::new(),
+            in_session: false,
             connected: false,
+            windows: None,
+            resend: VecDeque::new(),
+            urgent: BytesMut::new(),
+            grace_until: None,
             setup: 0,
             refused: None,
             again: VecDeque::new(),
@@ -89,7 +107,7 @@ impl State {
             Command::Unsubscribe(number) => {
                 self.subscriptions.remove(&number);
                 // Said even if the host may not know it: one that timed out can have been made.
-                if self.connected {
+                if self.in_session {
                     let request = CallId(self.ids.next());
                     self.push(Frame::Unsubscribe { request, subscription: number });
                 }
@@ -98,10 +116,36 @@ impl State {
         }
     }
 
-    /// Begins a connection: registrations and subscriptions go out first.
-    pub(crate) fn handle_connected(&mut self, welcome: &Welcome, now: Instant) {
-        self.connected = true;
+    /// Asks in `hello` for a session that outlives its connection, or to go on with the one there is.
+    pub(crate) fn ask(&self, mut hello: Hello) -> Hello {
+        Windows::ask(&mut hello, self.windows.as_ref());
+        hello
+    }
+
+    /// Begins a connection. Returns whether the session goes on over it.
+    ///
+    /// In a new session registrations and subscriptions go out first.
+    pub(crate) fn handle_connected(
+        &mut self,
+        welcome: &Welcome,
+        now: Instant,
+    ) -> Result<bool, Error> {
+        self.urgent.clear();
+        self.grace_until = None;
+        if let Some(windows) = self.windows.as_mut().filter(|_| welcome.resumed) {
+            self.resend = windows.resume(welcome)?.into();
+            self.connected = true;
+            return Ok(true);
+        }
+        self.end_session();
+        self.windows = Windows::begin(welcome);
+        (self.in_session, self.connected) = (true, true);
         self.max_payload = welcome.max_payload;
+        self.set_up(now);
+        Ok(false)
+    }
+
+    fn set_up(&mut self, now: Instant) {
         let mut frames = Vec::new();
         for (agent_type, registration) in &self.registrations {
             let request = CallId(self.ids.next());
@@ -138,9 +182,22 @@ impl State {
         }
     }
 
-    /// Ends a connection. What was written and not answered has failed; the rest waits on.
-    pub(crate) fn handle_disconnect(&mut self) {
+    /// Ends a connection that broke. Returns whether the session may go on over another.
+    pub(crate) fn handle_disconnect(&mut self, now: Instant) -> bool {
         self.connected = false;
+        self.grace_until = self.windows.as_ref().map(|windows| now + windows.grace);
+        self.grace_until.is_some()
+    }
+
+    /// Ends the session. What was written and not answered has failed; the rest waits on.
+    pub(crate) fn end_session(&mut self) {
+        if !std::mem::take(&mut self.in_session) {
+            return;
+        }
+        self.connected = false;
+        self.windows = None;
+        self.grace_until = None;
+        self.resend.clear();
         self.setup = 0;
         self.again.clear();
         self.replies = 0;
@@ -179,6 +236,38 @@ impl State {
             if !matches!(settled.reply_to, Waiting::Setup(_)) {
                 self.fail(settled.reply_to, Error::closed().may_have_run_if(sent));
             }
+        }
+    }
+
+    /// Until when the session may go on over another connection, while there is none.
+    pub(crate) fn grace_until(&self) -> Option<Instant> {
+        self.grace_until
+    }
+
+    /// Takes the next frame off a message. `None` for one that is the session's own, or of a kind that
+    /// is not known here.
+    pub(crate) fn receive(&mut self, message: &mut Bytes) -> Result<Option<Frame>, Error> {
+        let mut frame = wire::split_frame(message).map_err(protocol)?;
+        if let Some(windows) = &mut self.windows {
+            windows.receive(&frame);
+        }
+        match wire::decode(&mut frame).map_err(protocol)? {
+            Some(Frame::Ack(received)) => {
+                self.windows.as_mut().map_or(Ok(()), |windows| windows.handle_ack(received))?;
+                Ok(None)
+            }
+            Some(Frame::Ping(number)) => {
+                wire::encode(&Frame::Pong(number), &mut self.urgent);
+                self.acknowledge(true);
+                Ok(None)
+            }
+            frame => Ok(frame),
+        }
+    }
+
+    fn acknowledge(&mut self, now: bool) {
+        if let Some(windows) = &mut self.windows {
+            windows.acknowledge(now, &mut self.urgent);
         }
     }
 
@@ -283,12 +372,19 @@ impl State {
     }
 
     /// The next message to write: as many frames as fit into a batch, or one that is larger.
-    pub(crate) fn poll_message(&mut self, now: Instant) -> Option<BytesMut> {
-        let mut message = BytesMut::new();
+    pub(crate) fn poll_message(&mut self, now: Instant) -> Option<Bytes> {
+        if let Some(message) = self.resend.pop_front() {
+            return Some(message);
+        }
+        self.acknowledge(false);
+        let mut message = std::mem::take(&mut self.urgent);
         while let Some(outgoing) = self.outbox.front() {
-            if !message.is_empty() && message.len() + weight(outgoing.frame()) > BATCH_BYTES {
+            let is_full =
+                !message.is_empty() && message.len() + weight(outgoing.frame()) > BATCH_BYTES;
+            if is_full || !self.windows.as_ref().is_none_or(Windows::has_credit) {
                 break;
             }
+            let begin = message.len();
             match self.outbox.pop_front() {
                 Some(Outgoing::Plain(frame)) => {
                     if matches!(*frame, Frame::Reply(..)) {
@@ -313,6 +409,13 @@ impl State {
                 }
                 None => break,
             }
+            if let Some(windows) = &mut self.windows {
+                windows.add(&message[begin..]);
+            }
+        }
+        let message = message.freeze();
+        if let Some(windows) = &mut self.windows {
+            windows.push(message.clone());
         }
         (!message.is_empty()).then_some(message)
     }

@@ -4,6 +4,7 @@
 mod client;
 mod handlers;
 mod limits;
+mod resume;
 mod room;
 mod scripted;
 mod shutdown;

@@ -1,11 +1,15 @@
-use std::io;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
 use http::{HeaderValue, Uri, header};
 use parlour_core::wire::{self, Frame, Hello, Welcome};
 use parlour_core::{ByteString, CallId, Fault, FaultKind};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_websockets::{ClientBuilder, Message, WebSocketStream, upgrade};
 
@@ -69,7 +73,7 @@ impl Endpoint {
         let hello = Hello {
             name: ByteString::from(name),
             versions: wire::VERSIONS.to_vec(),
-            features: Vec::new(),
+            ..Hello::default()
         };
         Ok(Self {
             url: url.to_owned(),
@@ -82,15 +86,25 @@ impl Endpoint {
         })
     }
 
+    /// What a connection begins with.
+    pub(crate) fn hello(&self) -> Hello {
+        self.hello.clone()
+    }
+
     /// Makes a connection of a stream of bytes: upgrades it, and shakes hands.
-    pub(crate) async fn open<C: Connect>(&self, connector: &C) -> Result<Link<C::Io>, Error> {
+    pub(crate) async fn open<C: Connect>(
+        &self,
+        connector: &C,
+        hello: Hello,
+    ) -> Result<Link<C::Io>, Error> {
         let io = connector.connect(&self.host, self.port).await.map_err(|error| {
             self.unreachable(format!("cannot connect to {}", self.url)).with_source(error)
         })?;
-        let mut socket = self.upgrade(io).await?;
-        let mut hello = BytesMut::new();
-        wire::encode(&Frame::Hello(self.hello.clone()), &mut hello);
-        socket.send(Message::binary(hello)).await.map_err(|error| self.hung_up(error))?;
+        let read = Arc::new(AtomicU64::new(0));
+        let mut socket = self.upgrade(Counted { io, read: Arc::clone(&read) }).await?;
+        let mut greeting = BytesMut::new();
+        wire::encode(&Frame::Hello(hello), &mut greeting);
+        socket.send(Message::binary(greeting)).await.map_err(|error| self.hung_up(error))?;
         loop {
             let message = match socket.next().await {
                 Some(message) => message.map_err(|error| self.hung_up(error))?,
@@ -113,7 +127,7 @@ impl Endpoint {
                         let largest = usize::try_from(welcome.max_payload).unwrap_or(usize::MAX);
                         let limit = largest.saturating_add(MESSAGE_SLACK).max(MIN_MESSAGE_LIMIT);
                         socket.limits_mut().set_max_payload_len(Some(limit));
-                        return Ok(Link { socket, welcome, rest: frames });
+                        return Ok(Link { socket, read, welcome, rest: frames });
                     }
                     Some(Frame::Reply(CallId(0), Err(fault))) => return Err(fault.into()),
                     Some(_) => {
@@ -201,10 +215,62 @@ pub(crate) fn protocol(error: wire::DecodeError) -> Error {
 /// A connection after its handshake.
 #[derive(Debug)]
 pub(crate) struct Link<Io> {
-    pub(crate) socket: WebSocketStream<Io>,
+    pub(crate) socket: WebSocketStream<Counted<Io>>,
+    /// How many bytes the host has sent.
+    pub(crate) read: Arc<AtomicU64>,
     pub(crate) welcome: Welcome,
     /// Frames that came in the same message as the welcome.
     pub(crate) rest: Bytes,
+}
+
+/// A stream that counts what is read from it.
+#[derive(Debug)]
+pub(crate) struct Counted<Io> {
+    io: Io,
+    read: Arc<AtomicU64>,
+}
+
+impl<Io: AsyncRead + Unpin> AsyncRead for Counted<Io> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        self.read.fetch_add((buf.filled().len() - before) as u64, Relaxed);
+        read
+    }
+}
+
+impl<Io: AsyncWrite + Unpin> AsyncWrite for Counted<Io> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
 }
 
 /// Makes streams of bytes to a host.

@@ -60,6 +60,7 @@ impl Worker {
             name: "worker".to_owned(),
             agents: Vec::new(),
             subscriptions: Vec::new(),
+            capacity: 1,
             default_timeout: DEFAULT_TIMEOUT,
             drain_time: DRAIN_TIME,
             max_in_flight: MAX_IN_FLIGHT,
@@ -67,7 +68,7 @@ impl Worker {
         }
     }
 
-    /// Serves until the process ends.
+    /// Serves until the process ends, or an operator has the worker leave (`parlour workers drain`).
     ///
     /// Fails if at first there is no host, or it goes away or refuses a registration, such as with a
     /// fault of kind `conflict`; later, all that is tried again. Dropping the future drops the
@@ -76,8 +77,8 @@ impl Worker {
         self.run_until(std::future::pending()).await
     }
 
-    /// Serves until `shutdown` completes, and then until what runs has ended, but no longer than the
-    /// drain time. The host sends nothing new meanwhile. Without a connection, what runs are the
+    /// Serves until `shutdown` completes or an operator has the worker leave (`parlour workers drain`),
+    /// and then until what runs has ended, but no longer than the drain time. The host sends nothing new meanwhile. Without a connection, what runs are the
     /// handlers of events; what they still send fails.
     ///
     /// Fails as [`run`](Self::run) does.
@@ -175,8 +176,8 @@ impl Worker {
     ) -> Result<(), Error> {
         let (handle, commands, ids) = Handle::new(self.default_timeout);
         let driver = Driver {
-            connector,
-            endpoint: self.endpoint,
+            connector: Arc::new(connector),
+            endpoint: Arc::new(self.endpoint),
             commands,
             state: State::new(ids, self.registrations, self.subscriptions),
             handlers: Handlers::new(handle, self.agents, self.max_in_flight),
@@ -239,6 +240,7 @@ pub struct WorkerBuilder {
     name: String,
     agents: Vec<(String, Unnamed)>,
     subscriptions: Vec<(String, String)>,
+    capacity: u16,
     default_timeout: Duration,
     drain_time: Duration,
     max_in_flight: usize,
@@ -305,6 +307,25 @@ impl WorkerBuilder {
         self
     }
 
+    /// How much the worker takes beside others that serve the same types; 1 by default. One of capacity
+    /// 2 gets twice as many keys as one of capacity 1.
+    ///
+    /// ```
+    /// # use parlour::{Cx, Payload, PayloadExt, Worker};
+    /// let large = Worker::builder("http://127.0.0.1:9000")
+    ///     .name("large")
+    ///     .capacity(4)
+    ///     .agent("upper", |_key| |_cx: Cx, message: Payload| async move {
+    ///         Ok(message.to_text()?.to_uppercase())
+    ///     })
+    ///     .build()?;
+    /// # Ok::<(), parlour::Error>(())
+    /// ```
+    pub fn capacity(mut self, capacity: u16) -> Self {
+        self.capacity = capacity;
+        self
+    }
+
     /// How long what a handler sends may take unless it says otherwise; 30 s by default.
     pub fn default_timeout(mut self, timeout: Duration) -> Self {
         self.default_timeout = timeout;
@@ -340,10 +361,16 @@ impl WorkerBuilder {
     /// ```
     pub fn build(self) -> Result<Worker, Error> {
         let endpoint = Endpoint::new(&self.url, self.token.as_deref(), &self.name)?;
+        if self.capacity == 0 {
+            let error =
+                Error::new(ErrorKind::Invalid, "a worker of capacity 0 would serve nothing");
+            return Err(error.with_hint("give it 1 or more, or do not start it"));
+        }
         let (mut agents, mut registrations) = (HashMap::new(), Vec::new());
         for (name, agent) in self.agents {
             let agent_type = AgentType::parse(name)?;
             let (served, registration) = agent.named(&agent_type)?;
+            let registration = Registration { capacity: self.capacity, ..registration };
             if agents.insert(agent_type.clone(), served).is_some() {
                 let text = format!("the worker serves {agent_type} twice");
                 return Err(Error::new(ErrorKind::Invalid, text));

@@ -42,6 +42,8 @@ impl Caller {
             id: CallId(FIRST_ID),
             target,
             timeout: None,
+            progress: false,
+            resent: false,
             header: HeaderFields::default(),
             payload,
         });

@@ -62,7 +62,7 @@ impl Host {
         let mut link = self.connect(buffer)?;
         link.upgrade(&self.authority, "/open_channel", Some(wire::SUBPROTOCOL))?;
         let hello =
-            Hello { name: name.into(), versions: wire::VERSIONS.to_vec(), features: Vec::new() };
+            Hello { name: name.into(), versions: wire::VERSIONS.to_vec(), ..Hello::default() };
         match link.ask(&Frame::Hello(hello))? {
             Frame::Welcome(_) => Ok(link),
             other => Err(refused("parlour.v1", &format!("{other:?}"))),

@@ -28,6 +28,7 @@ async fn serve(args: &Worker, output: &Output) -> Result<Code, Failure> {
     let agent_type = args.agent_type.clone();
     let mut worker = parlour::Worker::builder(&args.client.url)
         .name(args.name.as_ref().unwrap_or(&args.agent_type))
+        .capacity(args.capacity)
         .on_connected(move || {
             serving.announce(&format!("serving {} at {}", escape(&agent_type), escape(&url)));
         });

@@ -91,6 +91,10 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
                     field::AGENT_TYPE => agent_type = Some(AgentType::parse(field.text()?)?),
                     field::KEY => key = Some(Key::parse(field.text()?)?),
                     field::EXCLUSIVE => registration.exclusive = field.number()? != 0,
+                    field::CAPACITY => {
+                        let capacity = field.number()?.clamp(1, u16::MAX.into());
+                        registration.capacity = capacity as u16;
+                    }
                     field::CAPABILITY => registration.capabilities.push(field.text()?),
                     _ => {}
                 }
@@ -160,7 +164,7 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
             })
         }
         kind::CALL | kind::PUBLISH | kind::EVENT => message_frame(kind, fields, payload)?,
-        kind::REPLY => {
+        kind::REPLY | kind::PROGRESS => {
             let mut id = None;
             let mut payload = Payload { bytes: payload, ..Payload::default() };
             for field in fields {
@@ -170,7 +174,11 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
                     _ => payload_field(&mut payload, field)?,
                 }
             }
-            Frame::Reply(id.ok_or_else(missing(field::ID))?, Ok(payload))
+            let id = id.ok_or_else(missing(field::ID))?;
+            match kind {
+                kind::REPLY => Frame::Reply(id, Ok(payload)),
+                _ => Frame::Progress(id, payload),
+            }
         }
         kind::FAULT => {
             let (id, fault) = fault(fields)?;
@@ -191,7 +199,18 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
                 _ => Frame::Pong(id),
             }
         }
+        kind::ACK => {
+            let mut received = None;
+            for field in fields {
+                let field = field?;
+                if field.number == field::RECEIVED {
+                    received = Some(field.number()?);
+                }
+            }
+            Frame::Ack(received.ok_or_else(missing(field::RECEIVED))?)
+        }
         kind::DRAIN => Frame::Drain,
+        kind::LEAVE => Frame::Leave,
         _ => return Ok(None),
     }))
 }
@@ -204,6 +223,10 @@ fn hello(fields: Fields) -> Result<Hello, DecodeError> {
             field::NAME => hello.name = field.text()?,
             field::VERSION => hello.versions.push(field.number()?),
             field::FEATURE => hello.features.push(field.text()?),
+            field::SESSION => hello.session = Some(field.text()?),
+            field::RECEIVED => hello.received = field.number()?,
+            field::WINDOW_MESSAGES => hello.credit.messages = field.number()?,
+            field::WINDOW_BYTES => hello.credit.bytes = field.number()?,
             _ => {}
         }
     }
@@ -220,6 +243,12 @@ fn welcome(fields: Fields) -> Result<Welcome, DecodeError> {
             field::NAME => welcome.name = field.text()?,
             field::MAX_PAYLOAD => welcome.max_payload = field.number()?,
             field::HEARTBEAT_MS => welcome.heartbeat = Duration::from_millis(field.number()?),
+            field::SESSION => welcome.session = Some(field.text()?),
+            field::RESUMED => welcome.resumed = field.number()? != 0,
+            field::RECEIVED => welcome.received = field.number()?,
+            field::WINDOW_MESSAGES => welcome.credit.messages = field.number()?,
+            field::WINDOW_BYTES => welcome.credit.bytes = field.number()?,
+            field::GRACE_MS => welcome.grace = Duration::from_millis(field.number()?),
             _ => {}
         }
     }
@@ -230,6 +259,7 @@ fn welcome(fields: Fields) -> Result<Welcome, DecodeError> {
 fn message_frame(kind: u8, fields: Fields, payload: Bytes) -> Result<Frame, DecodeError> {
     let missing = |number| move || DecodeError::Missing(kind, number);
     let (mut id, mut timeout) = (None, None);
+    let (mut progress, mut resent) = (false, false);
     let (mut agent_type, mut key) = (None, None);
     let (mut topic_type, mut source) = (None, None);
     let (mut sender_type, mut sender_key) = (None, None);
@@ -249,6 +279,8 @@ fn message_frame(kind: u8, fields: Fields, payload: Bytes) -> Result<Frame, Deco
             field::SOURCE => source = Some(Key::parse(field.text()?)?),
             field::SUBSCRIPTION => subscriptions.push(field.number()?),
             field::TIMEOUT_MS => timeout = Some(Duration::from_millis(field.number()?)),
+            field::PROGRESS => progress = field.number()? != 0,
+            field::RESENT => resent = field.number()? != 0,
             field::MESSAGE_ID => header.id = Some(MessageId::parse(field.text()?)?),
             field::CONVERSATION => header.conversation = Some(MessageId::parse(field.text()?)?),
             field::CAUSE => header.cause = Some(MessageId::parse(field.text()?)?),
@@ -273,6 +305,8 @@ fn message_frame(kind: u8, fields: Fields, payload: Bytes) -> Result<Frame, Deco
             id: id.ok_or_else(missing(field::ID))?,
             target: AgentId { agent_type, key },
             timeout,
+            progress,
+            resent,
             header,
             payload,
         }));
@@ -344,14 +378,14 @@ fn fault(fields: Fields) -> Result<(Option<CallId>, Fault), DecodeError> {
 }
 
 /// The fields of a header, one after the other.
-struct Fields(Bytes);
+pub(super) struct Fields(pub(super) Bytes);
 
-struct Field {
-    number: u64,
-    value: Value,
+pub(super) struct Field {
+    pub(super) number: u64,
+    pub(super) value: Value,
 }
 
-enum Value {
+pub(super) enum Value {
     Number(u64),
     Bytes(Bytes),
     Skipped,
@@ -418,7 +452,7 @@ impl Field {
 }
 
 /// Takes a length and as many bytes.
-fn take(from: &mut Bytes, what: &'static str) -> Result<Bytes, DecodeError> {
+pub(super) fn take(from: &mut Bytes, what: &'static str) -> Result<Bytes, DecodeError> {
     let length = varint(from, what)?;
     match usize::try_from(length) {
         Ok(length) if length <= from.len() => Ok(from.split_to(length)),

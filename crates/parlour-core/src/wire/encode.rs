@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::frame::{Frame, HeaderFields, SharedEvent};
+use super::decode::{DecodeError, decode};
+use super::frame::{CallFrame, Frame, HeaderFields, SharedEvent};
 use super::number::{field, kind};
-use crate::{AgentType, Event, Fault, Key, MessageId, Payload, Principal, TopicFilter, TopicId};
+use crate::{
+    AgentType, Credit, Event, Fault, Key, MessageId, Payload, Principal, TopicFilter, TopicId,
+};
 
 /// The most bytes of a fault's detail, and of its hint; more is cut when it is written.
 const MAX_FAULT_TEXT: usize = 8 * 1024;
@@ -20,6 +23,9 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
             header.text(field::NAME, &hello.name);
             hello.versions.iter().for_each(|&version| header.number(field::VERSION, version));
             hello.features.iter().for_each(|feature| header.text(field::FEATURE, feature));
+            header.optional(field::SESSION, hello.session.as_deref());
+            header.count(field::RECEIVED, hello.received);
+            header.credit(hello.credit);
             kind::HELLO
         }
         Frame::Welcome(welcome) => {
@@ -28,6 +34,11 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
             header.text(field::NAME, &welcome.name);
             header.number(field::MAX_PAYLOAD, welcome.max_payload);
             header.number(field::HEARTBEAT_MS, millis(welcome.heartbeat));
+            header.optional(field::SESSION, welcome.session.as_deref());
+            header.flag(field::RESUMED, welcome.resumed);
+            header.count(field::RECEIVED, welcome.received);
+            header.credit(welcome.credit);
+            header.count(field::GRACE_MS, millis(welcome.grace));
             kind::WELCOME
         }
         Frame::Register(register) => {
@@ -35,6 +46,9 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
             header.text(field::AGENT_TYPE, register.agent_type.as_str());
             header.optional(field::KEY, register.key.as_ref().map(Key::as_str));
             header.flag(field::EXCLUSIVE, register.registration.exclusive);
+            if register.registration.capacity > 1 {
+                header.number(field::CAPACITY, register.registration.capacity.into());
+            }
             let capabilities = &register.registration.capabilities;
             capabilities.iter().for_each(|name| header.text(field::CAPABILITY, name));
             kind::REGISTER
@@ -74,6 +88,8 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
             if let Some(timeout) = call.timeout {
                 header.number(field::TIMEOUT_MS, millis(timeout));
             }
+            header.flag(field::PROGRESS, call.progress);
+            header.flag(field::RESENT, call.resent);
             header.common(&call.header);
             header.payload(&call.payload);
             payload = &call.payload.bytes;
@@ -121,8 +137,36 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
             kind::PONG
         }
         Frame::Drain => kind::DRAIN,
+        Frame::Leave => kind::LEAVE,
+        Frame::Ack(received) => {
+            header.number(field::RECEIVED, *received);
+            kind::ACK
+        }
+        Frame::Progress(id, progress) => {
+            header.number(field::ID, id.0);
+            header.payload(progress);
+            payload = &progress.bytes;
+            kind::PROGRESS
+        }
     };
     write(kind, &[&header.0], payload, out);
+}
+
+/// Whether `frame` is one of the session: sent again if it is lost with a socket, and counted by both
+/// sides. The others are those that only make sense on one socket.
+pub fn is_counted(frame: &[u8]) -> bool {
+    let of_socket = [kind::HELLO, kind::WELCOME, kind::PING, kind::PONG, kind::ACK];
+    frame.first().is_some_and(|kind| !of_socket.contains(kind))
+}
+
+/// Appends `frame`, which may have been received already, as it is sent again.
+pub(crate) fn resend(mut frame: Bytes, out: &mut BytesMut) -> Result<(), DecodeError> {
+    if frame.first() != Some(&kind::CALL) {
+        out.extend_from_slice(&frame);
+    } else if let Some(Frame::Call(call)) = decode(&mut frame)? {
+        encode(&Frame::Call(CallFrame { resent: true, ..call }), out);
+    }
+    Ok(())
 }
 
 /// Appends an event frame to `out`: the part that all recipients share, and who receives it here.
@@ -163,7 +207,7 @@ impl From<&crate::Header> for HeaderFields {
     }
 }
 
-fn write(kind: u8, header: &[&[u8]], payload: &[u8], out: &mut BytesMut) {
+pub(super) fn write(kind: u8, header: &[&[u8]], payload: &[u8], out: &mut BytesMut) {
     let length: usize = header.iter().map(|part| part.len()).sum();
     out.reserve(length + payload.len() + 16);
     out.put_u8(kind);
@@ -184,9 +228,19 @@ impl Header {
     }
 
     fn flag(&mut self, number: u64, value: bool) {
-        if value {
-            self.number(number, 1);
+        self.count(number, value.into());
+    }
+
+    /// A number that is 0 where it is absent.
+    fn count(&mut self, number: u64, value: u64) {
+        if value != 0 {
+            self.number(number, value);
         }
+    }
+
+    fn credit(&mut self, credit: Credit) {
+        self.count(field::WINDOW_MESSAGES, credit.messages);
+        self.count(field::WINDOW_BYTES, credit.bytes);
     }
 
     fn text(&mut self, number: u64, value: &str) {
@@ -257,7 +311,7 @@ impl Header {
     }
 }
 
-fn put_varint(mut value: u64, out: &mut impl BufMut) {
+pub(super) fn put_varint(mut value: u64, out: &mut impl BufMut) {
     while value >= 0x80 {
         out.put_u8(value as u8 | 0x80);
         value >>= 7;

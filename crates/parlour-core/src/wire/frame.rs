@@ -4,7 +4,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 
 use crate::{
-    AgentId, AgentType, CallId, Key, MessageId, Payload, Principal, Registration, Reply,
+    AgentId, AgentType, CallId, Credit, Key, MessageId, Payload, Principal, Registration, Reply,
     TopicFilter, TopicId,
 };
 
@@ -56,6 +56,12 @@ pub enum Frame {
     Pong(u64),
     /// Client: send no new work. Host: it is going away; what runs may end, nothing new is taken.
     Drain,
+    /// Either: how many frames of the session it has received.
+    Ack(u64),
+    /// What the agent has to say of a call before it ends, for a caller that asked for it.
+    Progress(CallId, Payload),
+    /// Host: this client gets no new work; it should end what it has, and leave.
+    Leave,
 }
 
 /// What a client begins with.
@@ -68,6 +74,12 @@ pub struct Hello {
     pub versions: Vec<u64>,
     /// The optional parts that it can use.
     pub features: Vec<ByteString>,
+    /// The session that it wants to go on with, by the name that a host gave it.
+    pub session: Option<ByteString>,
+    /// How many frames of that session it has received.
+    pub received: u64,
+    /// How much it wants to be unacknowledged at the most; 0 leaves it to the host.
+    pub credit: Credit,
 }
 
 /// What the host answers.
@@ -84,6 +96,16 @@ pub struct Welcome {
     pub max_payload: u64,
     /// How often it pings; a peer that misses two is dead.
     pub heartbeat: Duration,
+    /// The name of the session, by which it can go on over another socket.
+    pub session: Option<ByteString>,
+    /// Whether it is the session that the client asked for.
+    pub resumed: bool,
+    /// How many frames of the session the host has received.
+    pub received: u64,
+    /// How much may be unacknowledged each way.
+    pub credit: Credit,
+    /// For how long the session waits for another socket when one breaks.
+    pub grace: Duration,
 }
 
 /// A registration.
@@ -136,6 +158,10 @@ pub struct CallFrame {
     pub target: AgentId,
     /// How long the caller waits, counted from when the frame arrives.
     pub timeout: Option<Duration>,
+    /// Whether the caller wants to hear of its progress.
+    pub progress: bool,
+    /// Whether it was sent before, over a socket that broke.
+    pub resent: bool,
     /// What every message carries.
     pub header: HeaderFields,
     /// What is asked.

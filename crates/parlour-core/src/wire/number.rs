@@ -18,6 +18,9 @@ pub(super) mod kind {
     pub(in crate::wire) const PING: u8 = 14;
     pub(in crate::wire) const PONG: u8 = 15;
     pub(in crate::wire) const DRAIN: u8 = 16;
+    pub(in crate::wire) const ACK: u8 = 17;
+    pub(in crate::wire) const PROGRESS: u8 = 18;
+    pub(in crate::wire) const LEAVE: u8 = 19;
 }
 
 /// The fields of headers. A number means the same in every frame.
@@ -58,7 +61,102 @@ pub(super) mod field {
     pub(in crate::wire) const NAME: u64 = 34;
     pub(in crate::wire) const MAX_PAYLOAD: u64 = 35;
     pub(in crate::wire) const HEARTBEAT_MS: u64 = 36;
+    pub(in crate::wire) const CAPACITY: u64 = 37;
+    pub(in crate::wire) const RECEIVED: u64 = 38;
+    pub(in crate::wire) const SESSION: u64 = 39;
+    pub(in crate::wire) const RESUMED: u64 = 40;
+    pub(in crate::wire) const GRACE_MS: u64 = 41;
+    pub(in crate::wire) const WINDOW_MESSAGES: u64 = 42;
+    pub(in crate::wire) const WINDOW_BYTES: u64 = 43;
+    pub(in crate::wire) const RESENT: u64 = 44;
+    pub(in crate::wire) const PROGRESS: u64 = 45;
     /// Within a metadata entry.
     pub(in crate::wire) const ENTRY_NAME: u64 = 1;
     pub(in crate::wire) const ENTRY_VALUE: u64 = 2;
 }
+
+/// What the value of a field is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum FieldType {
+    /// A number.
+    Number,
+    /// 0 or 1.
+    Flag,
+    /// A text.
+    Text,
+    /// An entry of metadata.
+    Entry,
+}
+
+/// The numbers and names of all kinds of frames.
+pub static KINDS: &[(u8, &str)] = &[
+    (kind::HELLO, "hello"),
+    (kind::WELCOME, "welcome"),
+    (kind::REGISTER, "register"),
+    (kind::UNREGISTER, "unregister"),
+    (kind::SUBSCRIBE, "subscribe"),
+    (kind::UNSUBSCRIBE, "unsubscribe"),
+    (kind::DONE, "done"),
+    (kind::CALL, "call"),
+    (kind::REPLY, "reply"),
+    (kind::FAULT, "fault"),
+    (kind::PUBLISH, "publish"),
+    (kind::EVENT, "event"),
+    (kind::CANCEL, "cancel"),
+    (kind::PING, "ping"),
+    (kind::PONG, "pong"),
+    (kind::DRAIN, "drain"),
+    (kind::ACK, "ack"),
+    (kind::PROGRESS, "progress"),
+    (kind::LEAVE, "leave"),
+];
+
+/// The numbers, names and types of all fields.
+pub static FIELDS: &[(u64, &str, FieldType)] = &[
+    (field::ID, "id", FieldType::Number),
+    (field::AGENT_TYPE, "agent_type", FieldType::Text),
+    (field::KEY, "key", FieldType::Text),
+    (field::TOPIC_TYPE, "topic_type", FieldType::Text),
+    (field::SOURCE, "source", FieldType::Text),
+    (field::CONTENT_TYPE, "content_type", FieldType::Text),
+    (field::DATA_TYPE, "data_type", FieldType::Text),
+    (field::METADATA, "metadata", FieldType::Entry),
+    (field::TIMEOUT_MS, "timeout_ms", FieldType::Number),
+    (field::MESSAGE_ID, "message_id", FieldType::Text),
+    (field::CONVERSATION, "conversation", FieldType::Text),
+    (field::CAUSE, "cause", FieldType::Text),
+    (field::SENDER_TYPE, "sender_type", FieldType::Text),
+    (field::SENDER_KEY, "sender_key", FieldType::Text),
+    (field::PRINCIPAL, "principal", FieldType::Text),
+    (field::TRACEPARENT, "traceparent", FieldType::Text),
+    (field::HOPS, "hops", FieldType::Number),
+    (field::IDEMPOTENCY_KEY, "idempotency_key", FieldType::Text),
+    (field::FAULT_KIND, "fault_kind", FieldType::Text),
+    (field::DETAIL, "detail", FieldType::Text),
+    (field::HINT, "hint", FieldType::Text),
+    (field::MAY_HAVE_RUN, "may_have_run", FieldType::Flag),
+    (field::RETRY_AFTER_MS, "retry_after_ms", FieldType::Number),
+    (field::CONFIG_KEY, "config_key", FieldType::Text),
+    (field::LIMIT, "limit", FieldType::Number),
+    (field::EXCLUSIVE, "exclusive", FieldType::Flag),
+    (field::CAPABILITY, "capability", FieldType::Text),
+    (field::TOPIC_PREFIX, "topic_prefix", FieldType::Text),
+    (field::SUBSCRIPTION, "subscription", FieldType::Number),
+    (field::RECIPIENTS, "recipients", FieldType::Number),
+    (field::DROPPED, "dropped", FieldType::Text),
+    (field::VERSION, "version", FieldType::Number),
+    (field::FEATURE, "feature", FieldType::Text),
+    (field::NAME, "name", FieldType::Text),
+    (field::MAX_PAYLOAD, "max_payload", FieldType::Number),
+    (field::HEARTBEAT_MS, "heartbeat_ms", FieldType::Number),
+    (field::CAPACITY, "capacity", FieldType::Number),
+    (field::RECEIVED, "received", FieldType::Number),
+    (field::SESSION, "session", FieldType::Text),
+    (field::RESUMED, "resumed", FieldType::Flag),
+    (field::GRACE_MS, "grace_ms", FieldType::Number),
+    (field::WINDOW_MESSAGES, "window_messages", FieldType::Number),
+    (field::WINDOW_BYTES, "window_bytes", FieldType::Number),
+    (field::RESENT, "resent", FieldType::Flag),
+    (field::PROGRESS, "progress", FieldType::Flag),
+];

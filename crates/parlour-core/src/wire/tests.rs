@@ -39,12 +39,16 @@ fn every_kind_of_frame_survives_the_wire() {
         .hint("wait")
         .retry_after(Duration::from_millis(250))
         .limit("limits.queue_messages", Some(4096));
-    let registration = Registration { exclusive: true, capabilities: vec!["sum".into()] };
+    let registration =
+        Registration { exclusive: true, capacity: 300, capabilities: vec!["sum".into()] };
     let frames = [
         Frame::Hello(Hello {
             name: "me".into(),
             versions: vec![1, 2],
             features: vec!["resume".into()],
+            session: Some("s1".into()),
+            received: 12,
+            credit: crate::Credit { messages: 1024, bytes: 1 << 20 },
         }),
         Frame::Welcome(Welcome {
             version: 1,
@@ -52,6 +56,11 @@ fn every_kind_of_frame_survives_the_wire() {
             name: "room".into(),
             max_payload: 1 << 20,
             heartbeat: Duration::from_secs(15),
+            session: Some("s2".into()),
+            resumed: true,
+            received: 300,
+            credit: crate::Credit { messages: 4096, bytes: 8 << 20 },
+            grace: Duration::from_secs(5),
         }),
         Frame::Register(Register {
             request: CallId(1),
@@ -72,6 +81,8 @@ fn every_kind_of_frame_survives_the_wire() {
             id: CallId(u64::MAX),
             target: AgentId::parse("upper/1").unwrap(),
             timeout: Some(Duration::from_millis(1500)),
+            progress: true,
+            resent: true,
             header: header.clone(),
             payload: payload.clone(),
         }),
@@ -94,6 +105,9 @@ fn every_kind_of_frame_survives_the_wire() {
         Frame::Ping(8),
         Frame::Pong(9),
         Frame::Drain,
+        Frame::Ack(70_000),
+        Frame::Progress(CallId(8), Payload::text("half of it")),
+        Frame::Leave,
     ];
 
     let mut message = BytesMut::new();

@@ -121,7 +121,10 @@ impl Protocol for Dialect {
             },
             Sendable::Ping => out.ping = true,
             // It has no words for these.
-            Sendable::Withdraw(_) | Sendable::Frame(_) | Sendable::Drain => {}
+            Sendable::Withdraw(_)
+            | Sendable::Progress(..)
+            | Sendable::Frame(_)
+            | Sendable::Drain => {}
         }
         Ok(())
     }
@@ -231,7 +234,15 @@ impl Message<'_> {
         let target = self.target.as_ref().ok_or(FrameError::Missing("target"))?.parse(source)?;
         let sender = self.source.as_ref().map(|agent| agent.parse(source)).transpose()?;
         let header = HeaderFields { sender, ..HeaderFields::default() };
-        Ok(CallFrame { id, target, timeout: None, header, payload: self.into_payload(source) })
+        Ok(CallFrame {
+            id,
+            target,
+            timeout: None,
+            progress: false,
+            resent: false,
+            header,
+            payload: self.into_payload(source),
+        })
     }
 
     /// The event that it publishes.

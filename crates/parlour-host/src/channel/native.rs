@@ -1,8 +1,8 @@
 //! `parlour.v1` on a WebSocket; `parlour_core::wire` has the frames, `docs/protocol.md` the contract.
 
-use bytes::Bytes;
-use parlour_core::wire::{self, CallFrame, Frame};
-use parlour_core::{Fault, Reply};
+use bytes::{Bytes, BytesMut};
+use parlour_core::wire::{self, CallFrame, Frame, Hello, Welcome};
+use parlour_core::{Fault, Received, Reply, Sent, WrongCount};
 
 use crate::io::SMALL;
 use crate::link::{Outbox, Protocol, Sendable};
@@ -14,10 +14,18 @@ pub(crate) const NAME: &str = wire::SUBPROTOCOL;
 /// Agents, and subscriptions, that one event frame names at the most.
 const RECIPIENTS: usize = 64;
 
-/// The translation, which keeps nothing between two frames but the number of pings.
+/// The translation, and what of its frames may have to be sent again.
 #[derive(Debug, Default)]
 pub(crate) struct Native {
     pings: u64,
+    session: Option<Windows>,
+}
+
+/// Both directions of a session that can go on over another socket.
+#[derive(Debug)]
+struct Windows {
+    sent: Sent,
+    received: Received,
 }
 
 impl Protocol for Native {
@@ -35,23 +43,37 @@ impl Protocol for Native {
         if frame.len() < whole / 4 || whole < SMALL {
             frame = Bytes::copy_from_slice(&frame);
         }
-        wire::decode(&mut frame).map_err(broken)
+        if let Some(windows) = &mut self.session {
+            windows.received.push(&frame);
+        }
+        let frame = wire::decode(&mut frame).map_err(broken)?;
+        if let (Some(Frame::Ack(received)), Some(windows)) = (&frame, &mut self.session) {
+            windows.sent.acknowledge(*received).map_err(wrong_count)?;
+            return Ok(None);
+        }
+        Ok(frame)
     }
 
     fn encode(&mut self, item: Sendable<'_>, out: &mut Outbox) -> Result<(), Fault> {
         let batch = &mut out.batch;
+        let begin = batch.len();
         match item {
             Sendable::Call(id, call, remaining) => {
                 let frame = Frame::Call(CallFrame {
                     id,
                     target: call.target.clone(),
                     timeout: Some(remaining),
+                    progress: call.progress,
+                    resent: false,
                     header: (&call.header).into(),
                     payload: call.payload.clone(),
                 });
                 wire::encode(&frame, batch);
             }
             Sendable::Withdraw(id) => wire::encode(&Frame::Cancel(id), batch),
+            Sendable::Progress(id, payload) => {
+                wire::encode(&Frame::Progress(id, payload.clone()), batch);
+            }
             Sendable::Reply(id, reply) => {
                 wire::encode(&Frame::Reply(id, Reply::clone(reply)), batch)
             }
@@ -66,16 +88,82 @@ impl Protocol for Native {
                     if agents.is_empty() && some.is_empty() {
                         break;
                     }
+                    let begin = batch.len();
                     wire::encode_event(event.native(), agents, some, batch);
+                    self.count(&batch[begin..]);
                 }
+                return Ok(());
+            }
+            Sendable::Frame(Frame::Welcome(welcome)) => {
+                // What is counted begins behind it.
+                wire::encode(&Frame::Welcome(welcome.clone()), batch);
+                self.session = welcome.session.is_some().then(|| Windows {
+                    sent: Sent::new(welcome.credit),
+                    received: Received::new(welcome.credit),
+                });
+                return Ok(());
             }
             Sendable::Frame(frame) => wire::encode(frame, batch),
             Sendable::Drain => wire::encode(&Frame::Drain, batch),
             Sendable::Ping => {
                 self.pings += 1;
                 wire::encode(&Frame::Ping(self.pings), batch);
+                self.acknowledge(batch);
             }
         }
+        self.count(&batch[begin..]);
         Ok(())
     }
+
+    fn has_credit(&self) -> bool {
+        self.session.as_ref().is_none_or(|windows| windows.sent.has_credit())
+    }
+
+    fn credit(&self) -> Option<u64> {
+        self.session.as_ref().map(|windows| windows.sent.credit())
+    }
+
+    fn seal(&mut self, mut batch: BytesMut) -> Bytes {
+        if self.session.as_ref().is_some_and(|windows| windows.received.is_due()) {
+            self.acknowledge(&mut batch);
+        }
+        let batch = batch.freeze();
+        if let Some(windows) = &mut self.session {
+            windows.sent.push(batch.clone());
+        }
+        batch
+    }
+
+    fn resume(&mut self, hello: &Hello, welcome: Welcome) -> Result<Vec<Bytes>, Close> {
+        let Some(windows) = &mut self.session else {
+            return Err(Close::new(Close::PROTOCOL, "this session cannot be resumed"));
+        };
+        let again = windows.sent.resend(hello.received).map_err(wrong_count)?;
+        let _ = windows.received.acknowledge();
+        let received = windows.received.frames();
+        let mut greeting = BytesMut::new();
+        wire::encode(&Frame::Welcome(Welcome { received, ..welcome }), &mut greeting);
+        Ok(std::iter::once(greeting.freeze()).chain(again).collect())
+    }
+}
+
+impl Native {
+    /// Counts what was just encoded.
+    fn count(&mut self, frame: &[u8]) {
+        if let Some(windows) = &mut self.session {
+            windows.sent.add(frame);
+        }
+    }
+
+    /// Says how much was received, unless that was said already.
+    fn acknowledge(&mut self, batch: &mut BytesMut) {
+        let windows = self.session.as_mut();
+        if let Some(received) = windows.and_then(|windows| windows.received.acknowledge()) {
+            wire::encode(&Frame::Ack(received), batch);
+        }
+    }
+}
+
+fn wrong_count(error: WrongCount) -> Close {
+    Close::new(Close::PROTOCOL, error.to_string())
 }

@@ -49,7 +49,8 @@ pub(crate) async fn one(
         let payload = Payload { data_type: DESCRIBE, ..Payload::default() };
         let header = app.exchange.stamp(HeaderFields::default(), &origin(&request));
         let deadline = app.exchange.deadline(timeout.or(Some(DESCRIBE_TIME))).into_std();
-        match app.exchange.call(Call { header, target: agent, deadline, payload }).await {
+        let call = Call { header, target: agent, deadline, progress: false, payload };
+        match app.exchange.call(call, None).await {
             Ok(payload) => serde_json::from_slice::<Value>(&payload.bytes)
                 .map_err(|error| format!("its answer to {DESCRIBE} is no JSON: {error}")),
             Err(fault) if fault.kind() == FaultKind::UnknownAgent => return Err(fault.into()),

@@ -1,28 +1,31 @@
 //! The REST door: calls, events, and what is in the room.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
 use bytestring::ByteString;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use parlour_core::wire::HeaderFields;
 use parlour_core::{
-    AgentId, AgentType, Call, Event, Fault, Key, MessageId, Metadata, Payload, Principal, Target,
-    TopicFilter, TopicId,
+    AgentId, AgentType, Call, Directory, Event, Fault, Key, MessageId, Metadata, Payload,
+    Principal, Target, TopicFilter, TopicId, WorkerId,
 };
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::answer::{Answer, Refusal, bad_name, invalid, json as json_answer};
 use super::body;
 use super::router::{App, Segments};
+use super::sse;
 use crate::config::limits;
 use crate::exchange::{Origin, topic};
+use crate::peer::Peer;
 
 const DATA_TYPE: HeaderName = HeaderName::from_static("parlour-data-type");
 pub(super) const DEADLINE_MS: HeaderName = HeaderName::from_static("parlour-deadline-ms");
-const CONVERSATION: HeaderName = HeaderName::from_static("parlour-conversation");
+pub(crate) const CONVERSATION: HeaderName = HeaderName::from_static("parlour-conversation");
 const CAUSE: HeaderName = HeaderName::from_static("parlour-cause");
 const HOPS: HeaderName = HeaderName::from_static("parlour-hops");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -44,8 +47,12 @@ pub(crate) async fn call(
     let header = app.exchange.stamp(header_fields(&parts.headers)?, &origin);
     let conversation = header.conversation.clone();
     let payload = payload(&app, &parts.headers, body).await?;
-    let call = Call { header, target, deadline, payload };
-    let reply = app.exchange.call(call).await;
+    let progress = sse::is_wanted(&parts.headers);
+    let call = Call { header, target, deadline, progress, payload };
+    if progress {
+        return sse::call(&app.exchange, call).await;
+    }
+    let reply = app.exchange.call(call, None).await;
     let payload =
         reply.map_err(|fault| Refusal::from(fault).conversation(conversation.as_str()))?;
     let mut response = Response::new(axum::body::Body::from(payload.bytes));
@@ -100,25 +107,44 @@ async fn publish_to(app: &App, topic: TopicId, request: Request) -> Answer {
 
 /// `GET /v1/workers`
 pub(crate) async fn workers(State(app): State<App>) -> Answer {
-    let directory = app.exchange.directory();
-    let workers = app.exchange.peers().into_iter().map(|peer| {
-        let (queued, queued_bytes) = peer.waiting();
-        let types: Vec<_> = directory.types_of(peer.id).map(AgentType::as_str).collect();
-        json!({
-            "id": peer.id.0,
-            "name": &*peer.name(),
-            "protocol": peer.protocol,
-            "principal": peer.principal.as_str(),
-            "connected": peer.connected.load(Relaxed),
-            "draining": peer.draining.load(Relaxed),
-            "agent_types": types,
-            "in_flight": peer.in_flight.load(Relaxed),
-            "queued": queued,
-            "queued_bytes": queued_bytes,
-            "connected_ms": peer.opened.elapsed().as_millis() as u64,
-        })
-    });
+    let (directory, keys) = (app.exchange.directory(), app.exchange.agents_in_flight());
+    let workers = app.exchange.peers().into_iter().map(|peer| worker(&peer, &directory, &keys));
     Ok(json_answer(&json!({"workers": workers.collect::<Vec<_>>()})))
+}
+
+/// `POST /v1/workers/{worker}/drain`
+pub(crate) async fn drain(State(app): State<App>, Segments(name): Segments<String>) -> Answer {
+    let peer = app.exchange.retire(&name)?;
+    let (directory, keys) = (app.exchange.directory(), app.exchange.agents_in_flight());
+    let mut response = json_answer(&worker(&peer, &directory, &keys));
+    // It has only begun to.
+    *response.status_mut() = StatusCode::ACCEPTED;
+    Ok(response)
+}
+
+fn worker(peer: &Peer, directory: &Directory<Peer>, keys: &HashMap<WorkerId, usize>) -> Value {
+    let (queued, queued_bytes) = peer.waiting();
+    let (types, capacity): (Vec<_>, Map<_, _>) = directory
+        .types_of(peer.id)
+        .map(|(name, capacity)| (name.as_str(), (name.as_str().to_owned(), capacity.into())))
+        .unzip();
+    let credit = peer.credit.load(Relaxed);
+    json!({
+        "id": peer.id.0,
+        "name": &*peer.name(),
+        "protocol": peer.protocol,
+        "principal": peer.principal.as_str(),
+        "connected": peer.connected.load(Relaxed),
+        "draining": peer.draining.load(Relaxed),
+        "agent_types": types,
+        "capacity": capacity,
+        "in_flight": peer.in_flight.load(Relaxed),
+        "keys": keys.get(&peer.id).copied().unwrap_or_default(),
+        "credit": (credit < u64::MAX).then_some(credit),
+        "queued": queued,
+        "queued_bytes": queued_bytes,
+        "connected_ms": peer.opened.elapsed().as_millis() as u64,
+    })
 }
 
 /// `GET /v1/subscriptions`

@@ -62,6 +62,7 @@ pub(crate) fn router(app: App) -> Router {
         )
         .route("/v1/topics/{type}/{source}", only(post(rest::publish), "POST"))
         .route("/v1/workers", only(get(rest::workers), "GET"))
+        .route("/v1/workers/{worker}/drain", only(post(rest::drain), "POST"))
         .route("/v1/subscriptions", only(get(rest::subscriptions), "GET"))
         .route("/livez", only(get(operators::livez), "GET"))
         .route("/readyz", only(get(operators::readyz), "GET"))

@@ -278,8 +278,9 @@ impl Caller<'_> {
         let header = exchange.stamp(frame.header, &origin);
         let id = header.id.clone();
         let deadline = exchange.deadline(None).into_std();
-        let call = Call { header, target: frame.target, deadline, payload: frame.payload };
-        Ok(Begun { id, reply: exchange.call(call) })
+        let (target, payload) = (frame.target, frame.payload);
+        let call = Call { header, target, deadline, progress: false, payload };
+        Ok(Begun { id, reply: exchange.call(call, None) })
     }
 
     fn publish(&self, params: &str, body: &Bytes) -> MethodResult {
@@ -301,7 +302,7 @@ impl Caller<'_> {
         let params: Params<'_> = serde_json::from_str(params).map_err(Failure::params)?;
         let agent_type = AgentType::parse(&*params.agent_type).map_err(Failure::params)?;
         let peer = self.enter()?;
-        if self.exchange().directory().types_of(peer.id).any(|known| *known == agent_type) {
+        if self.exchange().directory().types_of(peer.id).any(|(known, _)| *known == agent_type) {
             let detail = format!("agent type {agent_type} already registered.");
             return Err(Fault::new(FaultKind::Conflict, detail).into());
         }

@@ -45,12 +45,18 @@ impl Listener for tokio::net::TcpListener {
         let (stream, _) = Self::accept(self).await?;
         // A small frame must not wait for the acknowledgement of the one before.
         stream.set_nodelay(true)?;
+        #[cfg(target_os = "linux")]
+        socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT)?;
         Ok(Box::new(stream))
     }
 }
 
 /// How an HTTP/2 connection begins (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How much the kernel keeps of what was not sent yet. What waits beyond that waits here, where it is
+/// seen to move, or not to.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 128 * 1024;
 /// How long `accept` rests after it failed, such as for want of descriptors.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
@@ -126,7 +132,7 @@ async fn end(app: &App, shutdown: impl Future<Output = ()>) {
     };
     if timeout(app.exchange.config().server.drain_timeout, ended).await.is_err() {
         tracing::warn!(calls = in_flight(), "not everything ended within server.drain_timeout");
-        app.exchange.peers().iter().for_each(|peer| peer.push(Outgoing::GiveUp));
+        app.exchange.give_up();
     }
     // The last replies and faults reach their callers' sockets.
     let written = async {

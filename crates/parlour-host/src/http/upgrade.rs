@@ -12,7 +12,6 @@ use http::{HeaderMap, HeaderValue, StatusCode, Uri, Version, header};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use parlour_core::wire::SUBPROTOCOL;
 use parlour_core::{Fault, FaultKind, Principal};
 use percent_encoding::percent_decode_str;
 use sha1_smol::Sha1;
@@ -25,12 +24,13 @@ use super::rest::origin;
 use super::router::App;
 use crate::channel::dialect::{self, Dialect};
 use crate::channel::native::{self, Native};
+use crate::channel::text::{self, Text};
 use crate::config::limits;
-use crate::connection::Connection;
+use crate::connection::{Connection, HandOver};
 use crate::exchange::Exchange;
 use crate::io::{Place, Socket};
 use crate::link::{Link as _, Protocol, WebSocketLink};
-use crate::peer::Peer;
+use crate::peer::{Outgoing, Peer};
 
 /// A channel's frame may be this much longer than the largest payload.
 const HEADER_ROOM: usize = 64 * 1024;
@@ -41,10 +41,10 @@ pub(crate) async fn open_channel(State(app): State<App>, request: Request) -> An
         return Err(Refusal::invalid(StatusCode::UPGRADE_REQUIRED, "a WebSocket needs HTTP/1.1")
             .hint("connect with a WebSocket client over HTTP/1.1"));
     }
-    let native = asks_for_native(request.headers())?;
+    let native = native_protocol(request.headers())?;
     let accept = accept_key(request.headers())?;
     let client_id = client_id(request.uri());
-    if !native && client_id.is_none() {
+    if native.is_none() && client_id.is_none() {
         return Err(Refusal::from(invalid("the query parameter `client_id` is missing"))
             .hint("ask for subprotocol parlour.v1, or give a client_id"));
     }
@@ -53,7 +53,7 @@ pub(crate) async fn open_channel(State(app): State<App>, request: Request) -> An
         return Err(fault.hint("connect again later").into());
     }
     let principal = origin(&request).principal;
-    let claim = match client_id.filter(|_| !native) {
+    let claim = match client_id.filter(|_| native.is_none()) {
         Some(id) => {
             let attach = app.lobby.claim(&app, &id, &principal)?;
             Some((id, attach))
@@ -71,13 +71,11 @@ pub(crate) async fn open_channel(State(app): State<App>, request: Request) -> An
             return;
         };
         match claim {
-            None => {
-                let (peer, inbox) = exchange.join(native::NAME, principal);
-                let mut link = link(socket, Native::default(), &exchange);
-                Connection::new(exchange, peer, inbox).run(&mut link).await;
-                // Boxed: an idle channel's task has no room for what comes after it.
-                Box::pin(link.linger()).await;
+            None if native == Some(text::NAME) => {
+                let text = Text::new(exchange.config().limits.json_depth);
+                serve(socket, text, text::NAME, exchange, principal).await;
             }
+            None => serve(socket, Native::default(), native::NAME, exchange, principal).await,
             Some((_, attach)) => {
                 let dialect = Dialect::new(exchange.config().limits.json_depth);
                 // The task that waits for this socket is the connection's.
@@ -87,11 +85,32 @@ pub(crate) async fn open_channel(State(app): State<App>, request: Request) -> An
     });
 
     let mut response = switching(accept);
-    if native {
-        let name = HeaderValue::from_static(SUBPROTOCOL);
+    if let Some(name) = native {
+        let name = HeaderValue::from_static(name);
         response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, name);
     }
     Ok(response)
+}
+
+/// Serves a channel to its end, or hands its socket over to the session that goes on over it.
+async fn serve<P: Protocol>(
+    socket: Socket,
+    protocol: P,
+    name: &'static str,
+    exchange: Exchange,
+    principal: Principal,
+) {
+    let (peer, inbox) = exchange.join(name, principal);
+    let mut link = link(socket, protocol, &exchange);
+    let mut connection = Connection::new(exchange, peer, inbox);
+    if let Some(hand_over) = connection.run(&mut link).await {
+        let HandOver { to, hello, welcome } = *hand_over;
+        // A session that has just ended drops the socket, and its client begins anew.
+        to.push(Outgoing::Resume(Box::new(link.into_resumption(hello, welcome))));
+        return;
+    }
+    // Boxed: an idle channel's task has no room for what comes after it.
+    Box::pin(link.linger()).await;
 }
 
 /// The answer after which the connection is a WebSocket.
@@ -126,7 +145,8 @@ pub(crate) fn link<P: Protocol>(
     WebSocketLink::new(ServerBuilder::new().limits(limits).serve(socket), protocol)
 }
 
-fn asks_for_native(headers: &HeaderMap) -> Result<bool, Refusal> {
+/// The first subprotocol asked for that is known; none if none is asked for.
+fn native_protocol(headers: &HeaderMap) -> Result<Option<&'static str>, Refusal> {
     let mut asked = headers
         .get_all(header::SEC_WEBSOCKET_PROTOCOL)
         .iter()
@@ -135,13 +155,16 @@ fn asks_for_native(headers: &HeaderMap) -> Result<bool, Refusal> {
         .map(str::trim)
         .peekable();
     if asked.peek().is_none() {
-        return Ok(false);
+        return Ok(None);
     }
-    if asked.any(|name| name == SUBPROTOCOL) {
-        return Ok(true);
+    let known = |name| [native::NAME, text::NAME].into_iter().find(|known| *known == name);
+    match asked.find_map(known) {
+        Some(name) => Ok(Some(name)),
+        None => Err(Refusal::from(invalid("none of the subprotocols asked for is known")).hint(
+            "ask for parlour.v1 or parlour.v1+json, or for none to speak the dialect of \
+             autogen-http-runtime",
+        )),
     }
-    Err(Refusal::from(invalid("none of the subprotocols asked for is known"))
-        .hint("ask for parlour.v1, or for none to speak the dialect of autogen-http-runtime"))
 }
 
 /// The answer to the client's key, once the request is a handshake.

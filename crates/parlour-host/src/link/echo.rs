@@ -14,7 +14,7 @@ use parlour_core::{Fault, Principal};
 use tokio::net::TcpListener;
 use tokio_websockets::Message;
 
-use super::{Link, Outbox, Protocol, Received, Sendable, WebSocketLink};
+use super::{Link, Outbox, Protocol, Received, Resumption, Sendable, WebSocketLink};
 use crate::connection::Connection;
 use crate::http::answer::Answer;
 use crate::http::router::{App, router};
@@ -95,8 +95,24 @@ impl Link for EchoLink {
         Ok(())
     }
 
+    fn resume(&mut self, resumption: Resumption) -> Result<(), Close> {
+        self.0.resume(resumption)
+    }
+
     fn has_room(&self) -> bool {
         self.0.has_room()
+    }
+
+    fn has_credit(&self) -> bool {
+        self.0.has_credit()
+    }
+
+    fn has_moved(&mut self) -> bool {
+        self.0.has_moved()
+    }
+
+    fn credit(&self) -> Option<u64> {
+        self.0.credit()
     }
 
     fn close(&mut self, close: &Close) {

@@ -6,4 +6,6 @@ mod abuse;
 mod describe;
 mod outcomes;
 mod patience;
+mod pools;
+mod resume;
 mod room;

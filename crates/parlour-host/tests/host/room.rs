@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
-use parlour_core::wire::{self, CallFrame, Frame, HeaderFields, Hello, Register};
+use parlour_core::wire::{self, CallFrame, Frame, HeaderFields, Hello, Register, Welcome};
 use parlour_core::{AgentId, AgentType, CallId, Payload, Registration};
 use parlour_host::{Config, Host, Io, Listener};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -32,13 +32,21 @@ impl Listener for InMemory {
 impl Room {
     /// A host with these settings changed.
     pub(crate) fn open(settings: &[(&str, &str)]) -> Self {
+        Self::open_until(settings, std::future::pending())
+    }
+
+    /// The same, which shuts down when `shutdown` completes.
+    pub(crate) fn open_until(
+        settings: &[(&str, &str)],
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
         let mut config = Config::default();
         for (key, value) in settings {
             config.set(key, value).unwrap();
         }
         let (connections, incoming) = mpsc::unbounded_channel();
         let host = Host::new(config);
-        tokio::spawn(host.serve(InMemory(incoming), std::future::pending()));
+        tokio::spawn(host.serve(InMemory(incoming), shutdown));
         Self { connections }
     }
 
@@ -70,29 +78,35 @@ impl Room {
 
     /// A channel of `parlour.v1` that has been greeted.
     pub(crate) async fn channel(&self) -> Channel {
+        let hello = Hello { name: "test".into(), versions: vec![1], ..Hello::default() };
+        self.greeted(hello).await.0
+    }
+
+    /// A channel that begins with `hello`, and how the host answers.
+    pub(crate) async fn greeted(&self, hello: Hello) -> (Channel, Welcome) {
+        let mut channel = self.begun(hello).await;
+        match channel.next().await {
+            Some(Frame::Welcome(welcome)) => (channel, welcome),
+            other => panic!("not greeted: {other:?}"),
+        }
+    }
+
+    /// A channel that begins with `hello`.
+    pub(crate) async fn begun(&self, hello: Hello) -> Channel {
         let builder = ClientBuilder::new().uri("ws://localhost/open_channel").unwrap();
         let builder = builder
             .add_header("sec-websocket-protocol".parse().unwrap(), "parlour.v1".parse().unwrap())
             .unwrap();
         let (socket, _) = builder.connect_on(self.connect()).await.unwrap();
         let mut channel = Channel { socket, received: Bytes::new() };
-        let hello = Hello { name: "test".into(), versions: vec![1], features: vec![] };
         channel.send(Frame::Hello(hello)).await;
-        assert!(matches!(channel.next().await, Some(Frame::Welcome(_))));
         channel
     }
 
     /// A channel that serves `agent_type`.
     pub(crate) async fn worker(&self, agent_type: &'static str) -> Channel {
         let mut channel = self.channel().await;
-        let register = Register {
-            request: CallId(1),
-            agent_type: AgentType::parse(agent_type).unwrap(),
-            key: None,
-            registration: Registration::default(),
-        };
-        channel.send(Frame::Register(register)).await;
-        assert!(matches!(channel.next().await, Some(Frame::Done(_))));
+        channel.register(agent_type).await;
         channel
     }
 }
@@ -104,6 +118,18 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
+    /// Serves `agent_type` from here on.
+    pub(crate) async fn register(&mut self, agent_type: &'static str) {
+        let register = Register {
+            request: CallId(1),
+            agent_type: AgentType::parse(agent_type).unwrap(),
+            key: None,
+            registration: Registration::default(),
+        };
+        self.send(Frame::Register(register)).await;
+        assert!(matches!(self.next().await, Some(Frame::Done(_))));
+    }
+
     /// Sends one frame.
     pub(crate) async fn send(&mut self, frame: Frame) {
         let mut bytes = BytesMut::new();
@@ -122,13 +148,29 @@ impl Channel {
             id: CallId(id),
             target: AgentId::parse(agent).unwrap(),
             timeout: limit,
+            progress: false,
+            resent: false,
             header: HeaderFields::default(),
             payload: Payload::text(text),
         };
         self.send(Frame::Call(frame)).await;
     }
 
-    /// The next frame but for pings; none once the channel is closed.
+    /// Calls `agent`, and asks for its progress or does not.
+    pub(crate) async fn call_with_progress(&mut self, id: u64, agent: &str, progress: bool) {
+        let frame = CallFrame {
+            id: CallId(id),
+            target: AgentId::parse(agent).unwrap(),
+            timeout: None,
+            progress,
+            resent: false,
+            header: HeaderFields::default(),
+            payload: Payload::default(),
+        };
+        self.send(Frame::Call(frame)).await;
+    }
+
+    /// The next frame but for pings and acknowledgements; none once the channel is closed.
     pub(crate) async fn next(&mut self) -> Option<Frame> {
         loop {
             while self.received.is_empty() {
@@ -140,8 +182,8 @@ impl Channel {
             }
             match wire::decode(&mut self.received).unwrap() {
                 Some(Frame::Ping(number)) => self.send(Frame::Pong(number)).await,
+                Some(Frame::Ack(_)) | None => {}
                 Some(frame) => return Some(frame),
-                None => {}
             }
         }
     }
@@ -160,6 +202,12 @@ impl Channel {
             Some(Frame::Reply(id, reply)) => (id.0, reply),
             other => panic!("not a reply: {other:?}"),
         }
+    }
+
+    /// Says goodbye, as a client does that will not be back.
+    pub(crate) async fn say_goodbye(mut self) {
+        self.socket.close().await.unwrap();
+        while self.next().await.is_some() {}
     }
 
     /// Reads nothing and answers nothing from here on, but stays open.

@@ -76,7 +76,7 @@ pub(super) fn welcome() -> Frame {
         name: "scripted".into(),
         max_payload: MAX_PAYLOAD,
         heartbeat: HEARTBEAT,
-        features: Vec::new(),
+        ..Welcome::default()
     })
 }
 
@@ -92,6 +92,12 @@ impl Peer {
         let mut message = BytesMut::new();
         frames.iter().for_each(|frame| wire::encode(frame, &mut message));
         self.socket.send(Message::binary(message)).await.unwrap();
+    }
+
+    /// Closes the connection in an orderly way.
+    pub(super) async fn say_goodbye(mut self) {
+        self.socket.close().await.unwrap();
+        while let Some(Ok(_)) = self.socket.next().await {}
     }
 
     /// Waits for the next frame.
@@ -158,6 +164,8 @@ pub(super) fn call(id: u64, agent: &str, text: &str) -> Frame {
         id: CallId(id),
         target: AgentId::parse(agent).unwrap(),
         timeout: Some(Duration::from_secs(10)),
+        progress: false,
+        resent: false,
         header: header_fields(id),
         payload: Payload::text(text),
     })

@@ -39,6 +39,31 @@ async fn a_shutdown_finishes_what_runs() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_worker_that_is_asked_to_leave_finishes_what_runs_and_ends() {
+    let proceed = Arc::new(Notify::new());
+    let gate = Arc::clone(&proceed);
+    let agent = move |_cx: Cx, _message: Payload| {
+        let gate = Arc::clone(&gate);
+        async move {
+            gate.notified().await;
+            Ok::<_, crate::AgentError>("done")
+        }
+    };
+    let (running, mut peer, _host) = serving(of(agent)).await;
+    peer.call(1, "a/k", "").await;
+    peer.send(&[Frame::Leave, Frame::Leave]).await;
+    assert_eq!(peer.next().await, Frame::Drain);
+    for _ in 0..2 {
+        let Frame::Ping(number) = peer.next().await else { panic!("not a ping") };
+        peer.send(&[Frame::Pong(number)]).await;
+    }
+    proceed.notify_one();
+    assert_eq!(peer.reply(1).await.unwrap(), Payload::text("done"));
+    assert_eq!(peer.message().await, Err(Some(CloseCode::NORMAL_CLOSURE)));
+    running.task.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_shutdown_waits_no_longer_than_it_may() {
     let (agent, mut seen) = endless();
     let worker = of(agent).drain_timeout(Duration::from_secs(3));

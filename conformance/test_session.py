@@ -1,0 +1,331 @@
+"""Sessions that outlive a socket, credit, and progress, as `docs/protocol.md` has them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from parlour_v1 import (
+    Channel,
+    Field,
+    Kind,
+    Session,
+    frame,
+    raw_frame,
+    varint,
+    write_field,
+)
+from proxy import Proxy
+
+# Every test runs over a network that delivers byte by byte, too.
+SPLIT = True
+
+
+async def serving(room, agent_type: str, url=None, **fields):
+    """A worker that can resume, and its session."""
+    session = Session()
+    fields = {"name": agent_type} | fields
+    worker = await Channel.open(url or room.url, session=session, **fields)
+    assert (await worker.register(agent_type)).kind == Kind.DONE
+    return worker, session
+
+
+async def back(room, worker, session):
+    """The worker again, after its socket broke."""
+    worker.kill()
+    await worker.closed()
+    return await Channel.open(room.url, name="back", session=session)
+
+
+async def test_the_host_says_how_a_session_is_resumed_to_those_who_can(room):
+    worker, session = await serving(room, "hello-session")
+    welcome = worker.welcome
+    assert welcome.all(Field.FEATURE) == ["resume"]
+    assert session.name and welcome.get(Field.SESSION) == session.name
+    assert welcome.get(Field.GRACE_MS) == 5000
+    assert welcome.get(Field.WINDOW_MESSAGES) > 0 and welcome.get(Field.WINDOW_BYTES) > 0
+    await worker.close()
+    async with await Channel.open(room.url) as simple:
+        for absent in (Field.FEATURE, Field.SESSION, Field.GRACE_MS, Field.WINDOW_MESSAGES):
+            assert simple.welcome.get(absent) is None
+
+
+async def test_a_reply_finds_its_caller_over_another_socket(room):
+    worker, session = await serving(room, "over")
+    async with await Channel.open(room.url) as caller:
+        number = await caller.begin_call("over/k", b"one")
+        call = await worker.next(Kind.CALL)
+        worker = await back(room, worker, session)
+        assert worker.welcome.get(Field.RESUMED) == 1
+        await worker.reply(call, b"ONE")
+        assert (await caller.answer(number)).payload == b"ONE"
+        again = await caller.begin_call("over/k", b"two")
+        call = await worker.next(Kind.CALL)
+        assert call.payload == b"two" and not call.get(Field.RESENT), "the first is not sent again"
+        await worker.reply(call)
+        assert (await caller.answer(again)).kind == Kind.REPLY
+    await worker.close()
+
+
+async def test_a_call_that_did_not_arrive_is_sent_again_and_marked(room):
+    async with Proxy(room.address) as network, await Channel.open(room.url) as caller:
+        worker, session = await serving(room, "again", network.url)
+        network.silence(up=False)
+        number = await caller.begin_call("again/k", b"lost")
+        await asyncio.sleep(0.1)
+        assert worker.inbox == [], "the fault happened"
+        network.cut()
+        await worker.closed()
+        worker = await Channel.open(room.url, session=session)
+        call = await worker.next(Kind.CALL)
+        assert (call.payload, call.get(Field.RESENT)) == (b"lost", 1)
+        await worker.reply(call, b"found")
+        assert (await caller.answer(number)).payload == b"found"
+        await worker.close()
+
+
+async def test_a_reply_that_did_not_arrive_is_sent_again(room):
+    async with Proxy(room.address) as network, await Channel.open(room.url) as caller:
+        worker, session = await serving(room, "unheard", network.url)
+        number = await caller.begin_call("unheard/k")
+        call = await worker.next(Kind.CALL)
+        network.silence(down=False)
+        await worker.reply(call, b"heard")
+        await asyncio.sleep(0.1)
+        assert caller.inbox == [], "the fault happened"
+        network.cut()
+        await worker.closed()
+        worker = await Channel.open(room.url, session=session)
+        assert (await caller.answer(number)).payload == b"heard"
+        await worker.close()
+
+
+async def test_a_caller_hears_of_its_calls_over_another_socket(room):
+    worker, _ = await serving(room, "patient-caller")
+    session = Session()
+    caller = await Channel.open(room.url, session=session)
+    number = await caller.begin_call("patient-caller/k")
+    call = await worker.next(Kind.CALL)
+    caller = await back(room, caller, session)
+    await worker.reply(call, b"here")
+    assert (await caller.answer(number)).payload == b"here"
+    await caller.close()
+    await worker.close()
+
+
+async def test_calls_wait_for_a_worker_in_grace(room):
+    worker, session = await serving(room, "waiting")
+    worker.kill()
+    await worker.closed()
+    async with await Channel.open(room.url) as caller:
+        number = await caller.begin_call("waiting/k", b"later")
+        short = await caller.call("waiting/k", timeout_ms=100)
+        assert short.fault == "deadline_exceeded" and short.get(Field.MAY_HAVE_RUN) == 0
+        worker = await Channel.open(room.url, session=session)
+        call = await worker.next(Kind.CALL)
+        assert call.payload == b"later" and not call.get(Field.RESENT)
+        await worker.reply(call)
+        assert (await caller.answer(number)).kind == Kind.REPLY
+    await worker.close()
+
+
+async def test_after_the_grace_time_calls_end_and_say_whether_they_may_have_run(start_room):
+    room = start_room(timeouts__grace="300ms")
+    worker, session = await serving(room, "gone")
+    async with await Channel.open(room.url) as caller:
+        ran = await caller.begin_call("gone/k")
+        await worker.next(Kind.CALL)
+        worker.kill()
+        await worker.closed()
+        waited = await caller.begin_call("gone/k")
+        fault = await caller.answer(ran)
+        assert fault.fault == "worker_lost" and fault.get(Field.MAY_HAVE_RUN) == 1
+        fault = await caller.answer(waited)
+        assert fault.get(Field.MAY_HAVE_RUN) == 0, fault
+        worker = await Channel.open(room.url, session=session)
+        assert not worker.welcome.get(Field.RESUMED)
+        await worker.close()
+
+
+async def test_at_the_end_of_grace_calls_that_were_not_sent_go_to_another_worker(start_room):
+    room = start_room(timeouts__grace="2s")
+    worker, _ = await serving(room, "movable")
+    worker.kill()
+    await worker.closed()
+    async with await Channel.open(room.url) as caller:
+        number = await caller.begin_call("movable/k")
+        other, _ = await serving(room, "movable", name="another")
+        call = await other.next(Kind.CALL)
+        await other.reply(call, b"moved")
+        assert (await caller.answer(number)).payload == b"moved"
+        await other.close()
+
+
+async def test_a_goodbye_leaves_no_grace(room):
+    worker, session = await serving(room, "polite")
+    async with await Channel.open(room.url) as caller:
+        number = await caller.begin_call("polite/k")
+        await worker.next(Kind.CALL)
+        said = time.monotonic()
+        await worker.close()
+        assert (await caller.answer(number)).fault == "worker_lost"
+        assert time.monotonic() - said < 4, "not the grace time of 5 s"
+    worker = await Channel.open(room.url, session=session)
+    assert not worker.welcome.get(Field.RESUMED)
+    await worker.close()
+
+
+async def test_a_worker_that_is_started_anew_takes_over_from_its_former_self(room):
+    worker, _ = await serving(room, "reborn")
+    async with await Channel.open(room.url) as caller:
+        ran = await caller.begin_call("reborn/k")
+        await worker.next(Kind.CALL)
+        worker.kill()
+        await worker.closed()
+        waited = await caller.begin_call("reborn/k")
+        worker, _ = await serving(room, "reborn")
+        assert (await caller.answer(ran)).fault == "worker_lost"
+        await worker.reply(await worker.next(Kind.CALL))
+        assert (await caller.answer(waited)).kind == Kind.REPLY
+    await worker.close()
+
+
+async def test_a_session_that_is_not_known_begins_anew(room):
+    session = Session(name="0123456789abcdef", received=3)
+    worker = await Channel.open(room.url, session=session)
+    assert not worker.welcome.get(Field.RESUMED) and session.name != "0123456789abcdef"
+    assert (await worker.register("anew")).kind == Kind.DONE
+    await worker.close()
+
+
+@pytest.mark.parametrize("received", [100, 2**63])
+async def test_a_count_that_cannot_be_ends_the_session(room, received):
+    worker, session = await serving(room, "miscounted")
+    await worker.send(frame(Kind.ACK, received=received))
+    fault = await worker.take(lambda f: f.kind == Kind.FAULT and f.id == 0)
+    assert fault.fault == "invalid"
+    assert await worker.closed() == 1002
+    worker = await Channel.open(room.url, session=session)
+    assert not worker.welcome.get(Field.RESUMED)
+    await worker.close()
+
+
+async def test_no_more_is_sent_than_there_is_credit_for(room):
+    worker, session = await serving(room, "thrifty", window_messages=2)
+    worker.acks = False
+    async with await Channel.open(room.url) as caller:
+        for _ in range(4):
+            await caller.begin_call("thrifty/k")
+        await worker.next(Kind.CALL)
+        await worker.next(Kind.CALL)
+        await asyncio.sleep(0.2)
+        assert worker.inbox == []
+        await worker.send(frame(Kind.ACK, received=session.received))
+        await worker.next(Kind.CALL)
+        await worker.next(Kind.CALL)
+    await worker.close()
+
+
+async def test_one_that_acknowledges_nothing_is_cut(start_room):
+    room = start_room(timeouts__stalled_write="300ms")
+    worker, _ = await serving(room, "mute", window_messages=1)
+    worker.acks = False
+    async with await Channel.open(room.url) as caller:
+        first, second = await caller.begin_call("mute/k"), await caller.begin_call("mute/k")
+        for number in (first, second):
+            assert (await caller.answer(number)).fault in ("worker_lost", "unknown_agent")
+    await worker.closed()
+    assert room.metric("parlour_stalled_writes_total") == 1
+
+
+async def test_the_host_acknowledges_before_its_window_is_used_up(start_room):
+    room = start_room(limits__queue_messages=8)
+    session = Session()
+    caller = await Channel.open(room.url, session=session)
+    window = caller.welcome.get(Field.WINDOW_MESSAGES)
+    assert window == 8
+    for _ in range(3 * window):
+        assert (await caller.call("nobody/k")).fault == "unknown_agent"
+        assert len(session.kept) < window
+    await caller.close()
+
+
+async def test_a_caller_hears_of_progress_if_it_asks(room):
+    worker, _ = await serving(room, "talker")
+    async with await Channel.open(room.url) as caller:
+        for asks in (True, False):
+            number = await caller.begin_call("talker/k", progress=asks)
+            call = await worker.next(Kind.CALL)
+            assert bool(call.get(Field.PROGRESS)) is asks
+            for text in (b"one", b"two"):
+                await worker.send(frame(Kind.PROGRESS, text, id=call.id, data_type="Token"))
+            await worker.reply(call, b"three")
+            assert (await caller.answer(number)).payload == b"three"
+            told = [f for f in caller.inbox if f.kind == Kind.PROGRESS]
+            caller.inbox.clear()
+            assert [(f.id, f.payload) for f in told] == (
+                [(number, b"one"), (number, b"two")] if asks else []
+            )
+    await worker.close()
+
+
+async def test_progress_of_calls_that_are_not_in_flight_is_dropped(room):
+    worker, _ = await serving(room, "babbler")
+    async with await Channel.open(room.url) as caller:
+        number = await caller.begin_call("babbler/k", progress=1)
+        call = await worker.next(Kind.CALL)
+        await worker.reply(call)
+        await worker.send(frame(Kind.PROGRESS, b"late", id=call.id))
+        await worker.send(frame(Kind.PROGRESS, b"invented", id=999))
+        assert (await caller.answer(number)).kind == Kind.REPLY
+        assert (await caller.call("nobody/k")).fault == "unknown_agent"
+        assert caller.inbox == []
+    await worker.close()
+
+
+async def test_sessions_are_not_kept_for_ever(start_room):
+    room = start_room(timeouts__grace="100ms")
+    for _ in range(20):
+        worker, _ = await serving(room, "leaver")
+        worker.kill()
+        await worker.closed()
+    await asyncio.sleep(0.5)
+    assert room.get("/v1/workers")["workers"] == []
+
+
+# Versions
+
+
+async def test_a_newer_client_and_this_host_agree(room):
+    """Everything that a later version may bring is skipped, and what is skipped still counts."""
+    session = Session()
+    unknown = raw_frame(200, write_field(900, 7) + write_field(901, "new"), b"payload")
+    newer = {"feature": ["teleport", "resume"]}
+    worker = await Channel.open(room.url, versions=(1, 2, 9), session=session, hello=False)
+    hello = frame(Kind.HELLO, name="newer", version=[1, 2, 9], **newer)
+    length, header = hello[1], hello[2:-1]
+    header += write_field(900, 1)
+    await worker.send(bytes([Kind.HELLO]) + varint(len(header)) + header + b"\0")
+    assert length < 128, "its length is one byte"
+    welcome = await worker.next(Kind.WELCOME)
+    assert (welcome.get(Field.VERSION), welcome.all(Field.FEATURE)) == (1, ["resume"])
+    await worker.send(unknown, frame(Kind.REGISTER, id=1, agent_type="newer"), unknown)
+    assert (await worker.answer(1)).kind == Kind.DONE
+    worker.kill()
+    await worker.closed()
+    worker = await Channel.open(room.url, session=session)
+    assert worker.welcome.get(Field.RECEIVED) == 3
+    await worker.close()
+
+
+async def test_an_older_client_and_this_host_agree(room):
+    """One that knows neither sessions nor progress is served as before they were there."""
+    async with await Channel.open(room.url) as worker, await Channel.open(room.url) as caller:
+        await worker.register("older")
+        number = await caller.begin_call("older/k")
+        await worker.reply(await worker.next(Kind.CALL))
+        assert (await caller.answer(number)).kind == Kind.REPLY
+        for channel in (worker, caller):
+            assert [f for f in channel.inbox if f.kind > Kind.DRAIN] == []

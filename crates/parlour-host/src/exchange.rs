@@ -28,7 +28,7 @@ use crate::config::limits;
 use crate::event::SharedEvent;
 use crate::metrics::Metrics;
 use crate::peer::{Bounds, Close, Outgoing, Peer, RETRY_AFTER, Refused, ReplyTo};
-use moves::{Moves, Moving, unknown_agent};
+use moves::{Moves, Moving};
 
 pub(crate) use moves::Stay;
 
@@ -558,13 +558,6 @@ impl Exchange {
             published.dropped.push(format!("{unnamed} more").into());
         }
         Ok(published)
-    }
-
-    /// The worker that an agent belongs to.
-    pub(crate) fn route(&self, target: &AgentId) -> Result<Peer, Fault> {
-        let directory = self.0.directory.load();
-        let found = directory.route(target).map(|(_, peer)| peer.clone());
-        found.ok_or_else(|| unknown_agent(&target.agent_type))
     }
 
     fn admit(&self, call: &Call) -> Result<(), Fault> {

@@ -427,7 +427,7 @@ fn push(queue: &mut Vec<Held>, held: Held) {
     queue.insert(index, held);
 }
 
-pub(super) fn unknown_agent(agent_type: &AgentType) -> Fault {
+fn unknown_agent(agent_type: &AgentType) -> Fault {
     Fault::new(FaultKind::UnknownAgent, format!("agent type {agent_type} not registered"))
         .hint(format!("start one: parlour worker {agent_type} --echo"))
 }

@@ -6,13 +6,13 @@ use std::time::Duration;
 use axum::extract::{Request, State};
 use bytestring::ByteString;
 use parlour_core::wire::HeaderFields;
-use parlour_core::{AgentId, AgentType, Call, Key, Payload};
+use parlour_core::{AgentId, AgentType, Call, FaultKind, Key, Payload};
 use serde_json::{Value, json};
 
 use super::answer::{Answer, json as json_answer};
 use super::rest::{DEADLINE_MS, number, origin};
 use super::router::{App, Segments};
-use crate::channel::native;
+use crate::channel::dialect;
 
 /// The data type of the call that every agent answers with what it is.
 const DESCRIBE: ByteString = ByteString::from_static("parlour.describe");
@@ -34,25 +34,28 @@ pub(crate) async fn one(
     let timeout = number(request.headers(), &DEADLINE_MS)?.map(Duration::from_millis);
     let mut entry = entries(&app, |listed| *listed == agent_type).pop().unwrap_or_default();
     // All agents of a type say the same. Where only single ones are served, it takes one of these.
+    let directory = app.exchange.directory();
     let mut agent = AgentId::new(agent_type.clone(), Key::parse("default")?);
-    if app.exchange.route(&agent).is_err()
+    if directory.route(&agent).is_none()
         && let Some(key) = entry["instances"][0].as_str()
     {
         agent = AgentId::new(agent_type, Key::parse(key)?);
     }
-    let described = if app.exchange.route(&agent)?.protocol == native::NAME {
+    let protocol = directory.route(&agent).map(|(_, peer)| peer.protocol);
+    let described = if protocol == Some(dialect::NAME) {
+        // An agent there would take it for a message like any other.
+        Err(format!("its worker speaks {}, which has no descriptions", dialect::NAME))
+    } else {
         let payload = Payload { data_type: DESCRIBE, ..Payload::default() };
         let header = app.exchange.stamp(HeaderFields::default(), &origin(&request));
         let deadline = app.exchange.deadline(timeout.or(Some(DESCRIBE_TIME))).into_std();
         let call = Call { header, target: agent, deadline, progress: false, payload };
-        let reply = app.exchange.call(call, None).await;
-        reply.map_err(|fault| fault.to_string()).and_then(|payload| {
-            let description = serde_json::from_slice::<Value>(&payload.bytes);
-            description.map_err(|error| format!("its answer to {DESCRIBE} is no JSON: {error}"))
-        })
-    } else {
-        // An agent there would take it for a message like any other.
-        Err(format!("its worker does not speak {}, which has descriptions", native::NAME))
+        match app.exchange.call(call, None).await {
+            Ok(payload) => serde_json::from_slice::<Value>(&payload.bytes)
+                .map_err(|error| format!("its answer to {DESCRIBE} is no JSON: {error}")),
+            Err(fault) if fault.kind() == FaultKind::UnknownAgent => return Err(fault.into()),
+            Err(fault) => Err(fault.to_string()),
+        }
     };
     match described {
         Ok(description) => entry["description"] = description,

@@ -72,6 +72,21 @@ async fn scatter_gather_takes_what_comes_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_job_is_heard_of_and_can_be_given_up() {
+    let out = run("long_job").await;
+    let lines: Vec<_> = out.lines().collect();
+    let expected = [
+        "loaf 1 of 3",
+        "loaf 2 of 3",
+        "loaf 3 of 3",
+        "here they are: 3 loaves",
+        "loaf 1 of 1000000: that is too many",
+        "the oven is turned off",
+    ];
+    assert_eq!(lines, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_the_pool_every_call_ends() {
     let out = run("pool").await;
     assert!(out.contains("a worker was shut down, and had ended what it had begun"), "{out}");

@@ -115,10 +115,13 @@ impl<R> Session<R> {
         self.end_all(&worker_lost());
     }
 
-    /// Ends every call with `fault`, which says of each whether it may have run.
+    /// Ends every call with `fault`, which says of each whether it may have run, in the order of
+    /// their names.
     pub fn end_all(&mut self, fault: &Fault) {
         self.deadlines.clear();
-        for (id, call) in self.in_flight.drain() {
+        let mut ended: Vec<_> = self.in_flight.drain().collect();
+        ended.sort_unstable_by_key(|(id, _)| *id);
+        for (id, call) in ended {
             let reply = Err(fault.clone().may_have_run_if(call.sent));
             self.settled.push_back(Settled { id, reply_to: call.reply_to, reply, cancel: false });
         }

@@ -110,6 +110,7 @@ impl<L: Link> Connection<L> {
             self.hand_on_settled();
             let due = self.session.poll_timeout().map_or(until, |at| until.min(at.into()));
             tokio::select! {
+                biased;
                 link = &mut attached => break link.ok(),
                 Some(item) = self.inbox.recv() => {
                     if matches!(item, Outgoing::Close(_)) {
@@ -673,7 +674,9 @@ impl<L: Link> Connection<L> {
         }
         self.session.handle_disconnect();
         self.hand_on_settled();
-        self.made.values().flatten().for_each(Ticket::cancel);
+        let mut made: Vec<_> = self.made.drain().collect();
+        made.sort_unstable_by_key(|(id, _)| *id);
+        made.iter().filter_map(|(_, ticket)| ticket.as_ref()).for_each(Ticket::cancel);
         self.inbox.close();
         // Ends once everything has come that was on its way when the inbox closed.
         while let Some(item) = self.inbox.recv().await {

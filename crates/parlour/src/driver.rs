@@ -167,6 +167,7 @@ impl<C: Connect> Driver<C> {
             let deadlines = [self.state.poll_timeout(), grace, drained_by];
             arm(timer.as_mut(), deadlines.into_iter().flatten().min());
             tokio::select! {
+                biased;
                 link = &mut attempted => match link {
                     Ok(link) => return Some(link),
                     Err(error) => {
@@ -221,6 +222,7 @@ impl<C: Connect> Driver<C> {
         while !self.handlers.is_empty() {
             self.state.handle_closed();
             tokio::select! {
+                biased;
                 _ = self.handlers.next() => {}
                 command = self.commands.recv() => match command {
                     Some(command) => self.state.handle_command(command),
@@ -302,7 +304,9 @@ impl<C: Connect> Driver<C> {
             }
             if self.state.is_set_up() && !is_set_up {
                 (is_set_up, *was_set_up) = (true, true);
-                self.on_connected.iter().for_each(|connected| connected());
+                if let Some(connected) = &self.on_connected {
+                    connected();
+                }
             }
             if !connection.is_writing()
                 && let Some(message) = self.state.poll_message(now())
@@ -323,26 +327,8 @@ impl<C: Connect> Driver<C> {
             let deadlines = [self.state.poll_timeout(), connection.silent_until(), drained_by];
             arm(timer.as_mut(), deadlines.into_iter().flatten().min());
             tokio::select! {
-                progress = connection.progress() => {
-                    let handled = match progress {
-                        Ok(Progress::Received(message)) => self.handle_message(message, draining),
-                        Ok(Progress::Written) => Ok(()),
-                        Err(error) => return End::socket(error),
-                    };
-                    if let Err(error) = handled {
-                        return End::Lost(error);
-                    }
-                }
-                command = self.commands.recv() => {
-                    if self.handle_commands(command).is_break() {
-                        return End::Closed;
-                    }
-                }
-                first = self.handlers.next() => {
-                    for (id, reply) in first.into_iter().chain(self.handlers.ready()) {
-                        self.state.push_reply(id, reply);
-                    }
-                }
+                // The socket last: one that always has more to read must not starve the rest.
+                biased;
                 () = &mut timer => {
                     let now = now();
                     self.state.handle_timeout(now);
@@ -360,6 +346,26 @@ impl<C: Connect> Driver<C> {
                 }
                 () = &mut shutdown, if draining.is_none() => {
                     *draining = Some(self.drain());
+                }
+                command = self.commands.recv() => {
+                    if self.handle_commands(command).is_break() {
+                        return End::Closed;
+                    }
+                }
+                first = self.handlers.next() => {
+                    for (id, reply) in first.into_iter().chain(self.handlers.ready()) {
+                        self.state.push_reply(id, reply);
+                    }
+                }
+                progress = connection.progress() => {
+                    let handled = match progress {
+                        Ok(Progress::Received(message)) => self.handle_message(message, draining),
+                        Ok(Progress::Written) => Ok(()),
+                        Err(error) => return End::socket(error),
+                    };
+                    if let Err(error) = handled {
+                        return End::Lost(error);
+                    }
                 }
             }
         }

@@ -1,0 +1,100 @@
+//! Runs the simulation over many seeds, or shows one: `scripts/torture sim` has the options.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program for people at a terminal"
+)]
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+#[path = "../sim/mod.rs"]
+mod sim;
+
+struct Options {
+    seeds: u64,
+    from: u64,
+    seed: Option<u64>,
+    verbose: bool,
+}
+
+fn options() -> Result<Options, String> {
+    let mut options = Options { seeds: 20_000, from: 0, seed: None, verbose: false };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(name) = arguments.next() {
+        let mut number = || {
+            let value = arguments.next().ok_or_else(|| format!("{name} wants a number"))?;
+            value.parse().map_err(|_| format!("{name} wants a number, not `{value}`"))
+        };
+        match name.as_str() {
+            "--seeds" => options.seeds = number()?,
+            "--from" => options.from = number()?,
+            "--seed" => options.seed = Some(number()?),
+            "--verbose" => options.verbose = true,
+            _ => return Err(format!("unknown option {name}")),
+        }
+    }
+    Ok(options)
+}
+
+fn main() -> ExitCode {
+    let options = match options() {
+        Ok(options) => options,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(2);
+        }
+    };
+    if let Some(seed) = options.seed {
+        let report = sim::run(seed, options.verbose);
+        println!("seed {seed}: {} calls, hash {:016x}", report.calls, report.hash);
+        report.violations.iter().for_each(|violation| println!("  {violation}"));
+        return if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    many(&options)
+}
+
+/// Runs all seeds, on all cores.
+fn many(options: &Options) -> ExitCode {
+    let began = tokio::time::Instant::now();
+    let end = options.from.saturating_add(options.seeds);
+    let (next, failed, calls) =
+        (AtomicU64::new(options.from), AtomicU64::new(0), AtomicU64::new(0));
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end {
+                        return;
+                    }
+                    let report = sim::run(seed, false);
+                    calls.fetch_add(report.calls as u64, Ordering::Relaxed);
+                    let done = seed - options.from + 1;
+                    if done.is_multiple_of(1000) {
+                        eprintln!("{done} seeds");
+                    }
+                    if !report.violations.is_empty() {
+                        failed.fetch_add(1, Ordering::Relaxed);
+                        println!("seed {seed} failed:");
+                        report.violations.iter().for_each(|violation| println!("  {violation}"));
+                        println!("  scripts/torture sim --seed {seed} --verbose");
+                    }
+                }
+            });
+        }
+    });
+    let (failed, calls) = (failed.into_inner(), calls.into_inner());
+    let seconds = began.elapsed().as_secs_f64();
+    println!(
+        "{} seeds from {}, {calls} calls: {failed} failed; {:.0} s, {:.0} seeds a second",
+        options.seeds,
+        options.from,
+        seconds,
+        options.seeds as f64 / seconds
+    );
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

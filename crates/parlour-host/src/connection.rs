@@ -346,6 +346,7 @@ impl<L: Link> Connection<L> {
                 let begun = self.session.begin(*id, call.deadline, reply_to);
                 let item = Outgoing::Call(dispatched);
                 match begun {
+                    Ok(()) if parlour_core::bug!("out_of_order") => self.outbox.push_front(item),
                     Ok(()) => self.outbox.push_back(item),
                     Err(reply_to) => {
                         self.peer.released(item.weight());
@@ -381,7 +382,7 @@ impl<L: Link> Connection<L> {
         let mut any = false;
         while let Some(settled) = self.session.poll_settled() {
             any = true;
-            if settled.cancel {
+            if settled.cancel && !parlour_core::bug!("cancel_not_forwarded") {
                 self.push(Outgoing::Withdraw(settled.id));
             }
             settled.reply_to.send(settled.reply);
@@ -454,6 +455,7 @@ impl<L: Link> Connection<L> {
         match frame {
             Frame::Call(call) => return self.handle_call(call),
             Frame::Reply(id, reply) => {
+                let id = CallId(id.0 ^ u64::from(parlour_core::bug!("ids_mixed")));
                 if !self.session.handle_reply(id, self.checked(reply)) {
                     self.exchange.metrics().replies_unasked.inc();
                 }
@@ -503,6 +505,10 @@ impl<L: Link> Connection<L> {
             // Through the inbox, so that it comes after all that was queued before.
             Frame::Ping(number) => self.peer.push(Outgoing::Frame(Box::new(Frame::Pong(number)))),
             Frame::Pong(_) => {}
+            Frame::Drain if parlour_core::bug!("drain_forgets_calls") => {
+                self.session.handle_disconnect();
+                self.exchange.drain(&self.peer);
+            }
             Frame::Drain => self.exchange.drain(&self.peer),
             Frame::Hello(_) => return Err(Close::new(Close::PROTOCOL, "a second HELLO")),
             _ => return Err(Close::new(Close::PROTOCOL, "a frame that only a host sends")),
@@ -672,7 +678,9 @@ impl<L: Link> Connection<L> {
                 self.exchange.move_on(&self.peer, dispatched.id, dispatched.call, reply_to);
             }
         }
-        self.session.handle_disconnect();
+        if !parlour_core::bug!("reply_to_dropped") {
+            self.session.handle_disconnect();
+        }
         self.hand_on_settled();
         let mut made: Vec<_> = self.made.drain().collect();
         made.sort_unstable_by_key(|(id, _)| *id);

@@ -18,10 +18,12 @@ struct Options {
     from: u64,
     seed: Option<u64>,
     verbose: bool,
+    bugs: bool,
+    bug: Option<String>,
 }
 
 fn options() -> Result<Options, String> {
-    let mut options = Options { seeds: 20_000, from: 0, seed: None, verbose: false };
+    let mut options = Options { seeds: 20_000, from: 0, seed: None, verbose: false, bugs: false, bug: None };
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
         let mut number = || {
@@ -32,6 +34,8 @@ fn options() -> Result<Options, String> {
             "--seeds" => options.seeds = number()?,
             "--from" => options.from = number()?,
             "--seed" => options.seed = Some(number()?),
+            "--bugs" => options.bugs = true,
+            "--bug" => options.bug = arguments.next(),
             "--verbose" => options.verbose = true,
             _ => return Err(format!("unknown option {name}")),
         }
@@ -47,6 +51,16 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if options.bugs {
+        return bugs();
+    }
+    if let Some(name) = &options.bug {
+        let Some(name) = sim::MISTAKES.iter().find(|known| *known == name) else {
+            eprintln!("there is no mistake {name}; there are {:?}", sim::MISTAKES);
+            return ExitCode::from(2);
+        };
+        parlour_core::bugs::plant(Some(name));
+    }
     if let Some(seed) = options.seed {
         let report = sim::run(seed, options.verbose);
         println!("seed {seed}: {} calls, hash {:016x}", report.calls, report.hash);
@@ -54,6 +68,21 @@ fn main() -> ExitCode {
         return if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     many(&options)
+}
+
+/// Shows after how many seeds each mistake is found.
+fn bugs() -> ExitCode {
+    let mut missed = false;
+    for name in sim::MISTAKES {
+        match sim::find(name, 1000) {
+            Some((seed, violation)) => println!("{name}: seed {seed}: {violation}"),
+            None => {
+                missed = true;
+                println!("{name}: NOT FOUND by 1,000 seeds");
+            }
+        }
+    }
+    if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 /// Runs all seeds, on all cores.

@@ -133,6 +133,32 @@ fn config(rng: &mut Rng) -> Config {
     config
 }
 
+/// The mistakes that the crates can be told to make: see `parlour_core::bug`.
+pub(crate) const MISTAKES: &[&str] = &[
+    "reply_sent_twice",
+    "reply_to_dropped",
+    "deadline_not_enforced",
+    "cancel_not_forwarded",
+    "ids_mixed",
+    "out_of_order",
+    "wrong_subscriber",
+    "queue_not_released",
+    "session_not_cleaned",
+    "drain_forgets_calls",
+    "may_have_run_denied",
+];
+
+/// The first seed below `seeds` that finds a mistake, and what it finds.
+pub(crate) fn find(mistake: &'static str, seeds: u64) -> Option<(u64, String)> {
+    parlour_core::bugs::plant(Some(mistake));
+    let found = (0..seeds).find_map(|seed| {
+        let violation = run(seed, false).violations.into_iter().next();
+        violation.map(|violation| (seed, violation))
+    });
+    parlour_core::bugs::plant(None);
+    found
+}
+
 thread_local! {
     static PANICS: Cell<u32> = const { Cell::new(0) };
 }

@@ -45,6 +45,15 @@ fn what_must_hold_holds_under_any_seed_6() {
     part(5);
 }
 
+/// Mistakes that a host can make, of which each must be found.
+#[test]
+fn every_mistake_put_in_on_purpose_is_found() {
+    for name in sim::MISTAKES {
+        let found = sim::find(name, 100);
+        assert!(found.is_some(), "no seed of 100 finds {name}");
+    }
+}
+
 #[test]
 fn a_seed_always_takes_the_same_course_and_another_takes_another() {
     for seed in 1000..1010 {

@@ -6,7 +6,9 @@
     reason = "a program for people at a terminal"
 )]
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
     if let Some(seed) = options.seed {
         let report = sim::run(seed, options.verbose);
         println!("seed {seed}: {} calls, hash {:016x}", report.calls, report.hash);
+        report.counts.iter().for_each(|(what, times)| println!("  {times} {what}"));
         report.violations.iter().for_each(|violation| println!("  {violation}"));
         return if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
@@ -91,6 +94,7 @@ fn many(options: &Options) -> ExitCode {
     let end = options.from.saturating_add(options.seeds);
     let (next, failed, calls) =
         (AtomicU64::new(options.from), AtomicU64::new(0), AtomicU64::new(0));
+    let counts = Mutex::new(BTreeMap::new());
     let cores = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         for _ in 0..cores {
@@ -102,6 +106,10 @@ fn many(options: &Options) -> ExitCode {
                     }
                     let report = sim::run(seed, false);
                     calls.fetch_add(report.calls as u64, Ordering::Relaxed);
+                    for (what, times) in report.counts {
+                        let mut counts = counts.lock().unwrap_or_else(|it| it.into_inner());
+                        *counts.entry(what).or_insert(0) += times;
+                    }
                     let done = seed - options.from + 1;
                     if done.is_multiple_of(1000) {
                         eprintln!("{done} seeds");
@@ -116,6 +124,9 @@ fn many(options: &Options) -> ExitCode {
             });
         }
     });
+    for (what, times) in counts.into_inner().unwrap_or_else(|it| it.into_inner()) {
+        println!("{times:>8} {what}");
+    }
     let (failed, calls) = (failed.into_inner(), calls.into_inner());
     let seconds = began.elapsed().as_secs_f64();
     println!(

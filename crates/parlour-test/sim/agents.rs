@@ -60,7 +60,7 @@ impl Work {
         format!("{} {} {verb} {number}", token.caller, token.number)
     }
 
-    fn parse(message: &str) -> Option<(Token, Self)> {
+    pub(crate) fn parse(message: &str) -> Option<(Token, Self)> {
         let mut words = message.split(' ');
         let token =
             Token { caller: words.next()?.parse().ok()?, number: words.next()?.parse().ok()? };

@@ -46,6 +46,8 @@ struct Inner {
     running: BTreeMap<String, Vec<(u32, Token)>>,
     /// Leaps of the clock.
     leaps: Vec<(Instant, Instant)>,
+    /// How often something happened that a run is to show.
+    counts: BTreeMap<&'static str, u64>,
     filters: Vec<&'static str>,
     /// The last event that a subscription had of a publisher.
     events: BTreeMap<(u32, u32), u64>,
@@ -80,6 +82,7 @@ impl Book {
             latest: BTreeMap::new(),
             running: BTreeMap::new(),
             leaps: Vec::new(),
+            counts: BTreeMap::new(),
             filters: Vec::new(),
             events: BTreeMap::new(),
             deliveries: BTreeMap::new(),
@@ -90,12 +93,22 @@ impl Book {
     pub(crate) fn report(&self) -> Report {
         let inner = self.0.lock();
         let (hash, calls) = (inner.hash, inner.calls.len());
-        Report { hash, calls, violations: inner.violations.clone() }
+        let (counts, violations) = (inner.counts.clone(), inner.violations.clone());
+        Report { hash, calls, counts, violations }
     }
 
     /// Notes a step.
     pub(crate) fn note(&self, line: impl fmt::Display) {
         self.0.lock().note(&line.to_string());
+    }
+
+    /// Counts that something happened.
+    pub(crate) fn counts(&self, what: &'static str) {
+        self.counts_many(what, 1);
+    }
+
+    pub(crate) fn counts_many(&self, what: &'static str, times: u64) {
+        *self.0.lock().counts.entry(what).or_default() += times;
     }
 
     /// Notes that something did not hold.
@@ -128,6 +141,11 @@ impl Book {
         inner.note(&format!("{token} calls {what} within {limit:?}"));
         let deadline = Some(Instant::now() + limit);
         inner.calls.insert(token, Call { deadline, ..Call::default() });
+    }
+
+    /// A call has until `deadline` to end.
+    pub(crate) fn extends(&self, token: Token, deadline: Instant) {
+        self.0.lock().calls.entry(token).or_default().deadline = Some(deadline);
     }
 
     /// A caller gives a call up.

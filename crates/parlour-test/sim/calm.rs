@@ -39,9 +39,9 @@ async fn missing(stage: &Stage) -> Option<String> {
         return Some("the host does not answer".into());
     };
     let workers: Value = serde_json::from_str(&workers).unwrap_or_default();
-    let workers = workers["workers"].as_array().cloned().unwrap_or_default();
+    let mut workers = workers["workers"].as_array().cloned().unwrap_or_default();
+    workers.retain(|it| it["name"] != "referee");
     let mut names: Vec<_> = workers.iter().filter_map(|it| it["name"].as_str()).collect();
-    names.retain(|name| *name != "referee");
     names.sort_unstable();
     let slots = stage.slots.iter().map(|slot| format!("slot {}", slot.number));
     let callers = stage.callers.iter().map(|caller| format!("caller {}", caller.number));
@@ -174,8 +174,21 @@ async fn drain(stage: &Arc<Stage>, rng: &mut Rng) {
     calls(stage, rng).await;
 }
 
+/// Counts the sessions that went on over another socket, as the host did.
+pub(crate) async fn count_resumed(stage: &Stage) {
+    let metrics = stage.room.get("/metrics").await.unwrap_or_default();
+    let resumed = metric(&metrics, "sessions_resumed_total").unwrap_or_default();
+    stage.book.counts_many("sessions resumed", resumed);
+}
+
+fn metric(metrics: &str, name: &str) -> Option<u64> {
+    let prefix = format!("parlour_{name} ");
+    metrics.lines().find_map(|line| line.strip_prefix(&prefix))?.parse().ok()
+}
+
 /// Everyone leaves, and nothing may be left of them.
 pub(crate) async fn leave(stage: Arc<Stage>) {
+    count_resumed(&stage).await;
     let Ok(stage) = Arc::try_unwrap(stage).map_err(|stage| {
         stage.book.violation("somebody still works".to_owned());
     }) else {
@@ -192,9 +205,8 @@ pub(crate) async fn leave(stage: Arc<Stage>) {
     let metrics = room.get("/metrics").await.unwrap_or_default();
     // The connection that asks is one.
     for (name, wanted) in [("calls_in_flight", 0), ("channels", 0), ("connections", 1)] {
-        let prefix = format!("parlour_{name} ");
-        let value = metrics.lines().find_map(|line| line.strip_prefix(&prefix));
-        if value.and_then(|value| value.parse().ok()) != Some(wanted) {
+        let value = metric(&metrics, name);
+        if value != Some(wanted) {
             book.violation(format!("at the end {name} is {value:?}"));
         }
     }

@@ -7,7 +7,7 @@ use fastrand::Rng;
 use parlour_test::{Direction, Network};
 use tokio::time::{Instant, advance, sleep};
 
-use super::Stage;
+use super::{Stage, calm};
 use super::slots::Order;
 
 /// Faults for some time; not all have ended when this returns.
@@ -29,24 +29,30 @@ async fn strike(stage: &Arc<Stage>, rng: &mut Rng) {
         }
         9..12 => {
             let (name, network) = anyone(stage, rng);
+            book.counts("connections cut");
             book.note(format_args!("{name} is cut"));
             network.cut();
         }
         12..15 => {
             let slot = &stage.slots[rng.usize(..stage.slots.len())];
+            book.counts("worker crashes");
             let order = Order::Crash(Duration::from_millis(rng.u64(..5000)));
             slot.order(order);
         }
         15 | 16 => {
             let slot = &stage.slots[rng.usize(..stage.slots.len())];
+            book.counts("worker drains");
             slot.order(Order::Drain(Duration::from_millis(rng.u64(..5000))));
         }
         17 => {
             let pause = Duration::from_millis(rng.u64(..4000));
+            calm::count_resumed(stage).await;
             if rng.bool() {
+                book.counts("host crashes");
                 book.note(format_args!("the host dies for {pause:?}"));
                 stage.room.crash().await;
             } else {
+                book.counts("host restarts in order");
                 book.note(format_args!("the host shuts down, and is away for {pause:?}"));
                 stage.room.stop().await;
             }
@@ -56,6 +62,7 @@ async fn strike(stage: &Arc<Stage>, rng: &mut Rng) {
         }
         18 => {
             let (from, leap) = (Instant::now(), Duration::from_millis(rng.u64(1..40_000)));
+            book.counts("leaps of the clock");
             book.note(format_args!("the clock leaps by {leap:?}"));
             book.leapt(from, from + leap);
             advance(leap).await;
@@ -76,19 +83,23 @@ fn disturb(stage: &Arc<Stage>, name: &str, network: &Network, rng: &mut Rng) {
     match rng.u8(..8) {
         0..3 => {
             let most = Duration::from_millis(rng.u64(1..400));
+            book.counts("delays");
             book.note(format_args!("{name} is slow by up to {most:?}"));
             network.delay_between(Duration::ZERO..=most);
         }
         3 => {
             let (rate, capacity) = (rng.u64(500..20_000), rng.usize(256..8192));
+            book.counts("slow readers");
             book.note(format_args!("{name} is narrow {direction:?}: {rate} bytes/s, {capacity}"));
             network.narrow(direction, rate, capacity);
         }
         4 | 5 => {
+            book.counts("partitions");
             book.note(format_args!("{name} is cut off"));
             network.partition();
         }
         _ => {
+            book.counts("one-way partitions");
             book.note(format_args!("{name} is cut off {direction:?}"));
             network.partition_one_way(direction);
         }

@@ -13,6 +13,7 @@ mod referee;
 mod slots;
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub(crate) struct Report {
     /// Of everything that happened, with its times.
     pub(crate) hash: u64,
     pub(crate) calls: usize,
+    /// How often which fault, and what only a fault can bring about, happened.
+    pub(crate) counts: BTreeMap<&'static str, u64>,
     /// What should have held and did not.
     pub(crate) violations: Vec<String>,
 }
@@ -118,7 +121,8 @@ async fn simulate(seed: u64, book: &Book) {
 /// A host whose limits are met now and then.
 fn config(rng: &mut Rng) -> Config {
     let mut config = Config::default();
-    let choices: [(&str, &[&str]); 6] = [
+    let choices: [(&str, &[&str]); 7] = [
+        ("timeouts.grace", &["100ms", "1s", "5s", "5s"]),
         ("timeouts.heartbeat", &["2s", "5s", "15s"]),
         ("timeouts.stalled_write", &["2s", "10s"]),
         ("limits.queue_messages", &["48", "256", "4096"]),

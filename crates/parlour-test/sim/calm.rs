@@ -50,6 +50,9 @@ async fn missing(stage: &Stage) -> Option<String> {
     if names != wanted {
         return Some(format!("connected are {names:?}"));
     }
+    if workers.iter().any(|it| it["connected"] != true) {
+        return Some("a session waits for its client".into());
+    }
     let serving = |it: &&Value| it["agent_types"].as_array().is_some_and(|it| !it.is_empty());
     if workers.iter().filter(serving).count() != stage.slots.len()
         || !stage.slots.iter().all(|slot| slot.is_up.load(Ordering::Relaxed))

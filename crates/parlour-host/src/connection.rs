@@ -178,6 +178,7 @@ impl<L: Link> Connection<L> {
             self.hand_on_settled();
             let due = self.session.poll_timeout().map_or(until, |at| until.min(at.into()));
             tokio::select! {
+                biased;
                 Some(item) = self.inbox.recv() => {
                     if matches!(item, Outgoing::Close(_)) {
                         return None;

@@ -67,6 +67,8 @@ const BATCH: usize = 256;
 /// The most bytes of an agent's error that are passed on: escaped, they still fit into a frame of the
 /// 0.1.0 dialect.
 const MAX_FAULT_TEXT: usize = 64 * 1024;
+/// A timer that is later than this was not the only thing to stand still.
+const LATE: Duration = Duration::from_millis(500);
 /// How long a peer may take to answer a close.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -152,6 +154,8 @@ impl<L: Link> Connection<L> {
                 }
                 End::Dropped(end) => {
                     tracing::debug!(worker = self.peer.id.0, end, "channel dropped");
+                    // A peer that is well, and was taken for dead, learns of it and comes back.
+                    link.cut();
                     let Some(resumption) = self.in_grace().await else { break };
                     self.resume(link, *resumption);
                 }
@@ -311,6 +315,7 @@ impl<L: Link> Connection<L> {
         if clock.closes.is_some_and(|at| now >= at) {
             return Some(End::Over("cut: it did not answer the close"));
         }
+        clock.forgive(now);
         if clock.starves.is_some_and(|at| now >= at) {
             self.exchange.metrics().stalled_writes.inc();
             return Some(End::Over("cut: it acknowledged nothing for too long"));
@@ -733,6 +738,15 @@ impl Clock {
 
     fn hear(&mut self, now: Instant) {
         self.silent = now + 2 * self.heartbeat;
+    }
+
+    /// After the host itself was stopped for a while, it reads what came meanwhile before it calls a
+    /// peer dead.
+    fn forgive(&mut self, now: Instant) {
+        if self.starves.map_or(self.silent, |at| at.min(self.silent)) + LATE < now {
+            self.hear(now);
+            self.starves = None;
+        }
     }
 
     fn starve(&mut self, now: Instant, is_starved: bool) {

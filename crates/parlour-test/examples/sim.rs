@@ -25,7 +25,8 @@ struct Options {
 }
 
 fn options() -> Result<Options, String> {
-    let mut options = Options { seeds: 20_000, from: 0, seed: None, verbose: false, bugs: false, bug: None };
+    let mut options =
+        Options { seeds: 20_000, from: 0, seed: None, verbose: false, bugs: false, bug: None };
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
         let mut number = || {

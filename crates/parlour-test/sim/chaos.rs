@@ -7,8 +7,8 @@ use fastrand::Rng;
 use parlour_test::{Direction, Network};
 use tokio::time::{Instant, advance, sleep};
 
-use super::{Stage, calm};
 use super::slots::Order;
+use super::{Stage, calm};
 
 /// Faults for some time; not all have ended when this returns.
 pub(crate) async fn storm(stage: &Arc<Stage>, mut rng: Rng) {

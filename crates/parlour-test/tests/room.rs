@@ -86,7 +86,11 @@ async fn a_host_that_died_or_was_shut_down_is_found_again() {
     let worker = room.worker(echo(&room)).await.unwrap();
     let client = room.client().await.unwrap();
     for crashes in [true, false] {
-        if crashes { room.crash().await } else { room.stop().await }
+        if crashes {
+            room.crash().await
+        } else {
+            room.stop().await
+        }
         let refused = room.client().await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Connect);
         room.start();

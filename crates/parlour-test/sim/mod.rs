@@ -57,6 +57,9 @@ struct Caller {
 /// heartbeat is 15 s, and a peer counts as dead after two.
 const RECOVERY: Duration = Duration::from_secs(120);
 
+/// How long a run may take, by its own clock.
+const LONGEST: Duration = Duration::from_secs(3600);
+
 /// Runs one seed. `print` shows each step as it happens.
 pub(crate) fn run(seed: u64, print: bool) -> Report {
     count_panics();
@@ -69,7 +72,9 @@ pub(crate) fn run(seed: u64, print: bool) -> Report {
         .expect("a runtime without I/O");
     let book = runtime.block_on(async {
         let book = Book::new(print);
-        simulate(seed, &book).await;
+        if timeout(LONGEST, simulate(seed, &book)).await.is_err() {
+            book.violation(format!("the run has not ended after {LONGEST:?}"));
+        }
         book
     });
     drop(runtime);
@@ -150,6 +155,9 @@ pub(crate) const MISTAKES: &[&str] = &[
     "session_not_cleaned",
     "drain_forgets_calls",
     "may_have_run_denied",
+    "resume_without_deduplication",
+    "resume_without_resending",
+    "credit_never_returned",
 ];
 
 /// The first seed below `seeds` that finds a mistake, and what it finds.

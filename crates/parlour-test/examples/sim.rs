@@ -9,14 +9,14 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
 #[path = "../sim/mod.rs"]
 mod sim;
 
 struct Options {
-    seeds: u64,
+    seeds: Option<u64>,
     from: u64,
     seed: Option<u64>,
     verbose: bool,
@@ -26,7 +26,7 @@ struct Options {
 
 fn options() -> Result<Options, String> {
     let mut options =
-        Options { seeds: 20_000, from: 0, seed: None, verbose: false, bugs: false, bug: None };
+        Options { seeds: None, from: 0, seed: None, verbose: false, bugs: false, bug: None };
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
         let mut number = || {
@@ -34,7 +34,7 @@ fn options() -> Result<Options, String> {
             value.parse().map_err(|_| format!("{name} wants a number, not `{value}`"))
         };
         match name.as_str() {
-            "--seeds" => options.seeds = number()?,
+            "--seeds" => options.seeds = Some(number()?),
             "--from" => options.from = number()?,
             "--seed" => options.seed = Some(number()?),
             "--bugs" => options.bugs = true,
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
         }
     };
     if options.bugs {
-        return bugs();
+        return bugs(options.seeds.unwrap_or(100));
     }
     if let Some(name) = &options.bug {
         let Some(name) = sim::MISTAKES.iter().find(|known| *known == name) else {
@@ -66,7 +66,7 @@ fn main() -> ExitCode {
     }
     if let Some(seed) = options.seed {
         let report = sim::run(seed, options.verbose);
-        println!("seed {seed}: {} calls, hash {:016x}", report.calls, report.hash);
+        println!("seed {seed}, hash {:016x}", report.hash);
         report.counts.iter().for_each(|(what, times)| println!("  {times} {what}"));
         report.violations.iter().for_each(|violation| println!("  {violation}"));
         return if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
@@ -74,68 +74,79 @@ fn main() -> ExitCode {
     many(&options)
 }
 
-/// Shows after how many seeds each mistake is found.
-fn bugs() -> ExitCode {
-    let mut missed = false;
-    for name in sim::MISTAKES {
-        match sim::find(name, 1000) {
-            Some((seed, violation)) => println!("{name}: seed {seed}: {violation}"),
-            None => {
-                missed = true;
-                println!("{name}: NOT FOUND by 1,000 seeds");
-            }
+/// Shows how many seeds each mistake takes.
+fn bugs(seeds: u64) -> ExitCode {
+    let next = AtomicUsize::new(0);
+    let missed = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..cores() {
+            scope.spawn(|| {
+                while let Some(name) = sim::MISTAKES.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let found = sim::find(name, seeds, true);
+                    if let Some((first, violation)) = found.first() {
+                        let (times, after) = (found.len(), first + 1);
+                        println!(
+                            "{name}: {times} of {seeds} seeds, first by number {after}: {violation}"
+                        );
+                    } else {
+                        missed.store(true, Ordering::Relaxed);
+                        println!("{name}: NOT FOUND by {seeds} seeds");
+                    }
+                }
+            });
         }
-    }
-    if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    });
+    if missed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Runs all seeds, on all cores.
 fn many(options: &Options) -> ExitCode {
     let began = tokio::time::Instant::now();
-    let end = options.from.saturating_add(options.seeds);
-    let (next, failed, calls) =
-        (AtomicU64::new(options.from), AtomicU64::new(0), AtomicU64::new(0));
+    let (from, seeds) = (options.from, options.seeds.unwrap_or(20_000));
+    let (next, failed) = (AtomicU64::new(0), AtomicU64::new(0));
     let counts = Mutex::new(BTreeMap::new());
-    let cores = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
-        for _ in 0..cores {
+        for _ in 0..cores() {
             scope.spawn(|| {
                 loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= end {
+                    let done = next.fetch_add(1, Ordering::Relaxed);
+                    if done >= seeds {
                         return;
                     }
-                    let report = sim::run(seed, false);
-                    calls.fetch_add(report.calls as u64, Ordering::Relaxed);
-                    for (what, times) in report.counts {
-                        let mut counts = counts.lock().unwrap_or_else(|it| it.into_inner());
-                        *counts.entry(what).or_insert(0) += times;
-                    }
-                    let done = seed - options.from + 1;
-                    if done.is_multiple_of(1000) {
+                    if done > 0 && done.is_multiple_of(1000) {
                         eprintln!("{done} seeds");
                     }
+                    let seed = from.saturating_add(done);
+                    let report = sim::run(seed, false);
                     if !report.violations.is_empty() {
                         failed.fetch_add(1, Ordering::Relaxed);
                         println!("seed {seed} failed:");
                         report.violations.iter().for_each(|violation| println!("  {violation}"));
                         println!("  scripts/torture sim --seed {seed} --verbose");
                     }
+                    let mut counts = counts.lock().unwrap_or_else(|it| it.into_inner());
+                    for (what, times) in report.counts {
+                        *counts.entry(what).or_insert(0) += times;
+                    }
                 }
             });
         }
     });
-    for (what, times) in counts.into_inner().unwrap_or_else(|it| it.into_inner()) {
-        println!("{times:>8} {what}");
+    let counts = counts.into_inner().unwrap_or_else(|it| it.into_inner());
+    counts.iter().for_each(|(what, times)| println!("{times:>10} {what}"));
+    let missing: Vec<_> = sim::FAULTS.iter().filter(|it| !counts.contains_key(*it)).collect();
+    if seeds >= 50 && !missing.is_empty() {
+        println!("of no use: never happened {missing:?}");
+        return ExitCode::FAILURE;
     }
-    let (failed, calls) = (failed.into_inner(), calls.into_inner());
-    let seconds = began.elapsed().as_secs_f64();
+    let (failed, seconds) = (failed.into_inner(), began.elapsed().as_secs_f64());
+    let rate = seeds as f64 / seconds;
     println!(
-        "{} seeds from {}, {calls} calls: {failed} failed; {:.0} s, {:.0} seeds a second",
-        options.seeds,
-        options.from,
-        seconds,
-        options.seeds as f64 / seconds
+        "{seeds} seeds from {from}: {failed} failed; {seconds:.0} s, {rate:.0} seeds a second"
     );
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -92,9 +92,9 @@ impl Book {
 
     pub(crate) fn report(&self) -> Report {
         let inner = self.0.lock();
-        let (hash, calls) = (inner.hash, inner.calls.len());
-        let (counts, violations) = (inner.counts.clone(), inner.violations.clone());
-        Report { hash, calls, counts, violations }
+        let (mut counts, violations) = (inner.counts.clone(), inner.violations.clone());
+        counts.insert("calls", inner.calls.len() as u64);
+        Report { hash: inner.hash, counts, violations }
     }
 
     /// Notes a step.

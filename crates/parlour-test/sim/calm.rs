@@ -189,9 +189,25 @@ fn metric(metrics: &str, name: &str) -> Option<u64> {
     metrics.lines().find_map(|line| line.strip_prefix(&prefix))?.parse().ok()
 }
 
+/// Once nobody asks for anything, no call is open and no queue holds anything.
+async fn nothing_waits(stage: &Stage) {
+    sleep(Duration::from_secs(1)).await;
+    let answer = stage.room.get("/v1/workers").await.unwrap_or_default();
+    let answer: Value = serde_json::from_str(&answer).unwrap_or_default();
+    for worker in answer["workers"].as_array().into_iter().flatten() {
+        for field in ["in_flight", "queued", "queued_bytes"] {
+            if worker[field] != 0 {
+                let (name, left) = (&worker["name"], &worker[field]);
+                stage.book.violation(format!("{name} still has {left} {field}"));
+            }
+        }
+    }
+}
+
 /// Everyone leaves, and nothing may be left of them.
 pub(crate) async fn leave(stage: Arc<Stage>) {
     count_resumed(&stage).await;
+    nothing_waits(&stage).await;
     let Ok(stage) = Arc::try_unwrap(stage).map_err(|stage| {
         stage.book.violation("somebody still works".to_owned());
     }) else {

@@ -31,8 +31,7 @@ use slots::Slot;
 pub(crate) struct Report {
     /// Of everything that happened, with its times.
     pub(crate) hash: u64,
-    pub(crate) calls: usize,
-    /// How often which fault, and what only a fault can bring about, happened.
+    /// How often which fault, and what only a fault can bring about, happened; and how many calls.
     pub(crate) counts: BTreeMap<&'static str, u64>,
     /// What should have held and did not.
     pub(crate) violations: Vec<String>,
@@ -160,13 +159,33 @@ pub(crate) const MISTAKES: &[&str] = &[
     "credit_never_returned",
 ];
 
-/// The first seed below `seeds` that finds a mistake, and what it finds.
-pub(crate) fn find(mistake: &'static str, seeds: u64) -> Option<(u64, String)> {
+/// What must have happened somewhere in any fifty seeds, or they show nothing.
+pub(crate) const FAULTS: &[&str] = &[
+    "calls",
+    "connections cut",
+    "delays",
+    "host crashes",
+    "host restarts in order",
+    "leaps of the clock",
+    "one-way partitions",
+    "partitions",
+    "sessions resumed",
+    "sessions resumed by the referee",
+    "sessions that the host no longer knew",
+    "slow readers",
+    "worker crashes",
+    "worker drains",
+];
+
+/// Makes one mistake throughout the seeds below `seeds`, or up to the first that finds it, and
+/// returns which find it by what.
+pub(crate) fn find(mistake: &'static str, seeds: u64, all: bool) -> Vec<(u64, String)> {
     parlour_core::bugs::plant(Some(mistake));
-    let found = (0..seeds).find_map(|seed| {
+    let found = (0..seeds).filter_map(|seed| {
         let violation = run(seed, false).violations.into_iter().next();
         violation.map(|violation| (seed, violation))
     });
+    let found = found.take(if all { usize::MAX } else { 1 }).collect();
     parlour_core::bugs::plant(None);
     found
 }

@@ -97,7 +97,7 @@ async fn play(
             }
             session.lost();
             process += 1;
-            session = Session::new(&stage, process, session.credit);
+            session = Session::new(&stage, process, session.offered);
             session.began(welcome);
         }
         match session.exchange(&mut rng, &mut stopped, &mut stops, &mut socket).await {
@@ -140,7 +140,7 @@ async fn open(stage: &Stage, network: &Network, session: &Session) -> Option<(So
         features: vec![wire::RESUME.into()],
         session: session.name.clone(),
         received: session.received,
-        credit: session.credit,
+        credit: session.offered,
     };
     if !send(&mut socket, &Frame::Hello(hello)).await {
         return None;
@@ -168,9 +168,9 @@ struct Session {
     stage: Arc<Stage>,
     process: u32,
     name: Option<ByteString>,
-    /// What it gives the host, and what the host gives it.
+    /// What it offers the host, and what both agreed upon.
+    offered: Credit,
     credit: Credit,
-    allowed: Credit,
     /// Frames of the host: that came, and that the host was told of. Bytes of those it was not.
     received: u64,
     told: u64,
@@ -188,13 +188,13 @@ struct Session {
 }
 
 impl Session {
-    fn new(stage: &Arc<Stage>, process: u32, credit: Credit) -> Self {
+    fn new(stage: &Arc<Stage>, process: u32, offered: Credit) -> Self {
         Self {
             stage: stage.clone(),
             process,
             name: None,
-            credit,
-            allowed: Credit::default(),
+            offered,
+            credit: Credit::default(),
             received: 0,
             told: 0,
             untold: 0,
@@ -210,7 +210,11 @@ impl Session {
     /// The host has begun it.
     fn began(&mut self, welcome: Welcome) {
         self.name = welcome.session;
-        self.allowed = welcome.credit;
+        self.credit = welcome.credit;
+        let Credit { messages, bytes } = self.credit;
+        if messages > self.offered.messages || bytes > self.offered.bytes {
+            self.violation(format!("{:?} of {:?}", self.credit, self.offered));
+        }
         let request = self.name_call();
         self.push(Frame::Register(Register {
             request,
@@ -288,7 +292,7 @@ impl Session {
             if *stops && self.open.is_empty() && self.waiting.is_empty() {
                 return End::Stopped;
             }
-            while (self.kept.len() as u64) < self.allowed.messages
+            while (self.kept.len() as u64) < self.credit.messages
                 && let Some(frame) = self.waiting.pop_front()
             {
                 self.sent += 1;
@@ -301,7 +305,7 @@ impl Session {
             if self.received - self.told >= most || self.untold > self.credit.bytes / 2 {
                 tells = Some(Instant::now());
             } else if self.received > self.told {
-                tells = tells.or(Some(Instant::now() + LAZY));
+                tells = tells.or_else(|| Some(Instant::now() + LAZY));
             }
             let overdue = self.open.values().map(|&(_, at)| self.stage.book.latest(at)).min();
             let answers = self.runs.values().filter_map(|(_, at, _)| *at).min();
@@ -373,7 +377,7 @@ impl Session {
                         Err(fault) => self.stage.book.failed(token, &Error::from(fault)),
                     }
                 }
-                Ok(Some(Frame::Call(call))) => self.run(call),
+                Ok(Some(Frame::Call(call))) => self.run(&call),
                 Ok(Some(Frame::Cancel(id))) => drop(self.runs.remove(&id.0)),
                 Ok(Some(Frame::Ack(received))) => self.acknowledged(received),
                 Ok(Some(Frame::Ping(number))) => {
@@ -419,7 +423,7 @@ impl Session {
     }
 
     /// Begins what it is asked.
-    fn run(&mut self, call: CallFrame) {
+    fn run(&mut self, call: &CallFrame) {
         let Some((token, work)) = call.payload.to_text().ok().and_then(Work::parse) else {
             return self.violation("it got a message that nobody sent");
         };

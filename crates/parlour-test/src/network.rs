@@ -331,7 +331,7 @@ impl Pipe {
             let delay = state.draw(self.out);
             if let Some(connection) = state.connections.get_mut(&self.number) {
                 let line = connection.line(self.out);
-                line.ended.get_or_insert((Instant::now() + delay).max(line.last));
+                line.ended.get_or_insert_with(|| (Instant::now() + delay).max(line.last));
             }
         });
     }

@@ -190,7 +190,7 @@ impl Room {
         }));
         tokio::select! {
             biased;
-            _ = readied.recv() => {}
+            Some(()) = readied.recv() => {}
             ended = &mut serving => {
                 // It has not been told to end, so that it ended with an error or a panic.
                 match ended {

@@ -40,8 +40,10 @@ struct Inner {
     hash: u64,
     violations: Vec<String>,
     calls: BTreeMap<Token, Call>,
-    /// The last call that a process took from a caller for an agent.
-    latest: BTreeMap<(u32, String, u32), u64>,
+    /// The last call that an agent took from a caller, and the process it ran in.
+    latest: BTreeMap<(String, u32), (u64, u32)>,
+    /// All faults have ended.
+    is_calm: bool,
     /// Calls that run now: for each agent the processes, with their tokens.
     running: BTreeMap<String, Vec<(u32, Token)>>,
     /// Leaps of the clock.
@@ -80,6 +82,7 @@ impl Book {
             violations: Vec::new(),
             calls: BTreeMap::new(),
             latest: BTreeMap::new(),
+            is_calm: false,
             running: BTreeMap::new(),
             leaps: Vec::new(),
             counts: BTreeMap::new(),
@@ -126,6 +129,13 @@ impl Book {
         let mut inner = self.0.lock();
         inner.numbers += 1;
         inner.numbers
+    }
+
+    /// From now on there are no faults.
+    pub(crate) fn calms(&self) {
+        let mut inner = self.0.lock();
+        inner.is_calm = true;
+        inner.note("the calm begins");
     }
 
     /// The clock leapt.
@@ -234,18 +244,28 @@ impl Book {
         let call = inner.calls.entry(token).or_default();
         call.runs.push(process);
         call.run_ended = None;
+        let is_awaited = !call.ended;
         if call.runs.len() > 1 {
             let runs = call.runs.clone();
             inner.violation(format!("{token} runs more than once: in processes {runs:?}"));
         }
-        let latest = inner.latest.entry((process, agent.to_owned(), token.caller)).or_default();
-        let before = std::mem::replace(latest, token.number);
-        if before > token.number {
-            let text = format!("{agent} in process {process} ran {token} after number {before}");
-            inner.violation(text);
+        let latest = inner.latest.entry((agent.to_owned(), token.caller)).or_default();
+        let (before, there) = std::mem::replace(latest, (token.number, process));
+        // A worker that was cut off can come late to what has ended for its caller.
+        if before > token.number && (is_awaited || process == there) {
+            inner.violation(format!(
+                "{agent} ran {token} in process {process} after number {before} in {there}"
+            ));
         }
         let running = inner.running.entry(agent.to_owned()).or_default();
         running.push((process, token));
+        let elsewhere = running.iter().find(|(other, _)| *other != process).copied();
+        // In a storm a process can still run what has ended for its caller.
+        if let Some((other, before)) = elsewhere.filter(|_| inner.is_calm) {
+            inner.violation(format!(
+                "{agent} runs {token} in process {process}, and {before} in {other}"
+            ));
+        }
         Running { book: self.clone(), process, agent: agent.to_owned(), token }
     }
 

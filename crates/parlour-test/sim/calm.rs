@@ -68,7 +68,7 @@ async fn missing(stage: &Stage) -> Option<String> {
 
 /// A round in which everything must succeed.
 pub(crate) async fn check(stage: &Arc<Stage>, rng: &mut Rng) {
-    stage.book.note("the calm begins");
+    stage.book.calms();
     for _ in 0..3 {
         calls(stage, rng).await;
         events(stage, rng).await;

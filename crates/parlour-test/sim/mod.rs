@@ -153,6 +153,7 @@ pub(crate) const MISTAKES: &[&str] = &[
     "queue_not_released",
     "session_not_cleaned",
     "drain_forgets_calls",
+    "key_moved_too_early",
     "may_have_run_denied",
     "resume_without_deduplication",
     "resume_without_resending",

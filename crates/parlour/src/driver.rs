@@ -23,6 +23,9 @@ use crate::{Error, ErrorKind};
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// While so many frames wait to be written, the host is not read from.
 const MAX_OUTBOX: usize = 8192;
+/// The longest pause between two attempts to connect is not shorter than this, in milliseconds, however
+/// little time is left.
+const LEAST_PAUSE: u64 = 50;
 /// How many commands are taken at a time.
 const COMMANDS: usize = 256;
 /// How many pings a host answers before it counts as having sent all calls from before a drain.
@@ -148,7 +151,8 @@ impl<C: Connect> Driver<C> {
         let endpoint = Arc::clone(&self.endpoint);
         let mut attempt = |hello, grace: Option<Duration>| {
             // Several attempts fit into what is left for the session.
-            let most = grace.map_or(u64::MAX, |grace| grace.as_millis() as u64 / 4);
+            let part = |grace: Duration| (grace.as_millis() as u64 / 4).max(LEAST_PAUSE);
+            let most = grace.map_or(u64::MAX, part);
             let pause = fastrand::u64(0..=most.min(*backoff.next_range().end()));
             let pause = Duration::from_millis(pause);
             let (connector, endpoint) = (Arc::clone(&connector), Arc::clone(&endpoint));

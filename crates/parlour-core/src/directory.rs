@@ -459,7 +459,10 @@ impl<P: Clone> Directory<P> {
             });
             let recipients = &mut found[index].2;
             match &owned.subscription.target {
-                Target::Listener(number) => recipients.listeners.push(*number),
+                Target::Listener(number) => {
+                    let swapped = 2 * u64::from(crate::bug!("wrong_subscriber"));
+                    recipients.listeners.push(*number ^ swapped);
+                }
                 Target::Agent(agent_type) => recipients.agents.push(agent_type.clone()),
             }
         }

@@ -5,6 +5,8 @@
 //! and the current [`Instant`](std::time::Instant) come in as arguments; what should happen next
 //! comes out as return values. That is what lets a whole room be driven by a plain loop in a test.
 
+#[cfg(feature = "bugs")]
+pub mod bugs;
 mod directory;
 mod envelope;
 mod fault;
@@ -13,6 +15,26 @@ mod places;
 mod session;
 mod window;
 pub mod wire;
+
+/// Whether the mistake of this name is to be made: never, but in tests that plant it.
+#[doc(hidden)]
+#[macro_export]
+#[cfg(feature = "bugs")]
+macro_rules! bug {
+    ($name:literal) => {
+        $crate::bugs::is_planted($name)
+    };
+}
+
+/// Whether the mistake of this name is to be made: never, but in tests that plant it.
+#[doc(hidden)]
+#[macro_export]
+#[cfg(not(feature = "bugs"))]
+macro_rules! bug {
+    ($name:literal) => {
+        false
+    };
+}
 
 pub use bytes::Bytes;
 pub use bytestring::ByteString;

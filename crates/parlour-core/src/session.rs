@@ -115,11 +115,15 @@ impl<R> Session<R> {
         self.end_all(&worker_lost());
     }
 
-    /// Ends every call with `fault`, which says of each whether it may have run.
+    /// Ends every call with `fault`, which says of each whether it may have run, in the order of
+    /// their names.
     pub fn end_all(&mut self, fault: &Fault) {
         self.deadlines.clear();
-        for (id, call) in self.in_flight.drain() {
-            let reply = Err(fault.clone().may_have_run_if(call.sent));
+        let mut ended: Vec<_> = self.in_flight.drain().collect();
+        ended.sort_unstable_by_key(|(id, _)| *id);
+        for (id, call) in ended {
+            let sent = call.sent && !crate::bug!("may_have_run_denied");
+            let reply = Err(fault.clone().may_have_run_if(sent));
             self.settled.push_back(Settled { id, reply_to: call.reply_to, reply, cancel: false });
         }
     }
@@ -134,7 +138,8 @@ impl<R> Session<R> {
     /// harmless.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.deadlines.first().map(|&(at, _)| at)
+        let deadline = self.deadlines.first().map(|&(at, _)| at);
+        deadline.filter(|_| !crate::bug!("deadline_not_enforced"))
     }
 
     /// How many calls have not ended.

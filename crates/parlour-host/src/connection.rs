@@ -67,6 +67,8 @@ const BATCH: usize = 256;
 /// The most bytes of an agent's error that are passed on: escaped, they still fit into a frame of the
 /// 0.1.0 dialect.
 const MAX_FAULT_TEXT: usize = 64 * 1024;
+/// A timer that is later than this was not the only thing to stand still.
+const LATE: Duration = Duration::from_millis(500);
 /// How long a peer may take to answer a close.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -110,6 +112,7 @@ impl<L: Link> Connection<L> {
             self.hand_on_settled();
             let due = self.session.poll_timeout().map_or(until, |at| until.min(at.into()));
             tokio::select! {
+                biased;
                 link = &mut attached => break link.ok(),
                 Some(item) = self.inbox.recv() => {
                     if matches!(item, Outgoing::Close(_)) {
@@ -151,6 +154,8 @@ impl<L: Link> Connection<L> {
                 }
                 End::Dropped(end) => {
                     tracing::debug!(worker = self.peer.id.0, end, "channel dropped");
+                    // A peer that is well, and was taken for dead, learns of it and comes back.
+                    link.cut();
                     let Some(resumption) = self.in_grace().await else { break };
                     self.resume(link, *resumption);
                 }
@@ -177,6 +182,7 @@ impl<L: Link> Connection<L> {
             self.hand_on_settled();
             let due = self.session.poll_timeout().map_or(until, |at| until.min(at.into()));
             tokio::select! {
+                biased;
                 Some(item) = self.inbox.recv() => {
                     if matches!(item, Outgoing::Close(_)) {
                         return None;
@@ -309,6 +315,7 @@ impl<L: Link> Connection<L> {
         if clock.closes.is_some_and(|at| now >= at) {
             return Some(End::Over("cut: it did not answer the close"));
         }
+        clock.forgive(now);
         if clock.starves.is_some_and(|at| now >= at) {
             self.exchange.metrics().stalled_writes.inc();
             return Some(End::Over("cut: it acknowledged nothing for too long"));
@@ -345,6 +352,7 @@ impl<L: Link> Connection<L> {
                 let begun = self.session.begin(*id, call.deadline, reply_to);
                 let item = Outgoing::Call(dispatched);
                 match begun {
+                    Ok(()) if parlour_core::bug!("out_of_order") => self.outbox.push_front(item),
                     Ok(()) => self.outbox.push_back(item),
                     Err(reply_to) => {
                         self.peer.released(item.weight());
@@ -380,7 +388,7 @@ impl<L: Link> Connection<L> {
         let mut any = false;
         while let Some(settled) = self.session.poll_settled() {
             any = true;
-            if settled.cancel {
+            if settled.cancel && !parlour_core::bug!("cancel_not_forwarded") {
                 self.push(Outgoing::Withdraw(settled.id));
             }
             settled.reply_to.send(settled.reply);
@@ -453,6 +461,7 @@ impl<L: Link> Connection<L> {
         match frame {
             Frame::Call(call) => return self.handle_call(call),
             Frame::Reply(id, reply) => {
+                let id = CallId(id.0 ^ u64::from(parlour_core::bug!("ids_mixed")));
                 if !self.session.handle_reply(id, self.checked(reply)) {
                     self.exchange.metrics().replies_unasked.inc();
                 }
@@ -502,6 +511,10 @@ impl<L: Link> Connection<L> {
             // Through the inbox, so that it comes after all that was queued before.
             Frame::Ping(number) => self.peer.push(Outgoing::Frame(Box::new(Frame::Pong(number)))),
             Frame::Pong(_) => {}
+            Frame::Drain if parlour_core::bug!("drain_forgets_calls") => {
+                self.session.handle_disconnect();
+                self.exchange.drain(&self.peer);
+            }
             Frame::Drain => self.exchange.drain(&self.peer),
             Frame::Hello(_) => return Err(Close::new(Close::PROTOCOL, "a second HELLO")),
             _ => return Err(Close::new(Close::PROTOCOL, "a frame that only a host sends")),
@@ -671,9 +684,13 @@ impl<L: Link> Connection<L> {
                 self.exchange.move_on(&self.peer, dispatched.id, dispatched.call, reply_to);
             }
         }
-        self.session.handle_disconnect();
+        if !parlour_core::bug!("reply_to_dropped") {
+            self.session.handle_disconnect();
+        }
         self.hand_on_settled();
-        self.made.values().flatten().for_each(Ticket::cancel);
+        let mut made: Vec<_> = self.made.drain().collect();
+        made.sort_unstable_by_key(|(id, _)| *id);
+        made.iter().filter_map(|(_, ticket)| ticket.as_ref()).for_each(Ticket::cancel);
         self.inbox.close();
         // Ends once everything has come that was on its way when the inbox closed.
         while let Some(item) = self.inbox.recv().await {
@@ -721,6 +738,15 @@ impl Clock {
 
     fn hear(&mut self, now: Instant) {
         self.silent = now + 2 * self.heartbeat;
+    }
+
+    /// After the host itself was stopped for a while, it reads what came meanwhile before it calls a
+    /// peer dead.
+    fn forgive(&mut self, now: Instant) {
+        if self.starves.map_or(self.silent, |at| at.min(self.silent)) + LATE < now {
+            self.hear(now);
+            self.starves = None;
+        }
     }
 
     fn starve(&mut self, now: Instant, is_starved: bool) {

@@ -84,6 +84,12 @@ impl Socket {
         self.ahead = if bytes.is_empty() { Bytes::new() } else { bytes };
     }
 
+    /// Closes the connection at once, while the rest of this stays.
+    pub(crate) fn cut(&mut self) {
+        self.io = Box::new(tokio::io::empty());
+        self._place = None;
+    }
+
     /// Tells `phase` of each byte that comes, or nobody.
     pub(crate) fn report_to(&mut self, phase: Option<Arc<Phase>>) {
         self.phase = phase;

@@ -57,6 +57,9 @@ pub(crate) trait Link: Send {
     /// How many more frames it takes, if it said so.
     fn credit(&self) -> Option<u64>;
 
+    /// Closes the socket without a word: its peer is to come back on another.
+    fn cut(&mut self);
+
     /// Goes on over another socket: greets the peer there, and sends again what it lacks.
     fn resume(&mut self, resumption: Resumption) -> Result<(), Close>;
 
@@ -359,6 +362,10 @@ impl<P: Protocol> Link for WebSocketLink<P> {
 
     fn credit(&self) -> Option<u64> {
         self.protocol.credit()
+    }
+
+    fn cut(&mut self) {
+        self.socket.get_mut().cut();
     }
 
     fn resume(&mut self, resumption: Resumption) -> Result<(), Close> {

@@ -242,6 +242,9 @@ impl Peer {
 
     /// Records that a message of this weight no longer waits.
     pub(crate) fn released(&self, weight: usize) {
+        if parlour_core::bug!("queue_not_released") {
+            return;
+        }
         self.0.messages.fetch_sub(1, Relaxed);
         self.0.bytes.fetch_sub(weight, Relaxed);
     }
@@ -372,6 +375,9 @@ impl ReplyTo {
                 } else {
                     reply
                 };
+                if parlour_core::bug!("reply_sent_twice") {
+                    peer.push(Outgoing::Reply(id, Box::new(reply.clone())));
+                }
                 peer.push(Outgoing::Reply(id, Box::new(reply)));
             }
         }
@@ -380,7 +386,7 @@ impl ReplyTo {
 
 impl Drop for ReplyTo {
     fn drop(&mut self) {
-        if self.address.is_some() {
+        if self.address.is_some() && !parlour_core::bug!("reply_to_dropped") {
             self.settle(Err(Fault::new(FaultKind::WorkerLost, "the worker is gone")));
         }
     }

@@ -199,7 +199,9 @@ impl ClientBuilder {
         self.connect_with(Tcp).await
     }
 
-    pub(crate) async fn connect_with<C: Connect>(self, connector: C) -> Result<Client, Error> {
+    /// Connects over streams that `connector` makes.
+    #[doc(hidden)]
+    pub async fn connect_with<C: Connect>(self, connector: C) -> Result<Client, Error> {
         let endpoint = Endpoint::new(&self.url, self.token.as_deref(), &self.name)?;
         let (handle, commands, ids) = Handle::new(self.default_timeout);
         let driver = Driver {

@@ -105,14 +105,15 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     /// Writes on, and unless reading is paused, waits for what the host sends. Cancel safe.
     pub(crate) async fn progress(&mut self) -> Result<Progress, Error> {
         tokio::select! {
+            biased;
+            written = self.sink.flush(), if self.writing => {
+                self.writing = false;
+                written.map(|()| Progress::Written).map_err(lost)
+            }
             message = self.stream.next(), if self.reading => {
                 self.hear();
                 let message = message.ok_or_else(|| Error::connection_lost(false))?;
                 message.map(Progress::Received).map_err(lost)
-            }
-            written = self.sink.flush(), if self.writing => {
-                self.writing = false;
-                written.map(|()| Progress::Written).map_err(lost)
             }
             else => std::future::pending().await,
         }

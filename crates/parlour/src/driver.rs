@@ -23,6 +23,9 @@ use crate::{Error, ErrorKind};
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// While so many frames wait to be written, the host is not read from.
 const MAX_OUTBOX: usize = 8192;
+/// The longest pause between two attempts to connect is not shorter than this, in milliseconds, however
+/// little time is left.
+const LEAST_PAUSE: u64 = 50;
 /// How many commands are taken at a time.
 const COMMANDS: usize = 256;
 /// How many pings a host answers before it counts as having sent all calls from before a drain.
@@ -148,7 +151,8 @@ impl<C: Connect> Driver<C> {
         let endpoint = Arc::clone(&self.endpoint);
         let mut attempt = |hello, grace: Option<Duration>| {
             // Several attempts fit into what is left for the session.
-            let most = grace.map_or(u64::MAX, |grace| grace.as_millis() as u64 / 4);
+            let part = |grace: Duration| (grace.as_millis() as u64 / 4).max(LEAST_PAUSE);
+            let most = grace.map_or(u64::MAX, part);
             let pause = fastrand::u64(0..=most.min(*backoff.next_range().end()));
             let pause = Duration::from_millis(pause);
             let (connector, endpoint) = (Arc::clone(&connector), Arc::clone(&endpoint));
@@ -167,6 +171,7 @@ impl<C: Connect> Driver<C> {
             let deadlines = [self.state.poll_timeout(), grace, drained_by];
             arm(timer.as_mut(), deadlines.into_iter().flatten().min());
             tokio::select! {
+                biased;
                 link = &mut attempted => match link {
                     Ok(link) => return Some(link),
                     Err(error) => {
@@ -224,6 +229,7 @@ impl<C: Connect> Driver<C> {
         while !self.handlers.is_empty() {
             self.state.handle_closed();
             tokio::select! {
+                biased;
                 _ = self.handlers.next() => {}
                 command = self.commands.recv() => match command {
                     Some(command) => self.state.handle_command(command),
@@ -305,7 +311,9 @@ impl<C: Connect> Driver<C> {
             }
             if self.state.is_set_up() && !is_set_up {
                 (is_set_up, *was_set_up) = (true, true);
-                self.on_connected.iter().for_each(|connected| connected());
+                if let Some(connected) = &self.on_connected {
+                    connected();
+                }
             }
             if !connection.is_writing()
                 && let Some(message) = self.state.poll_message(now())
@@ -326,30 +334,8 @@ impl<C: Connect> Driver<C> {
             let deadlines = [self.state.poll_timeout(), connection.silent_until(), drained_by];
             arm(timer.as_mut(), deadlines.into_iter().flatten().min());
             tokio::select! {
-                progress = connection.progress() => {
-                    let handled = match progress {
-                        Ok(Progress::Received(message)) => self.handle_message(message, draining),
-                        Ok(Progress::Written) => Ok(()),
-                        Err(error) => return End::socket(error),
-                    };
-                    if let Err(error) = handled {
-                        return End::Lost(error);
-                    }
-                }
-                command = self.commands.recv() => {
-                    if self.handle_commands(command).is_break() {
-                        return End::Closed;
-                    }
-                }
-                first = self.handlers.next() => {
-                    let closes = self.handle_queued_commands().is_break();
-                    for (id, reply) in first.into_iter().chain(self.handlers.ready()) {
-                        self.state.push_reply(id, reply);
-                    }
-                    if closes {
-                        return End::Closed;
-                    }
-                }
+                // The socket last: one that always has more to read must not starve the rest.
+                biased;
                 () = &mut timer => {
                     let now = now();
                     self.state.handle_timeout(now);
@@ -367,6 +353,30 @@ impl<C: Connect> Driver<C> {
                 }
                 () = &mut shutdown, if draining.is_none() => {
                     *draining = Some(self.drain());
+                }
+                command = self.commands.recv() => {
+                    if self.handle_commands(command).is_break() {
+                        return End::Closed;
+                    }
+                }
+                first = self.handlers.next() => {
+                    let closes = self.handle_queued_commands().is_break();
+                    for (id, reply) in first.into_iter().chain(self.handlers.ready()) {
+                        self.state.push_reply(id, reply);
+                    }
+                    if closes {
+                        return End::Closed;
+                    }
+                }
+                progress = connection.progress() => {
+                    let handled = match progress {
+                        Ok(Progress::Received(message)) => self.handle_message(message, draining),
+                        Ok(Progress::Written) => Ok(()),
+                        Err(error) => return End::socket(error),
+                    };
+                    if let Err(error) = handled {
+                        return End::Lost(error);
+                    }
                 }
             }
         }

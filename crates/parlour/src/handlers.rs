@@ -1,5 +1,5 @@
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub(crate) struct Handlers {
     tasks: JoinSet<Reply>,
     /// The call that a task answers; `None` for an event.
     running: HashMap<Id, Option<CallId>>,
-    calls: HashMap<CallId, AbortHandle>,
+    calls: BTreeMap<CallId, AbortHandle>,
     /// Events that wait for a task, at most as many as may run.
     waiting: VecDeque<(AgentId, Header, TopicId, Payload)>,
 }
@@ -56,7 +56,7 @@ impl Handlers {
             max_in_flight,
             tasks: JoinSet::new(),
             running: HashMap::new(),
-            calls: HashMap::new(),
+            calls: BTreeMap::new(),
             waiting: VecDeque::new(),
         }
     }
@@ -126,7 +126,7 @@ impl Handlers {
 
     /// Aborts every call, because the connection that they came over is gone.
     pub(crate) fn abort_calls(&mut self) {
-        self.calls.drain().for_each(|(_, task)| task.abort());
+        std::mem::take(&mut self.calls).into_values().for_each(|task| task.abort());
     }
 
     /// Aborts everything, and returns what to tell those who wait.
@@ -136,7 +136,7 @@ impl Handlers {
         self.running.clear();
         let gone =
             || Fault::new(FaultKind::WorkerLost, "the worker shut down before the agent answered");
-        self.calls.drain().map(|(id, _)| (id, Err(gone()))).collect()
+        std::mem::take(&mut self.calls).into_keys().map(|id| (id, Err(gone()))).collect()
     }
 
     /// Waits until a message has been handled, or agents were let go. Returns the reply if the message

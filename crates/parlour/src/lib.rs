@@ -144,5 +144,7 @@ pub use request::{
     Answer, CallEachRequest, CallRequest, FromReply, Progress, PublishRequest, Published, Request,
 };
 pub use subscription::Subscription;
+#[doc(hidden)]
+pub use transport::Connect;
 pub use typed::TypedAgent;
 pub use worker::{RunningWorker, Worker, WorkerBuilder};

@@ -273,10 +273,12 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Counted<Io> {
     }
 }
 
-/// Makes streams of bytes to a host.
-pub(crate) trait Connect: Send + Sync + 'static {
+/// Makes streams of bytes to a host: plain TCP, or what a test puts in its place.
+pub trait Connect: Send + Sync + 'static {
+    /// One such stream.
     type Io: AsyncRead + AsyncWrite + Send + Unpin + 'static;
 
+    /// Makes one.
     fn connect(&self, host: &str, port: u16) -> impl Future<Output = io::Result<Self::Io>> + Send;
 }
 

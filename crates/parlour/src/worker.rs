@@ -143,10 +143,9 @@ impl Worker {
         self.start_with(Tcp).await
     }
 
-    pub(crate) async fn start_with<C: Connect>(
-        mut self,
-        connector: C,
-    ) -> Result<RunningWorker, Error> {
+    /// Serves in a task of its own, over streams that `connector` makes.
+    #[doc(hidden)]
+    pub async fn start_with<C: Connect>(mut self, connector: C) -> Result<RunningWorker, Error> {
         let connected = Arc::new(Notify::new());
         let (is_connected, told) = (Arc::clone(&connected), self.on_connected.take());
         self.on_connected = Some(Arc::new(move || {
@@ -161,6 +160,7 @@ impl Worker {
         });
         let mut worker = RunningWorker { stop: Some(stop), task: tokio::spawn(work) };
         tokio::select! {
+            biased;
             () = is_connected.notified() => Ok(worker),
             ended = &mut worker.task => {
                 let lost = || Error::new(ErrorKind::ConnectionLost, "the worker ended");
@@ -210,6 +210,11 @@ impl RunningWorker {
     pub async fn shutdown(mut self) -> Result<(), Error> {
         drop(self.stop.take());
         outcome((&mut self.task).await)
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        self.task.is_finished()
     }
 
     /// Waits until the worker ends by itself, which it does when the host refuses what it serves.

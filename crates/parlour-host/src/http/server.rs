@@ -78,6 +78,7 @@ pub(crate) async fn serve(
     let doors = Arc::new(Doors { app: app.clone(), router });
     loop {
         let io = tokio::select! {
+            biased;
             () = &mut ending => break,
             accepted = listener.accept() => accepted,
         };

@@ -95,6 +95,10 @@ impl Link for EchoLink {
         Ok(())
     }
 
+    fn cut(&mut self) {
+        self.0.cut();
+    }
+
     fn resume(&mut self, resumption: Resumption) -> Result<(), Close> {
         self.0.resume(resumption)
     }

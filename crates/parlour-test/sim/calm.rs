@@ -1,0 +1,245 @@
+//! What must hold once all faults have ended: everyone finds back, everything works again, and in
+//! the end nothing is left.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use fastrand::Rng;
+use serde_json::Value;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use super::agents::{COMMON, Work, event_text};
+use super::book::Token;
+use super::callers::{TOPICS, call};
+use super::slots::Order;
+use super::{RECOVERY, Stage};
+
+/// How long a message and its consequences may be under way.
+const PROMPTLY: Duration = Duration::from_millis(20);
+
+/// Waits until everyone is connected, and nobody else.
+pub(crate) async fn recover(stage: &Stage) {
+    let deadline = Instant::now() + RECOVERY;
+    loop {
+        let missing = missing(stage).await;
+        let Some(missing) = missing else { return };
+        if Instant::now() > deadline {
+            stage.book.violation(format!("not recovered within {RECOVERY:?}: {missing}"));
+            return;
+        }
+        sleep(Duration::from_millis(250)).await;
+    }
+}
+
+/// What keeps the room from being as it was.
+async fn missing(stage: &Stage) -> Option<String> {
+    let Ok(workers) = stage.room.get("/v1/workers").await else {
+        return Some("the host does not answer".into());
+    };
+    let workers: Value = serde_json::from_str(&workers).unwrap_or_default();
+    let mut workers = workers["workers"].as_array().cloned().unwrap_or_default();
+    workers.retain(|it| it["name"] != "referee");
+    let mut names: Vec<_> = workers.iter().filter_map(|it| it["name"].as_str()).collect();
+    names.sort_unstable();
+    let slots = stage.slots.iter().map(|slot| format!("slot {}", slot.number));
+    let callers = stage.callers.iter().map(|caller| format!("caller {}", caller.number));
+    let mut wanted: Vec<_> = slots.chain(callers).collect();
+    wanted.sort_unstable();
+    if names != wanted {
+        return Some(format!("connected are {names:?}"));
+    }
+    if workers.iter().any(|it| it["connected"] != true) {
+        return Some("a session waits for its client".into());
+    }
+    let serving = |it: &&Value| it["agent_types"].as_array().is_some_and(|it| !it.is_empty());
+    if workers.iter().filter(serving).count() != stage.slots.len()
+        || !stage.slots.iter().all(|slot| slot.is_up.load(Ordering::Relaxed))
+    {
+        return Some("not all workers serve".into());
+    }
+    let subscriptions = stage.room.get("/v1/subscriptions").await.unwrap_or_default();
+    let subscriptions: Value = serde_json::from_str(&subscriptions).unwrap_or_default();
+    let count = subscriptions["subscriptions"].as_array().map_or(0, Vec::len);
+    let wanted = stage.slots.len() + stage.book.subscriptions();
+    (count != wanted).then(|| format!("{count} subscriptions instead of {wanted}"))
+}
+
+/// A round in which everything must succeed.
+pub(crate) async fn check(stage: &Arc<Stage>, rng: &mut Rng) {
+    stage.book.calms();
+    for _ in 0..3 {
+        calls(stage, rng).await;
+        events(stage, rng).await;
+    }
+    cancels(stage, rng).await;
+    if stage.slots.len() > 1 {
+        drain(stage, rng).await;
+    }
+}
+
+/// Calls that must succeed, some at once.
+async fn calls(stage: &Arc<Stage>, rng: &mut Rng) {
+    let mut open = JoinSet::new();
+    for caller in &stage.callers {
+        for _ in 0..4 {
+            let work = match rng.u8(..4) {
+                0 => Work::Ask,
+                1 => Work::Sleep(rng.u64(1..100)),
+                2 => Work::Grow(rng.usize(1..20_000)),
+                _ => Work::Echo,
+            };
+            let target = format!("{COMMON}/{}", rng.u8(..8));
+            let token = Token { caller: caller.number, number: stage.book.next_number() };
+            let (book, client) = (stage.book.clone(), caller.client.clone());
+            let limit = Duration::from_secs(10);
+            open.spawn(async move {
+                call(book, client, token, target, work, limit, None).await;
+                token
+            });
+        }
+    }
+    while let Some(ended) = open.join_next().await {
+        if let Ok(token) = ended {
+            stage.book.must_have_succeeded(token);
+        }
+    }
+}
+
+/// Events that must reach everyone they are for, once.
+async fn events(stage: &Stage, rng: &mut Rng) {
+    for caller in &stage.callers {
+        let (number, topic) = (stage.book.next_number(), TOPICS[rng.usize(..TOPICS.len())]);
+        let target = format!("{topic}/{}", rng.u8(..3));
+        stage.book.note(format_args!("{}-{number} is published on {topic}", caller.number));
+        let published = caller.client.publish(target, event_text(caller.number, number)).await;
+        let agents = usize::from(topic.starts_with("news."));
+        let listeners = stage.book.listeners(topic);
+        match published {
+            Ok(published) if published.recipients == (agents + listeners) as u64 => {}
+            other => stage.book.violation(format!("{}-{number}: {other:?}", caller.number)),
+        }
+        sleep(PROMPTLY).await;
+        let heard = stage.book.heard(caller.number, number);
+        if heard != (listeners, agents) {
+            stage.book.violation(format!(
+                "{}-{number} on {topic} reached {heard:?} of {:?} subscriptions and agents",
+                caller.number,
+                (listeners, agents)
+            ));
+        }
+    }
+}
+
+/// Calls that are given up, or come to their deadline, end in the worker too.
+async fn cancels(stage: &Stage, rng: &mut Rng) {
+    for caller in &stage.callers {
+        let token = Token { caller: caller.number, number: stage.book.next_number() };
+        let (book, client) = (stage.book.clone(), caller.client.clone());
+        let target = format!("{COMMON}/{}", rng.u8(..8));
+        let limit = Duration::from_secs(60);
+        let patience = Some(Duration::from_millis(rng.u64(100..1000)));
+        call(book, client, token, target, Work::Hang, limit, patience).await;
+        sleep(PROMPTLY).await;
+        if stage.book.run_ended(token).is_none() {
+            stage.book.violation(format!("{token} was given up, and its handler goes on"));
+        }
+    }
+}
+
+/// A worker that shuts down in order answers what it was asked.
+async fn drain(stage: &Arc<Stage>, rng: &mut Rng) {
+    let mut open = JoinSet::new();
+    for caller in &stage.callers {
+        for key in 0..6 {
+            let token = Token { caller: caller.number, number: stage.book.next_number() };
+            let (book, client) = (stage.book.clone(), caller.client.clone());
+            let work = Work::Sleep(rng.u64(500..2000));
+            let target = format!("{COMMON}/{key}");
+            open.spawn(async move {
+                call(book, client, token, target, work, Duration::from_secs(10), None).await;
+                token
+            });
+        }
+    }
+    sleep(Duration::from_millis(100)).await;
+    let slot = &stage.slots[rng.usize(1..stage.slots.len())];
+    slot.order(Order::Drain(Duration::from_millis(500)));
+    sleep(Duration::from_millis(100)).await;
+    calls(stage, rng).await;
+    while let Some(ended) = open.join_next().await {
+        if let Ok(token) = ended {
+            stage.book.must_have_succeeded(token);
+        }
+    }
+    recover(stage).await;
+    calls(stage, rng).await;
+}
+
+/// Counts the sessions that went on over another socket, as the host did.
+pub(crate) async fn count_resumed(stage: &Stage) {
+    let metrics = stage.room.get("/metrics").await.unwrap_or_default();
+    let resumed = metric(&metrics, "sessions_resumed_total").unwrap_or_default();
+    stage.book.counts_many("sessions resumed", resumed);
+}
+
+fn metric(metrics: &str, name: &str) -> Option<u64> {
+    let prefix = format!("parlour_{name} ");
+    metrics.lines().find_map(|line| line.strip_prefix(&prefix))?.parse().ok()
+}
+
+/// Once nobody asks for anything, no call is open and no queue holds anything.
+async fn nothing_waits(stage: &Stage) {
+    sleep(Duration::from_secs(1)).await;
+    let answer = stage.room.get("/v1/workers").await.unwrap_or_default();
+    let answer: Value = serde_json::from_str(&answer).unwrap_or_default();
+    for worker in answer["workers"].as_array().into_iter().flatten() {
+        for field in ["in_flight", "queued", "queued_bytes"] {
+            if worker[field] != 0 {
+                let (name, left) = (&worker["name"], &worker[field]);
+                stage.book.violation(format!("{name} still has {left} {field}"));
+            }
+        }
+    }
+}
+
+/// Everyone leaves, and nothing may be left of them.
+pub(crate) async fn leave(stage: Arc<Stage>) {
+    count_resumed(&stage).await;
+    nothing_waits(&stage).await;
+    let Ok(stage) = Arc::try_unwrap(stage).map_err(|stage| {
+        stage.book.violation("somebody still works".to_owned());
+    }) else {
+        return;
+    };
+    let Stage { room, book, slots, callers, .. } = stage;
+    for slot in slots {
+        slot.stopped().await;
+    }
+    for caller in callers {
+        caller.client.close().await;
+    }
+    sleep(Duration::from_secs(10)).await;
+    let metrics = room.get("/metrics").await.unwrap_or_default();
+    // The connection that asks is one.
+    for (name, wanted) in [("calls_in_flight", 0), ("channels", 0), ("connections", 1)] {
+        let value = metric(&metrics, name);
+        if value != Some(wanted) {
+            book.violation(format!("at the end {name} is {value:?}"));
+        }
+    }
+    for (path, field) in [
+        ("/v1/workers", "workers"),
+        ("/v1/subscriptions", "subscriptions"),
+        ("/v1/agents", "agents"),
+    ] {
+        let answer = room.get(path).await.unwrap_or_default();
+        let answer: Value = serde_json::from_str(&answer).unwrap_or_default();
+        if answer[field].as_array().is_none_or(|all| !all.is_empty()) {
+            book.violation(format!("at the end {path} says {answer}"));
+        }
+    }
+    book.close();
+    room.stop().await;
+}

@@ -6,7 +6,7 @@ use super::load::Load;
 use super::process::{self, Process};
 use super::setup::Host;
 use super::tally::Tally;
-use super::{Door, IdleArgs, agent_type, dialect, native};
+use super::{Door, IdleArgs, agent_type, dialect, native, nats, raw};
 use crate::exit::{Code, Failure};
 use crate::output::{Mode, Output};
 
@@ -70,8 +70,8 @@ fn open(door: Door, number: usize, host: &Host, load: &mut Load) -> Result<(), F
     match door {
         Door::V1 | Door::Rest => {
             let mut link = host.native(agent_type.as_str(), BUFFER)?;
-            link.register(&agent_type)?;
-            load.add(link, native::Worker::new(&Default::default()))
+            link.register([&agent_type])?;
+            load.add(link, native::Worker::new(&Default::default(), false))
         }
         Door::Dialect | Door::Rpc => {
             let mut control = host.connect(BUFFER)?;
@@ -79,5 +79,10 @@ fn open(door: Door, number: usize, host: &Host, load: &mut Load) -> Result<(), F
             let link = host.dialect_worker(&mut control, client_id, &agent_type, BUFFER)?;
             load.add(link, dialect::Worker::new())
         }
+        Door::Nats => {
+            let subscription = nats::worker_subscription(&agent_type);
+            load.add(host.nats(&subscription, BUFFER)?, nats::Worker)
+        }
+        Door::Raw => load.add(host.raw(BUFFER)?.0, raw::Worker),
     }
 }

@@ -20,6 +20,8 @@ pub(super) struct Load {
     poll: Poll,
     events: Events,
     connections: Vec<Connection>,
+    /// The one that hears of every round.
+    leader: Option<usize>,
 }
 
 struct Connection {
@@ -33,7 +35,12 @@ struct Connection {
 impl Load {
     pub(super) fn new() -> Result<Self, Failure> {
         let poll = Poll::new().map_err(lost)?;
-        Ok(Self { poll, events: Events::with_capacity(1024), connections: Vec::new() })
+        Ok(Self {
+            poll,
+            events: Events::with_capacity(1024),
+            connections: Vec::new(),
+            leader: None,
+        })
     }
 
     /// Takes over a connection that has been set up.
@@ -51,6 +58,16 @@ impl Load {
             sent: 0,
         });
         Ok(())
+    }
+
+    /// Takes over the connection of the peer that is prompted after every round.
+    pub(super) fn add_leader(
+        &mut self,
+        link: Link,
+        peer: impl Peer + 'static,
+    ) -> Result<(), Failure> {
+        self.leader = Some(self.connections.len());
+        self.add(link, peer)
     }
 
     /// Lets every peer say what it has to say of its own accord.
@@ -82,6 +99,11 @@ impl Load {
             for event in &self.events {
                 let connection = &mut self.connections[event.token().0];
                 connection.flush().and_then(|()| connection.hear(tally)).map_err(lost)?;
+            }
+            if let Some(leader) = self.leader {
+                let connection = &mut self.connections[leader];
+                connection.peer.prompt(tally, &mut connection.output);
+                connection.flush().map_err(lost)?;
             }
         }
         Ok(passed(now()))

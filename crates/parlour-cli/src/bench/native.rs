@@ -130,7 +130,7 @@ impl Caller {
             *byte = (id >> (7 * place)) as u8 & 0x7f | if place < 4 { 0x80 } else { 0 };
         }
         if let Some(at) = self.key_at {
-            let key = self.keys.start + (id as usize % self.in_flight) % self.keys.len();
+            let key = self.keys.start + id as usize % self.keys.len();
             digits::put(key as u64, &mut frame[at..at + KEY_DIGITS]);
         }
     }

@@ -60,7 +60,7 @@ fn check(args: &CallArgs) -> Result<(), Failure> {
         Door::Rpc | Door::Rest if args.in_flight != 1 => {
             wrong("HTTP/1.1 carries one call at a time on a connection: use --in-flight 1")
         }
-        Door::Rpc | Door::Dialect | Door::Nats | Door::Raw if args.workers != 1 => {
+        Door::Rpc | Door::Dialect | Door::Nats if args.workers != 1 => {
             wrong("through this door one worker serves a type: use --workers 1")
         }
         _ if args.coalesce && door != Door::V1 => {
@@ -85,7 +85,7 @@ fn connect(args: &CallArgs, host: &Host) -> Result<Load, Failure> {
     };
     let name = agent_type.as_str();
     others(args, host, &mut load)?;
-    let mut worker_slot = 0;
+    let mut worker_slots = Vec::new();
     match args.target.door {
         Door::V1 | Door::Rest => {
             for _ in 0..args.workers {
@@ -105,9 +105,11 @@ fn connect(args: &CallArgs, host: &Host) -> Result<Load, Failure> {
             load.add(link, nats::Worker)?;
         }
         Door::Raw => {
-            let (link, slot) = host.raw(WORKER_BUFFER)?;
-            worker_slot = slot;
-            load.add(link, raw::Worker)?;
+            for _ in 0..args.workers {
+                let (link, slot) = host.raw(WORKER_BUFFER)?;
+                worker_slots.push(slot);
+                load.add(link, raw::Worker)?;
+            }
         }
     }
     for number in 0..args.connections {
@@ -140,7 +142,7 @@ fn connect(args: &CallArgs, host: &Host) -> Result<Load, Failure> {
             }
             Door::Raw => {
                 let (link, _) = host.raw(CALLER_BUFFER)?;
-                load.add(link, raw::Caller::new(worker_slot, &text, args.in_flight))?;
+                load.add(link, raw::Caller::new(worker_slots.clone(), &text, args.in_flight))?;
             }
         }
     }

@@ -12,6 +12,7 @@ mod fanout;
 mod http;
 mod idle;
 mod input;
+mod join;
 mod load;
 mod measure;
 mod native;
@@ -176,6 +177,10 @@ struct IdleArgs {
     /// How many workers to connect
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = count(50_000))]
     workers: usize,
+    /// Then drop all connections at once and open them again at once: how long until all are back?
+    /// (v1, nats, raw)
+    #[arg(long)]
+    reconnect: bool,
     /// How long to let the host settle before each look at its memory
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration)]
     hold: Duration,

@@ -17,6 +17,7 @@ use super::websocket::{self, BINARY};
 
 /// The kinds of frames that are read here.
 mod kind {
+    pub(super) const WELCOME: u8 = 2;
     pub(super) const DONE: u8 = 7;
     pub(super) const CALL: u8 = 8;
     pub(super) const REPLY: u8 = 9;
@@ -296,6 +297,27 @@ pub(super) fn events(
             _ => other(kind, header, output),
         })
     })
+}
+
+/// Whether the host has welcomed a client.
+pub(super) fn welcomed(input: &mut Input, output: &mut Vec<u8>) -> io::Result<bool> {
+    awaited(kind::WELCOME, input, output)
+}
+
+/// Whether the host has done what it was asked to.
+pub(super) fn done(input: &mut Input, output: &mut Vec<u8>) -> io::Result<bool> {
+    awaited(kind::DONE, input, output)
+}
+
+fn awaited(awaited: u8, input: &mut Input, output: &mut Vec<u8>) -> io::Result<bool> {
+    let mut has_come = false;
+    websocket::messages(input, output, |message, output| {
+        frames(message, |kind, header, _payload| {
+            has_come |= kind == awaited;
+            other(kind, header, output)
+        })
+    })?;
+    Ok(has_come)
 }
 
 /// One frame as a message to write.

@@ -22,6 +22,25 @@ pub(super) trait Peer {
     ) -> io::Result<()>;
 }
 
+impl Peer for Box<dyn Peer> {
+    fn begin(&mut self, tally: &mut Tally, output: &mut Vec<u8>) {
+        (**self).begin(tally, output);
+    }
+
+    fn prompt(&mut self, tally: &mut Tally, output: &mut Vec<u8>) {
+        (**self).prompt(tally, output);
+    }
+
+    fn hear(
+        &mut self,
+        input: &mut Input,
+        tally: &mut Tally,
+        output: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        (**self).hear(input, tally, output)
+    }
+}
+
 /// Finds a text where it was the last time, or wherever it is.
 #[derive(Debug)]
 pub(super) struct Finder {

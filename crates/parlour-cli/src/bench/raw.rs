@@ -13,33 +13,36 @@ use super::websocket::{self, BINARY};
 const SLOT: usize = size_of::<u32>();
 const EVERYBODY: u32 = u32::MAX;
 
-/// Makes calls to the connection in one slot.
+/// Makes calls to the connections in some slots.
 #[derive(Debug)]
 pub(super) struct Caller {
     in_flight: usize,
     slots: Option<Slots>,
-    /// A call, and where in it its number stands.
+    /// The connections that are called, in turns.
+    workers: Vec<u32>,
+    /// A call, and where in it the slot and the number stand.
     call: Vec<u8>,
-    number_at: usize,
+    slot_at: usize,
     length: usize,
 }
 
 impl Caller {
-    pub(super) fn new(to: u32, payload: &str, in_flight: usize) -> Self {
+    pub(super) fn new(workers: Vec<u32>, payload: &str, in_flight: usize) -> Self {
         let length = SLOT + NUMBER + payload.len();
         let mut call = Vec::new();
         websocket::header(BINARY, length, &mut call);
-        call.extend_from_slice(&to.to_be_bytes());
-        let number_at = call.len();
-        call.extend_from_slice(&[0; NUMBER]);
+        let slot_at = call.len();
+        call.extend_from_slice(&[0; SLOT + NUMBER]);
         call.extend_from_slice(payload.as_bytes());
-        Self { in_flight, slots: None, call, number_at, length }
+        Self { in_flight, slots: None, workers, call, slot_at, length }
     }
 
     fn call(&self, id: u64, output: &mut Vec<u8>) {
-        let at = output.len() + self.number_at;
+        let at = output.len() + self.slot_at;
         output.extend_from_slice(&self.call);
-        output[at..at + NUMBER].copy_from_slice(&id.to_be_bytes());
+        let worker = self.workers[id as usize % self.workers.len()];
+        output[at..at + SLOT].copy_from_slice(&worker.to_be_bytes());
+        output[at + SLOT..at + SLOT + NUMBER].copy_from_slice(&id.to_be_bytes());
     }
 }
 
@@ -133,7 +136,7 @@ mod tests {
     #[test]
     fn a_call_comes_back_and_the_next_follows() {
         let mut tally = Tally::new();
-        let mut caller = Caller::new(7, "hello", 1);
+        let mut caller = Caller::new(vec![7], "hello", 1);
         let mut call = Vec::new();
         caller.begin(&mut tally, &mut call);
         assert_eq!(call[6..10], 7_u32.to_be_bytes());

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug)]
 pub(super) struct Host {
     pub(super) authority: String,
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
 }
 
 impl Host {
@@ -221,13 +221,7 @@ impl Link {
         path: &str,
         subprotocol: Option<&str>,
     ) -> Result<String, Failure> {
-        let protocol = subprotocol
-            .map(|name| format!("Sec-WebSocket-Protocol: {name}\r\n"))
-            .unwrap_or_default();
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: cGFybG91ciBiZW5jaC4uLg==\r\n{protocol}\r\n"
-        );
+        let request = upgrade(authority, path, subprotocol);
         let (status, answer) = self.exchange(request.as_bytes())?;
         let agreed =
             answer.lines().find_map(|line| header(line.as_bytes(), b"sec-websocket-protocol"));
@@ -251,6 +245,16 @@ impl Link {
             self.input.fill(&self.stream).map_err(lost)?;
         }
     }
+}
+
+/// The request that makes a connection a WebSocket.
+pub(super) fn upgrade(authority: &str, path: &str, subprotocol: Option<&str>) -> String {
+    let protocol =
+        subprotocol.map(|name| format!("Sec-WebSocket-Protocol: {name}\r\n")).unwrap_or_default();
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: cGFybG91ciBiZW5jaC4uLg==\r\n{protocol}\r\n"
+    )
 }
 
 /// The failure of a connection that had been opened.

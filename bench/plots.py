@@ -29,8 +29,13 @@ def draw(results: Results, place: Path) -> None:
         if rows and not load.series:
             (place / f"{load.slug}.svg").write_text(bars(f"{load.title}: {per(load)}", rows))
     for series in dict.fromkeys(load.series for load in loads if load.series):
-        found = [(load, results[load, load.sides[0]]) for load in loads if load.series == series]
-        rows = [(load.title, one.median("host_us_per_call"), True) for load, one in found if one.are_there]
+        found = [
+            (f"{load.title}, {side.name}", results[load, side], side.is_ours)
+            for load in loads
+            for side in load.sides
+            if load.series == series
+        ]
+        rows = [(name, one.median("host_us_per_call"), is_ours) for name, one, is_ours in found if one.are_there]
         if rows:
             slug = series.replace(" ", "-")
             (place / f"{slug}.svg").write_text(bars(f"host's CPU per call in µs, by {series}", rows))

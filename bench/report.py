@@ -9,11 +9,14 @@ import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hosts import Host, versions
+from hosts import BENCH, Host, versions
 from loads import MIB, Load, Side
+from micro import Micro
 
 # A figure is a limit of the host if the host used this much of its processor, and the driver less than that.
 SATURATED, UNSATURATED = 0.95, 0.9
+# What was tried where a figure is not met, and what explains one.
+NOTES = BENCH / "NOTES.md"
 # What others may use of the machine, in processors, before a figure says little.
 DISTURBED = 0.15
 
@@ -22,8 +25,8 @@ DISTURBED = 0.15
 class Figures:
     """What the rounds of one side of a load gave, or why there is nothing."""
 
-    rounds: list[dict] = field(default_factory=list)
     missing: str = ""
+    rounds: list[dict] = field(default_factory=list)
 
     @property
     def are_there(self) -> bool:
@@ -40,7 +43,9 @@ def figure(load: Load, figures: Figures) -> float:
     return figures.median("bytes_per_worker" if load.unit == "bytes" else "per_second")
 
 
-def page(results: Results, missing: dict[Host, str], options: argparse.Namespace) -> str:
+def page(
+    results: Results, missing: dict[Host, str], micros: list[Micro], options: argparse.Namespace
+) -> str:
     now = datetime.datetime.now(datetime.timezone.utc)
     loads = list(dict.fromkeys(load for load, _ in results))
     alone = [load for load in loads if not load.series]
@@ -50,7 +55,7 @@ def page(results: Results, missing: dict[Host, str], options: argparse.Namespace
         "Written by `bench/compare`. C×K is C connections with K calls in flight on each; payloads are of 100 bytes",
         "unless said otherwise. One thread of the driver holds callers and worker on CPU 0; the host is alone on CPU 1",
         "unless said otherwise, Parlour with one thread. Each side of a load has the same driver and its own wire",
-        f"protocol. Medians of {options.rounds} interleaved rounds of {options.duration:g} s.",
+        f"protocol. Medians of up to {options.rounds} interleaved rounds of {options.duration:g} s.",
         "",
         "- `raw` is a forwarder of WebSocket frames that reads no more than four bytes of each (`bench/peers`).",
         "- `*` marks what is no limit of the host: it used less than 95 % of its CPU, or the driver more than 90 %.",
@@ -82,8 +87,11 @@ def page(results: Results, missing: dict[Host, str], options: argparse.Namespace
         "",
         "## Memory of idle workers",
         "",
-        "| load | side | before MiB | after MiB | bytes each |",
-        "| --- | --- | --: | --: | --: |",
+        "Then all connections break at once, and all workers come back at once. Times count from the first connection",
+        "attempt until a worker is registered.",
+        "",
+        "| load | side | before MiB | after MiB | bytes each | half back | all back | host CPU | MiB then |",
+        "| --- | --- | --: | --: | --: | --: | --: | --: | --: |",
     ]
     for load in alone:
         if load.unit == "bytes":
@@ -92,12 +100,26 @@ def page(results: Results, missing: dict[Host, str], options: argparse.Namespace
         "",
         "## As something grows",
         "",
-        "Calls to Parlour through `parlour.v1`. Flat is what does not grow with it.",
+        "Calls through `parlour.v1`, and what the same costs the blind forwarder: what grows there too is the sockets'.",
+        "Payloads at 4×1, workers at 16×64, types at 8×8.",
         "",
-        "| what grows | to | calls/s | host CPU | host µs a call | driver CPU | others |",
-        "| --- | --: | --: | --: | --: | --: | --: |",
+        "| what grows | to | side | calls/s | host CPU | host µs a call | driver CPU | others |",
+        "| --- | --: | --- | --: | --: | --: | --: | --: |",
     ]
-    lines += [growth(load, results[load, load.sides[0]]) for load in loads if load.series]
+    lines += [growth(load, side, results[load, side]) for load in loads if load.series for side in load.sides]
+    if micros:
+        lines += [
+            "",
+            "## The core alone",
+            "",
+            "`cargo bench -p parlour-core`: medians, and how often memory is allocated or an allocation grows.",
+            "",
+            "| what | time | allocations |",
+            "| --- | --: | --: |",
+            *[f"| {one.name} | {one.median} | {one.allocations:g} |" for one in micros],
+        ]
+    if NOTES.exists():
+        lines += ["", NOTES.read_text().strip()]
     lines += ["", "## Plots", ""]
     slugs = [*(load.slug for load in alone), *dict.fromkeys(load.series for load in loads if load.series)]
     lines += [f"![{slug}](plots/{slug.replace(' ', '-')}.svg)" for slug in slugs]
@@ -141,8 +163,9 @@ def row(load: Load, side: Side, figures: Figures) -> str:
     if not figures.are_there:
         return f"| {load.title} | {side.name} | missing: {tidy(figures.missing)} |" + " |" * 8
     host, driver = figures.median("host_cpu"), figures.median("driver_cpu")
-    if load.cpus == "0":
-        is_limit = host + driver >= SATURATED
+    cpus = load.cpus.split(",")
+    if "0" in cpus:
+        is_limit = host + driver >= SATURATED * len(cpus)
     else:
         is_limit = host >= SATURATED and driver < UNSATURATED
     cells = [
@@ -157,17 +180,23 @@ def row(load: Load, side: Side, figures: Figures) -> str:
 
 def memory(load: Load, side: Side, figures: Figures) -> str:
     if not figures.are_there:
-        return f"| {load.title} | {side.name} | missing: {tidy(figures.missing)} | | |"
+        return f"| {load.title} | {side.name} | missing: {tidy(figures.missing)} |" + " |" * 6
     before, after = figures.median("rss_before_bytes"), figures.median("rss_after_bytes")
-    each = f"{figures.median('bytes_per_worker'):,.0f}"
-    return f"| {load.title} | {side.name} | {before / MIB:.1f} | {after / MIB:.1f} | {each} |"
+    cells = [f"{before / MIB:.1f}", f"{after / MIB:.1f}", f"{figures.median('bytes_per_worker'):,.0f}"]
+    if "all_back_ms" in figures.rounds[0]:
+        keys = ("back_p50_ms", "all_back_ms", "back_host_cpu_ms")
+        cells += [f"{figures.median(key):,.0f} ms" for key in keys]
+        cells.append(f"{figures.median('back_rss_bytes') / MIB:.1f}")
+    else:
+        cells += [""] * 4
+    return f"| {load.title} | {side.name} | {' | '.join(cells)} |"
 
 
-def growth(load: Load, figures: Figures) -> str:
+def growth(load: Load, side: Side, figures: Figures) -> str:
     if not figures.are_there:
-        return f"| {load.series} | {load.title} | missing: {tidy(figures.missing)} | | | | |"
+        return f"| {load.series} | {load.title} | {side.name} | missing: {tidy(figures.missing)} | | | | |"
     cells = [
-        *[load.series, load.title, emphasis(f"{figures.median('per_second'):,.0f}", figures)],
+        *[load.series, load.title, side.name, emphasis(f"{figures.median('per_second'):,.0f}", figures)],
         *[f"{figures.median('host_cpu'):.0%}", f"{figures.median('host_us_per_call'):,.2f}"],
         *[f"{figures.median('driver_cpu'):.0%}", f"{figures.median('others'):.0%}"],
     ]

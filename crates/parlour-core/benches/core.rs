@@ -105,6 +105,8 @@ mod codec {
             id: CallId(1 << 28),
             target: agent(7),
             timeout: Some(Duration::from_secs(30)),
+            progress: false,
+            resent: false,
             header: header(),
             payload: bytes(payload),
         })

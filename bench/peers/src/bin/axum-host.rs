@@ -132,7 +132,15 @@ async fn serve(socket: WebSocket, workers: Workers) -> Option<()> {
                         let id = CallId(last_id);
                         waiting.insert(id, reply);
                         let header = HeaderFields::default();
-                        Frame::Call(CallFrame { id, target, timeout: None, header, payload })
+                        Frame::Call(CallFrame {
+                            id,
+                            target,
+                            timeout: None,
+                            progress: false,
+                            resent: false,
+                            header,
+                            payload,
+                        })
                     })
                     .collect();
                 output.send(message_of(&frames)).await.ok()?;
@@ -144,10 +152,10 @@ async fn serve(socket: WebSocket, workers: Workers) -> Option<()> {
 fn welcome() -> Welcome {
     Welcome {
         version: 1,
-        features: Vec::new(),
         name: ByteString::from_static("axum"),
         max_payload: 1 << 20,
         heartbeat: Duration::from_secs(15),
+        ..Welcome::default()
     }
 }
 

@@ -49,7 +49,7 @@ impl Joiner {
                 let hello = Frame::Hello(Hello {
                     name: agent_type.as_str().into(),
                     versions: wire::VERSIONS.to_vec(),
-                    features: Vec::new(),
+                    ..Hello::default()
                 });
                 let register = Frame::Register(Register {
                     request: CallId(1),
@@ -159,10 +159,10 @@ mod tests {
 
         let welcome = Frame::Welcome(Welcome {
             version: 1,
-            features: Vec::new(),
             name: "room".into(),
             max_payload: 1,
             heartbeat: Duration::from_secs(1),
+            ..Welcome::default()
         });
         let done = Frame::Done(Done { request: CallId(1), recipients: 0, dropped: Vec::new() });
         let answers = [

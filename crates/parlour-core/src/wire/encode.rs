@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 
 use super::decode::{DecodeError, decode};
 use super::frame::{CallFrame, Frame, HeaderFields, SharedEvent};
@@ -16,7 +16,7 @@ const MAX_FAULT_TEXT: usize = 8 * 1024;
 
 /// Appends `frame` to `out`.
 pub fn encode(frame: &Frame, out: &mut BytesMut) {
-    let mut header = Header::default();
+    let mut header = Header::begin(out);
     let mut payload = &Bytes::new();
     let kind = match frame {
         Frame::Hello(hello) => {
@@ -149,7 +149,7 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
             kind::PROGRESS
         }
     };
-    write(kind, &[&header.0], payload, out);
+    header.finish(kind, payload);
 }
 
 /// Whether `frame` is one of the session: sent again if it is lost with a socket, and counted by both
@@ -176,19 +176,21 @@ pub fn encode_event(
     subscriptions: &[u64],
     out: &mut BytesMut,
 ) {
-    let mut header = Header::default();
+    let mut header = Header::begin(out);
+    header.out.extend_from_slice(&event.header);
     header.recipients(agents, subscriptions);
-    write(kind::EVENT, &[&event.header, &header.0], &event.payload, out);
+    header.finish(kind::EVENT, &event.payload);
 }
 
 impl SharedEvent {
     /// Writes the shared part of `event`.
     pub fn new(event: &Event) -> Self {
-        let mut header = Header::default();
+        let mut out = BytesMut::with_capacity(256);
+        let mut header = Header { start: 0, out: &mut out };
         header.topic(&event.topic);
         header.common(&HeaderFields::from(&event.header));
         header.payload(&event.payload);
-        Self { header: Bytes::from(header.0), payload: event.payload.bytes.clone() }
+        Self { header: out.freeze(), payload: event.payload.bytes.clone() }
     }
 }
 
@@ -207,24 +209,51 @@ impl From<&crate::Header> for HeaderFields {
     }
 }
 
-pub(super) fn write(kind: u8, header: &[&[u8]], payload: &[u8], out: &mut BytesMut) {
-    let length: usize = header.iter().map(|part| part.len()).sum();
-    out.reserve(length + payload.len() + 16);
-    out.put_u8(kind);
-    put_varint(length as u64, out);
-    header.iter().for_each(|part| out.put_slice(part));
-    put_varint(payload.len() as u64, out);
-    out.put_slice(payload);
+/// Appends a frame whose header is written already.
+pub(super) fn write(kind: u8, header: &[u8], payload: &[u8], out: &mut BytesMut) {
+    let begun = Header::begin(out);
+    begun.out.extend_from_slice(header);
+    begun.finish(kind, payload);
 }
 
-/// A header that is being written.
-#[derive(Default)]
-struct Header(Vec<u8>);
+/// A header that is being written where it is to stand.
+struct Header<'a> {
+    out: &'a mut BytesMut,
+    start: usize,
+}
 
-impl Header {
+/// The kind of a frame, and the length of its header if that is short.
+const HEAD: usize = 2;
+
+impl<'a> Header<'a> {
+    /// Leaves room for what stands before a header, which is known at its end.
+    fn begin(out: &'a mut BytesMut) -> Self {
+        out.reserve(256);
+        out.extend_from_slice(&[0; HEAD]);
+        let start = out.len();
+        Self { out, start }
+    }
+
+    /// Makes the header that of a frame.
+    fn finish(self, kind: u8, payload: &[u8]) {
+        let Self { out, start } = self;
+        let end = out.len();
+        let length = (end - start) as u64;
+        // One byte of it has its place; for more the header moves on.
+        let more = varint_length(length) - 1;
+        if more > 0 {
+            out.resize(end + more, 0);
+            out.copy_within(start..end, start + more);
+        }
+        out[start - HEAD] = kind;
+        fill_varint(length, &mut out[start - 1..=start - 1 + more]);
+        out.reserve(MAX_VARINT + payload.len());
+        put_varints([payload.len() as u64], out);
+        out.extend_from_slice(payload);
+    }
+
     fn number(&mut self, number: u64, value: u64) {
-        put_varint(number << 3, &mut self.0);
-        put_varint(value, &mut self.0);
+        put_varints([number << 3, value], self.out);
     }
 
     fn flag(&mut self, number: u64, value: bool) {
@@ -244,9 +273,8 @@ impl Header {
     }
 
     fn text(&mut self, number: u64, value: &str) {
-        put_varint(number << 3 | 2, &mut self.0);
-        put_varint(value.len() as u64, &mut self.0);
-        self.0.put_slice(value.as_bytes());
+        put_varints([number << 3 | 2, value.len() as u64], self.out);
+        self.out.extend_from_slice(value.as_bytes());
     }
 
     fn optional(&mut self, number: u64, value: Option<&str>) {
@@ -287,12 +315,13 @@ impl Header {
         let data_type = Some(&*payload.data_type).filter(|text| !text.is_empty());
         self.optional(field::DATA_TYPE, data_type);
         for (name, value) in payload.metadata.iter() {
-            let mut entry = Self::default();
-            entry.text(field::ENTRY_NAME, name);
-            entry.text(field::ENTRY_VALUE, value);
-            put_varint(field::METADATA << 3 | 2, &mut self.0);
-            put_varint(entry.0.len() as u64, &mut self.0);
-            self.0.put_slice(&entry.0);
+            // Each of the two: a tag of one byte, a length, the text.
+            let texts = [name, value].map(|text| text.len());
+            let lengths = texts.map(|length| 1 + varint_length(length as u64) + length);
+            let length = lengths.iter().sum::<usize>() as u64;
+            put_varints([field::METADATA << 3 | 2, length], self.out);
+            self.text(field::ENTRY_NAME, name);
+            self.text(field::ENTRY_VALUE, value);
         }
     }
 
@@ -311,12 +340,41 @@ impl Header {
     }
 }
 
-pub(super) fn put_varint(mut value: u64, out: &mut impl BufMut) {
-    while value >= 0x80 {
-        out.put_u8(value as u8 | 0x80);
-        value >>= 7;
+/// The most bytes that a number takes.
+const MAX_VARINT: usize = 10;
+
+pub(super) fn put_varint(value: u64, out: &mut BytesMut) {
+    put_varints([value], out);
+}
+
+/// Appends up to two numbers.
+fn put_varints<const N: usize>(values: [u64; N], out: &mut BytesMut) {
+    let mut bytes = [0; 2 * MAX_VARINT];
+    let mut length = 0;
+    for value in values {
+        let next = length + varint_length(value);
+        fill_varint(value, &mut bytes[length..next]);
+        length = next;
     }
-    out.put_u8(value as u8);
+    // A copy of constant size is a few instructions; one of few bytes, but any number, is a call.
+    let end = out.len() + length;
+    out.extend_from_slice(&bytes);
+    out.truncate(end);
+}
+
+/// Writes a number to the bytes that it takes.
+fn fill_varint(mut value: u64, bytes: &mut [u8]) {
+    if let Some((last, others)) = bytes.split_last_mut() {
+        for byte in others {
+            *byte = value as u8 | 0x80;
+            value >>= 7;
+        }
+        *last = value as u8;
+    }
+}
+
+fn varint_length(value: u64) -> usize {
+    (u64::BITS - (value | 1).leading_zeros()).div_ceil(7) as usize
 }
 
 fn millis(time: Duration) -> u64 {

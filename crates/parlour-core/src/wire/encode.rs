@@ -8,7 +8,8 @@ use super::decode::{DecodeError, decode};
 use super::frame::{CallFrame, Frame, HeaderFields, SharedEvent};
 use super::number::{field, kind};
 use crate::{
-    AgentType, Credit, Event, Fault, Key, MessageId, Payload, Principal, TopicFilter, TopicId,
+    AgentId, AgentType, Call, CallId, Credit, Event, Fault, Key, MessageId, Payload, Principal,
+    Reply, TopicFilter, TopicId,
 };
 
 /// The most bytes of a fault's detail, and of its hint; more is cut when it is written.
@@ -90,35 +91,25 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
             }
             header.flag(field::PROGRESS, call.progress);
             header.flag(field::RESENT, call.resent);
-            header.common(&call.header);
+            header.common(Common::from(&call.header));
             header.payload(&call.payload);
             payload = &call.payload.bytes;
             kind::CALL
         }
-        Frame::Reply(id, Ok(reply)) => {
-            header.number(field::ID, id.0);
-            header.payload(reply);
-            payload = &reply.bytes;
-            kind::REPLY
-        }
-        Frame::Reply(id, Err(fault)) => {
-            header.number(field::ID, id.0);
-            header.fault(&fault.clone().shortened(MAX_FAULT_TEXT));
-            kind::FAULT
-        }
+        Frame::Reply(id, reply) => return header.reply(*id, reply),
         Frame::Publish(publish) => {
             if let Some(request) = publish.request {
                 header.number(field::ID, request.0);
             }
             header.topic(&publish.topic);
-            header.common(&publish.header);
+            header.common(Common::from(&publish.header));
             header.payload(&publish.payload);
             payload = &publish.payload.bytes;
             kind::PUBLISH
         }
         Frame::Event(event) => {
             header.topic(&event.topic);
-            header.common(&event.header);
+            header.common(Common::from(&event.header));
             header.payload(&event.payload);
             header.recipients(&event.agents, &event.subscriptions);
             payload = &event.payload.bytes;
@@ -150,6 +141,24 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
         }
     };
     header.finish(kind, payload);
+}
+
+/// Appends a call to an agent whose caller waits for `timeout` from now on.
+pub fn encode_call(id: CallId, call: &Call, timeout: Duration, out: &mut BytesMut) {
+    let mut header = Header::begin(out);
+    header.number(field::ID, id.0);
+    header.text(field::AGENT_TYPE, call.target.agent_type.as_str());
+    header.text(field::KEY, call.target.key.as_str());
+    header.number(field::TIMEOUT_MS, millis(timeout));
+    header.flag(field::PROGRESS, call.progress);
+    header.common(Common::from(&call.header));
+    header.payload(&call.payload);
+    header.finish(kind::CALL, &call.payload.bytes);
+}
+
+/// Appends the end of a call.
+pub fn encode_reply(id: CallId, reply: &Reply, out: &mut BytesMut) {
+    Header::begin(out).reply(id, reply);
 }
 
 /// Whether `frame` is one of the session: sent again if it is lost with a socket, and counted by both
@@ -188,23 +197,51 @@ impl SharedEvent {
         let mut out = BytesMut::with_capacity(256);
         let mut header = Header { start: 0, out: &mut out };
         header.topic(&event.topic);
-        header.common(&HeaderFields::from(&event.header));
+        header.common(Common::from(&event.header));
         header.payload(&event.payload);
         Self { header: out.freeze(), payload: event.payload.bytes.clone() }
     }
 }
 
-impl From<&crate::Header> for HeaderFields {
-    fn from(header: &crate::Header) -> Self {
+/// What the headers of all messages have in common.
+#[derive(Clone, Copy)]
+struct Common<'a> {
+    id: Option<&'a MessageId>,
+    conversation: Option<&'a MessageId>,
+    cause: Option<&'a MessageId>,
+    principal: Option<&'a Principal>,
+    sender: Option<&'a AgentId>,
+    traceparent: Option<&'a str>,
+    hops: u8,
+    idempotency_key: Option<&'a str>,
+}
+
+impl<'a> From<&'a HeaderFields> for Common<'a> {
+    fn from(header: &'a HeaderFields) -> Self {
         Self {
-            id: Some(header.id.clone()),
-            conversation: Some(header.conversation.clone()),
-            cause: header.cause.clone(),
-            principal: Some(header.principal.clone()),
-            sender: header.sender.clone(),
-            traceparent: header.traceparent.clone(),
+            id: header.id.as_ref(),
+            conversation: header.conversation.as_ref(),
+            cause: header.cause.as_ref(),
+            principal: header.principal.as_ref(),
+            sender: header.sender.as_ref(),
+            traceparent: header.traceparent.as_deref(),
             hops: header.hops,
-            idempotency_key: header.idempotency_key.clone(),
+            idempotency_key: header.idempotency_key.as_deref(),
+        }
+    }
+}
+
+impl<'a> From<&'a crate::Header> for Common<'a> {
+    fn from(header: &'a crate::Header) -> Self {
+        Self {
+            id: Some(&header.id),
+            conversation: Some(&header.conversation),
+            cause: header.cause.as_ref(),
+            principal: Some(&header.principal),
+            sender: header.sender.as_ref(),
+            traceparent: header.traceparent.as_deref(),
+            hops: header.hops,
+            idempotency_key: header.idempotency_key.as_deref(),
         }
     }
 }
@@ -293,20 +330,33 @@ impl<'a> Header<'a> {
         subscriptions.iter().for_each(|&number| self.number(field::SUBSCRIPTION, number));
     }
 
-    fn common(&mut self, header: &HeaderFields) {
-        self.optional(field::MESSAGE_ID, header.id.as_ref().map(MessageId::as_str));
-        self.optional(field::CONVERSATION, header.conversation.as_ref().map(MessageId::as_str));
-        self.optional(field::CAUSE, header.cause.as_ref().map(MessageId::as_str));
-        self.optional(field::PRINCIPAL, header.principal.as_ref().map(Principal::as_str));
-        if let Some(sender) = &header.sender {
+    fn common(&mut self, header: Common<'_>) {
+        self.optional(field::MESSAGE_ID, header.id.map(MessageId::as_str));
+        self.optional(field::CONVERSATION, header.conversation.map(MessageId::as_str));
+        self.optional(field::CAUSE, header.cause.map(MessageId::as_str));
+        self.optional(field::PRINCIPAL, header.principal.map(Principal::as_str));
+        if let Some(sender) = header.sender {
             self.text(field::SENDER_TYPE, sender.agent_type.as_str());
             self.text(field::SENDER_KEY, sender.key.as_str());
         }
-        self.optional(field::TRACEPARENT, header.traceparent.as_deref());
-        if header.hops != 0 {
-            self.number(field::HOPS, header.hops.into());
+        self.optional(field::TRACEPARENT, header.traceparent);
+        self.count(field::HOPS, header.hops.into());
+        self.optional(field::IDEMPOTENCY_KEY, header.idempotency_key);
+    }
+
+    /// Makes it the frame that ends a call.
+    fn reply(mut self, id: CallId, reply: &Reply) {
+        self.number(field::ID, id.0);
+        match reply {
+            Ok(payload) => {
+                self.payload(payload);
+                self.finish(kind::REPLY, &payload.bytes);
+            }
+            Err(fault) => {
+                self.fault(&fault.clone().shortened(MAX_FAULT_TEXT));
+                self.finish(kind::FAULT, &[]);
+            }
         }
-        self.optional(field::IDEMPOTENCY_KEY, header.idempotency_key.as_deref());
     }
 
     fn payload(&mut self, payload: &Payload) {

@@ -193,7 +193,8 @@ fn recipients(bencher: Bencher, subscribers: u64) {
         directory.subscribe(owner, &(), id, &subscription, false, 1).unwrap();
     }
     let topic = topic();
-    bencher.bench_local(|| directory.recipients(black_box(&topic)));
+    let where_it_is = |_: &AgentId, id: WorkerId, (): &()| Some((id, ()));
+    bencher.bench_local(|| directory.recipients(black_box(&topic), where_it_is));
 }
 
 fn register(directory: &mut Directory<()>, worker: WorkerId, agent_type: &AgentType) {

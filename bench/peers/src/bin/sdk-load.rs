@@ -9,7 +9,7 @@ use bytes::Bytes;
 use clap::{Parser, ValueEnum};
 use futures_util::StreamExt as _;
 use hdrhistogram::Histogram;
-use parlour::{Client, Cx, Payload, Worker};
+use parlour::{Client, Payload, Worker};
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -138,7 +138,7 @@ async fn call_until(
 async fn parlour(url: &str) -> Result<Caller, Failure> {
     let (connected, mut is_connected) = mpsc::channel(1);
     let worker = Worker::builder(url)
-        .agent("echo", |_key| async |_cx: Cx, message: Payload| Ok(message))
+        .agent("echo", async |message: Payload| message)
         .on_connected(move || {
             // Once is enough.
             let _ = connected.try_send(());

@@ -180,6 +180,8 @@ Examples:
 Examples:
   parlour bench call --connections 64 --in-flight 4
   parlour bench call --door rest --payload 10000 --json
+  parlour bench publish --connections 8 --in-flight 8
+  parlour bench fanout --subscribers 100 --batch 1
   parlour bench idle --workers 1000 --host-pid \"$(pidof parlour)\"")]
     Bench(bench::Args),
     /// Prints a completion script for a shell

@@ -27,7 +27,7 @@ mod tests;
 
 pub use decode::{DecodeError, MAX_HEADER, decode, split_frame};
 pub(crate) use encode::resend;
-pub use encode::{encode, encode_event, is_counted};
+pub use encode::{encode, encode_call, encode_event, encode_reply, is_counted};
 pub use frame::{
     CallFrame, Done, EventFrame, Frame, HeaderFields, Hello, PublishFrame, Register, SharedEvent,
     Subscribe, Welcome,

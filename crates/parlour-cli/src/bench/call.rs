@@ -1,25 +1,23 @@
 //! Calls through the host, as many as it takes.
 
-use std::fmt::Write as _;
-use std::time::Duration;
+use std::ops::Range;
 
 use parlour_core::{AgentId, AgentType, ByteString, Bytes, Key, Payload};
 use serde::Serialize;
 
 use super::load::Load;
-use super::process::{self, Process};
+use super::measure::{Measured, measure};
 use super::setup::Host;
-use super::tally::Tally;
-use super::{CallArgs, Door, agent_type, dialect, native, web};
+use super::{CallArgs, Door, agent_type, dialect, native, nats, process, raw, web};
 use crate::exit::{Code, Failure};
 use crate::output::{Mode, Output};
-
-/// How long calls that are in flight at the end are waited for.
-const LAST_ANSWERS: Duration = Duration::from_secs(25);
 
 /// Read buffers: a worker's takes what all callers send at once.
 const CALLER_BUFFER: usize = 16 << 10;
 const WORKER_BUFFER: usize = 256 << 10;
+
+/// One connection may register so many types, unless its host is told otherwise.
+const TYPES_PER_CONNECTION: usize = 1000;
 
 #[derive(Debug, Serialize)]
 struct Report {
@@ -28,96 +26,49 @@ struct Report {
     in_flight: usize,
     workers: usize,
     payload: usize,
-    seconds: f64,
-    calls: u64,
-    per_second: f64,
-    p50_us: f64,
-    p99_us: f64,
-    p999_us: f64,
-    max_us: f64,
-    errors: u64,
-    unanswered: u64,
-    strays: u64,
-    first_error: Option<String>,
-    driver_cpu: f64,
-    host_cpu: Option<f64>,
-    host_us_per_call: Option<f64>,
-    host_rss_bytes: Option<u64>,
+    coalesce: bool,
+    #[serde(flatten)]
+    measured: Measured,
 }
 
 pub(super) fn run(args: &CallArgs, output: &Output) -> Result<Code, Failure> {
     check(args)?;
-    if let Some(cpu) = args.target.pin {
-        process::pin(cpu)?;
-    }
-    process::allow_files((args.connections + args.workers + 64) as u64);
+    let types = args.types.div_ceil(TYPES_PER_CONNECTION);
+    process::allow_files((args.connections + args.workers + types + 64) as u64);
     let host = Host::parse(&args.target.url)?;
-    let host_process = args.target.host_pid.map(Process::Pid);
-
-    let mut load = connect(args, &host)?;
-    let mut tally = Tally::new();
-    load.begin(&mut tally)?;
-    load.run(args.warmup, &mut tally, |_| false)?;
-
-    tally.start();
-    let host_before = host_process.map(Process::cpu).transpose()?;
-    let driver_before = Process::Driver.cpu()?;
-    let time = load.run(args.duration, &mut tally, |_| false)?;
-    let driver_cpu = share(driver_before, Process::Driver.cpu()?, time);
-    let host_after = host_process.map(Process::cpu).transpose()?;
-    let host_cpu = host_before.zip(host_after).map(|(before, after)| share(before, after, time));
-    let host_rss_bytes = host_process.map(Process::rss).transpose()?;
-
-    let calls = tally.answered;
-    let microseconds = |nanoseconds: u64| nanoseconds as f64 / 1000.0;
-    let quantile = |q| microseconds(tally.latency.value_at_quantile(q));
-    let (p50_us, p99_us, p999_us) = (quantile(0.5), quantile(0.99), quantile(0.999));
-    let max_us = microseconds(tally.latency.max());
-    tally.end();
-    load.run(LAST_ANSWERS, &mut tally, |tally| tally.open == 0)?;
-
-    let seconds = time.as_secs_f64();
+    let load = connect(args, &host)?;
     let report = Report {
         door: args.target.door,
         connections: args.connections,
         in_flight: args.in_flight,
         workers: args.workers,
         payload: args.payload,
-        seconds,
-        calls,
-        per_second: calls as f64 / seconds,
-        p50_us,
-        p99_us,
-        p999_us,
-        max_us,
-        errors: tally.errors,
-        unanswered: tally.open,
-        strays: tally.strays,
-        first_error: tally.first_error,
-        driver_cpu,
-        host_cpu,
-        host_us_per_call: host_cpu.map(|cpu| cpu * seconds * 1e6 / calls.max(1) as f64),
-        host_rss_bytes,
+        coalesce: args.coalesce,
+        measured: measure(load, &args.target, &args.time)?,
     };
     match output.mode() {
-        Mode::Text => output.data(report.text().as_bytes())?,
+        Mode::Text => output.data(report.measured.text("calls").as_bytes())?,
         Mode::Json | Mode::Jsonl => output.json(&report)?,
     }
-    Ok(match report.errors + report.unanswered + report.strays {
-        0 if calls > 0 => Code::Ok,
-        _ if calls > 0 => Code::PartlyFailed,
-        _ => Code::Failed,
-    })
+    Ok(report.measured.code())
 }
 
 fn check(args: &CallArgs) -> Result<(), Failure> {
     let wrong = |detail: &str| Err(Failure::new(Code::Usage, detail));
-    match args.target.door {
+    let door = args.target.door;
+    match door {
         Door::Rpc | Door::Rest if args.in_flight != 1 => {
             wrong("HTTP/1.1 carries one call at a time on a connection: use --in-flight 1")
         }
-        Door::Rpc | Door::Dialect if args.workers != 1 => {
-            wrong("in this dialect one worker serves a type: use --workers 1")
+        Door::Rpc | Door::Dialect | Door::Nats if args.workers != 1 => {
+            wrong("through this door one worker serves a type: use --workers 1")
+        }
+        _ if args.coalesce && door != Door::V1 => {
+            wrong("only parlour.v1 has several frames in a message: leave out --coalesce")
+        }
+        _ if args.keys.is_some() && door != Door::V1 => wrong("--keys is for --door v1"),
+        _ if args.types > 0 && !matches!(door, Door::V1 | Door::Rest) => {
+            wrong("--types is for --door v1 and rest")
         }
         _ => Ok(()),
     }
@@ -133,12 +84,14 @@ fn connect(args: &CallArgs, host: &Host) -> Result<Load, Failure> {
         ..Payload::default()
     };
     let name = agent_type.as_str();
+    others(args, host, &mut load)?;
+    let mut worker_slots = Vec::new();
     match args.target.door {
         Door::V1 | Door::Rest => {
             for _ in 0..args.workers {
                 let mut link = host.native(name, WORKER_BUFFER)?;
-                link.register(&agent_type)?;
-                load.add(link, native::Worker::new(&payload))?;
+                link.register([&agent_type])?;
+                load.add(link, native::Worker::new(&payload, args.coalesce))?;
             }
         }
         Door::Dialect | Door::Rpc => {
@@ -147,12 +100,25 @@ fn connect(args: &CallArgs, host: &Host) -> Result<Load, Failure> {
             let link = host.dialect_worker(&mut control, &client_id, &agent_type, WORKER_BUFFER)?;
             load.add(link, dialect::Worker::new())?;
         }
+        Door::Nats => {
+            let link = host.nats(&nats::worker_subscription(&agent_type), WORKER_BUFFER)?;
+            load.add(link, nats::Worker)?;
+        }
+        Door::Raw => {
+            for _ in 0..args.workers {
+                let (link, slot) = host.raw(WORKER_BUFFER)?;
+                worker_slots.push(slot);
+                load.add(link, raw::Worker)?;
+            }
+        }
     }
     for number in 0..args.connections {
-        let target = target(&agent_type, number)?;
+        let target = AgentId::new(agent_type.clone(), Key::parse(number.to_string())?);
         match args.target.door {
             Door::V1 => {
-                let caller = native::Caller::new(target, payload.clone(), args.in_flight);
+                let keys = keys(args, number);
+                let caller = native::Caller::calls(&agent_type, keys, &payload, args.in_flight)?;
+                let caller = caller.coalesce(args.coalesce);
                 load.add(host.native(name, CALLER_BUFFER)?, caller)?;
             }
             Door::Dialect => {
@@ -169,41 +135,35 @@ fn connect(args: &CallArgs, host: &Host) -> Result<Load, Failure> {
                 let caller = web::Caller::rest(&host.authority, &target, &text);
                 load.add(host.connect(CALLER_BUFFER)?, caller)?;
             }
+            Door::Nats => {
+                let link = host.nats(&nats::caller_subscription(number), CALLER_BUFFER)?;
+                let subject = format!("{name}.{number}");
+                load.add(link, nats::Caller::new(&subject, number, &text, args.in_flight))?;
+            }
+            Door::Raw => {
+                let (link, _) = host.raw(CALLER_BUFFER)?;
+                load.add(link, raw::Caller::new(worker_slots.clone(), &text, args.in_flight))?;
+            }
         }
     }
     Ok(load)
 }
 
-/// The agent that a connection calls: one each, so that several workers share the load.
-fn target(agent_type: &AgentType, number: usize) -> Result<AgentId, Failure> {
-    Ok(AgentId::new(agent_type.clone(), Key::parse(number.to_string())?))
-}
-
-fn share(before: Duration, after: Duration, time: Duration) -> f64 {
-    after.saturating_sub(before).as_secs_f64() / time.as_secs_f64()
-}
-
-impl Report {
-    fn text(&self) -> String {
-        let mut text = format!(
-            "{:.0} calls/s   p50 {:.0} µs   p99 {:.0} µs   p99.9 {:.0} µs   max {:.0} µs\n",
-            self.per_second, self.p50_us, self.p99_us, self.p999_us, self.max_us,
-        );
-        let _ = write!(text, "driver {:.0} % of a CPU", self.driver_cpu * 100.0);
-        if let (Some(cpu), Some(cost)) = (self.host_cpu, self.host_us_per_call) {
-            let _ = write!(text, "   host {:.0} %, {cost:.1} µs a call", cpu * 100.0);
-        }
-        if let Some(bytes) = self.host_rss_bytes {
-            let _ = write!(text, ", {:.1} MiB", bytes as f64 / f64::from(1 << 20));
-        }
-        let _ = writeln!(
-            text,
-            "\n{} calls in {:.1} s: {} errors, {} unanswered, {} strays",
-            self.calls, self.seconds, self.errors, self.unanswered, self.strays
-        );
-        if let Some(error) = &self.first_error {
-            let _ = writeln!(text, "the first error: {}", crate::output::escape(error));
-        }
-        text
+/// Registers the types that nobody calls.
+fn others(args: &CallArgs, host: &Host, load: &mut Load) -> Result<(), Failure> {
+    let types = (0..args.types).map(|number| agent_type(&format!("other-{number}")));
+    let types = types.collect::<Result<Vec<AgentType>, _>>()?;
+    for types in types.chunks(TYPES_PER_CONNECTION) {
+        let mut link = host.native("bench-others", CALLER_BUFFER)?;
+        link.register(types)?;
+        load.add(link, native::Worker::new(&Payload::default(), false))?;
     }
+    Ok(())
+}
+
+/// The keys that a connection calls: one each, or its share of all.
+fn keys(args: &CallArgs, number: usize) -> Range<usize> {
+    let keys = args.keys.unwrap_or(args.connections);
+    let from = number * keys / args.connections;
+    from..((number + 1) * keys / args.connections).max(from + 1)
 }

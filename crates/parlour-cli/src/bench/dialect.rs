@@ -6,13 +6,11 @@ use std::io;
 
 use parlour_core::AgentId;
 
+use super::digits::{self, DIGITS};
 use super::input::Input;
 use super::peer::{Finder, Peer};
 use super::tally::{Slots, Tally};
 use super::websocket::{self, TEXT};
-
-/// Calls have numbers of this many digits, so that all requests are equally long.
-const DIGITS: usize = 12;
 
 /// Makes calls over its own WebSocket.
 #[derive(Debug)]
@@ -50,13 +48,10 @@ impl Caller {
         }
     }
 
-    fn request(&self, mut id: u64, output: &mut Vec<u8>) {
+    fn request(&self, id: u64, output: &mut Vec<u8>) {
         let at = output.len() + self.number_at;
         output.extend_from_slice(&self.request);
-        for digit in output[at..at + DIGITS].iter_mut().rev() {
-            *digit = b'0' + (id % 10) as u8;
-            id /= 10;
-        }
+        digits::put(id, &mut output[at..at + DIGITS]);
     }
 }
 
@@ -74,7 +69,7 @@ impl Peer for Caller {
         output: &mut Vec<u8>,
     ) -> io::Result<()> {
         websocket::messages(input, output, |message, output| {
-            let number = self.number.quoted(message).and_then(decimal);
+            let number = self.number.quoted(message).and_then(digits::read);
             let (Some(id), Some(slots)) = (number, &mut self.slots) else {
                 tally.stray(message);
                 return Ok(());
@@ -150,10 +145,6 @@ fn content(payload: &str) -> String {
     format!(
         r#""source":null,"data_type":"text","data_content_type":"text/plain","data":"{payload}""#
     )
-}
-
-fn decimal(digits: &[u8]) -> Option<u64> {
-    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 #[cfg(test)]

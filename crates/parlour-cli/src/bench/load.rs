@@ -4,6 +4,7 @@
 //! place to another, so that what is measured is the host.
 
 use std::io::{self, Write as _};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
@@ -20,6 +21,8 @@ pub(super) struct Load {
     poll: Poll,
     events: Events,
     connections: Vec<Connection>,
+    /// The one that hears of every round.
+    leader: Option<usize>,
 }
 
 struct Connection {
@@ -33,24 +36,64 @@ struct Connection {
 impl Load {
     pub(super) fn new() -> Result<Self, Failure> {
         let poll = Poll::new().map_err(lost)?;
-        Ok(Self { poll, events: Events::with_capacity(1024), connections: Vec::new() })
+        Ok(Self {
+            poll,
+            events: Events::with_capacity(1024),
+            connections: Vec::new(),
+            leader: None,
+        })
     }
 
     /// Takes over a connection that has been set up.
     pub(super) fn add(&mut self, link: Link, peer: impl Peer + 'static) -> Result<(), Failure> {
         link.stream.set_nonblocking(true).map_err(lost)?;
-        let mut stream = TcpStream::from_std(link.stream);
+        self.push(TcpStream::from_std(link.stream), link.input, peer)
+    }
+
+    fn push(
+        &mut self,
+        mut stream: TcpStream,
+        input: Input,
+        peer: impl Peer + 'static,
+    ) -> Result<(), Failure> {
         let interest = Interest::READABLE | Interest::WRITABLE;
         let token = Token(self.connections.len());
         self.poll.registry().register(&mut stream, token, interest).map_err(lost)?;
         self.connections.push(Connection {
             stream,
             peer: Box::new(peer),
-            input: link.input,
+            input,
             output: Vec::new(),
             sent: 0,
         });
         Ok(())
+    }
+
+    /// Begins to open a connection, and lets `peer` set it up.
+    pub(super) fn connect(
+        &mut self,
+        address: SocketAddr,
+        buffer: usize,
+        peer: impl Peer + 'static,
+    ) -> Result<(), Failure> {
+        let stream = TcpStream::connect(address).map_err(lost)?;
+        stream.set_nodelay(true).map_err(lost)?;
+        self.push(stream, Input::new(buffer), peer)
+    }
+
+    /// Drops all connections.
+    pub(super) fn disconnect(&mut self) {
+        self.connections.clear();
+    }
+
+    /// Takes over the connection of the peer that is prompted after every round.
+    pub(super) fn add_leader(
+        &mut self,
+        link: Link,
+        peer: impl Peer + 'static,
+    ) -> Result<(), Failure> {
+        self.leader = Some(self.connections.len());
+        self.add(link, peer)
     }
 
     /// Lets every peer say what it has to say of its own accord.
@@ -82,6 +125,11 @@ impl Load {
             for event in &self.events {
                 let connection = &mut self.connections[event.token().0];
                 connection.flush().and_then(|()| connection.hear(tally)).map_err(lost)?;
+            }
+            if let Some(leader) = self.leader {
+                let connection = &mut self.connections[leader];
+                connection.peer.prompt(tally, &mut connection.output);
+                connection.flush().map_err(lost)?;
             }
         }
         Ok(passed(now()))

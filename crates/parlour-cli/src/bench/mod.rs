@@ -2,17 +2,25 @@
 //!
 //! One thread holds callers and workers. It writes bytes that were prepared before, and reads no more
 //! of an answer than it needs to know that it is a good one, so that the host is what is measured.
-//! The same driver loads hosts of `autogen-http-runtime` 0.1.0.
+//! The same driver loads what Parlour is compared with: hosts of `autogen-http-runtime` 0.1.0, NATS
+//! servers, and the blind forwarder of `bench/peers`.
 
 mod call;
 mod dialect;
+mod digits;
+mod fanout;
 mod http;
 mod idle;
 mod input;
+mod join;
 mod load;
+mod measure;
 mod native;
+mod nats;
 mod peer;
 mod process;
+mod publish;
+mod raw;
 mod setup;
 mod tally;
 mod web;
@@ -38,6 +46,10 @@ pub(crate) struct Args {
 enum Action {
     /// Calls an agent again and again, each connection with as many calls in flight as it may
     Call(CallArgs),
+    /// Publishes events that the host acknowledges, each connection with as many in flight as it may
+    Publish(PublishArgs),
+    /// Publishes events to many subscribers, the next when all have it
+    Fanout(FanoutArgs),
     /// Connects workers that wait, and says what memory each costs the host
     Idle(IdleArgs),
 }
@@ -54,6 +66,10 @@ enum Door {
     Rpc,
     /// Callers post to the agent, workers speak parlour.v1
     Rest,
+    /// Callers and workers speak NATS, to a NATS server
+    Nats,
+    /// Callers and workers of the blind forwarder in bench/peers
+    Raw,
 }
 
 #[derive(Debug, clap::Args)]
@@ -86,8 +102,66 @@ struct CallArgs {
     #[arg(long, value_name = "W", default_value_t = 1, value_parser = count(1100))]
     workers: usize,
     /// Size of each payload in bytes
-    #[arg(long, value_name = "BYTES", default_value_t = 100, value_parser = count(900_000))]
+    #[arg(long, value_name = "BYTES", default_value_t = 100, value_parser = count(1 << 20))]
     payload: usize,
+    /// Put what is written at once into one WebSocket message (v1)
+    #[arg(long)]
+    coalesce: bool,
+    /// Agents that are called, by key, shared out among the connections (v1) [default: C]
+    #[arg(long, value_name = "N", value_parser = count(99_999))]
+    keys: Option<usize>,
+    /// Agent types that are registered beside the one that is called (v1, rest)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    types: usize,
+    #[command(flatten)]
+    time: TimeArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct PublishArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Connections that publish
+    #[arg(long, value_name = "C", default_value_t = 8, value_parser = count(1100))]
+    connections: usize,
+    /// Events on each that are not yet acknowledged
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = count(10_000))]
+    in_flight: usize,
+    /// Connections that take every event
+    #[arg(long, value_name = "S", default_value_t = 1, value_parser = count(10_000))]
+    subscribers: usize,
+    /// Size of each payload in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 100, value_parser = count(1 << 20))]
+    payload: usize,
+    /// Put what is written at once into one WebSocket message (v1)
+    #[arg(long)]
+    coalesce: bool,
+    #[command(flatten)]
+    time: TimeArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct FanoutArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Connections that take every event
+    #[arg(long, value_name = "S", default_value_t = 100, value_parser = count(10_000))]
+    subscribers: usize,
+    /// Events that are published at once; the next follow when all subscribers have these
+    #[arg(long, value_name = "K", default_value_t = 64, value_parser = count(4096))]
+    batch: usize,
+    /// Size of each payload in bytes, of which an event's number takes eight
+    #[arg(long, value_name = "BYTES", default_value_t = 100, value_parser = payload)]
+    payload: usize,
+    /// Put what is written at once into one WebSocket message (v1)
+    #[arg(long)]
+    coalesce: bool,
+    #[command(flatten)]
+    time: TimeArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct TimeArgs {
     /// How long to measure
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
     duration: Duration,
@@ -103,6 +177,10 @@ struct IdleArgs {
     /// How many workers to connect
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = count(50_000))]
     workers: usize,
+    /// Then drop all connections at once and open them again at once: how long until all are back?
+    /// (v1, nats, raw)
+    #[arg(long)]
+    reconnect: bool,
     /// How long to let the host settle before each look at its memory
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration)]
     hold: Duration,
@@ -115,6 +193,8 @@ struct IdleArgs {
 pub(crate) fn run(args: &Args, output: &Output) -> Result<Code, Failure> {
     match &args.action {
         Action::Call(args) => call::run(args, output),
+        Action::Publish(args) => publish::run(args, output),
+        Action::Fanout(args) => fanout::run(args, output),
         Action::Idle(args) => idle::run(args, output),
     }
 }
@@ -122,6 +202,15 @@ pub(crate) fn run(args: &Args, output: &Output) -> Result<Code, Failure> {
 /// An agent type that no other run uses.
 fn agent_type(name: &str) -> Result<AgentType, Failure> {
     Ok(AgentType::parse(format!("{name}-{}", std::process::id()))?)
+}
+
+/// Reads the size of a payload that has room for a number.
+fn payload(text: &str) -> Result<usize, String> {
+    let size = count(1 << 20)(text)?;
+    if size < fanout::NUMBER {
+        return Err(format!("expected at least {}", fanout::NUMBER));
+    }
+    Ok(size)
 }
 
 /// Reads a number from one up to `most`.

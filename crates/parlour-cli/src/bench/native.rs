@@ -2,11 +2,14 @@
 //! and over is those bytes with another number in them.
 
 use std::io;
+use std::ops::Range;
 
 use bytes::BytesMut;
-use parlour_core::wire::{self, CallFrame, Frame, HeaderFields};
-use parlour_core::{AgentId, CallId, Payload};
+use parlour_core::wire::{self, CallFrame, Done, Frame, HeaderFields, PublishFrame};
+use parlour_core::{AgentId, AgentType, CallId, InvalidName, Key, Payload, TopicId};
 
+use super::digits;
+use super::fanout::Batch;
 use super::input::Input;
 use super::peer::Peer;
 use super::tally::{FIRST_ID, Slots, Tally};
@@ -14,9 +17,12 @@ use super::websocket::{self, BINARY};
 
 /// The kinds of frames that are read here.
 mod kind {
+    pub(super) const WELCOME: u8 = 2;
+    pub(super) const DONE: u8 = 7;
     pub(super) const CALL: u8 = 8;
     pub(super) const REPLY: u8 = 9;
     pub(super) const FAULT: u8 = 10;
+    pub(super) const EVENT: u8 = 12;
     pub(super) const PING: u8 = 14;
     pub(super) const DRAIN: u8 = 16;
 }
@@ -24,47 +30,119 @@ mod kind {
 /// The tag of the field that numbers calls; the codec puts it first.
 const ID: u8 = 1 << 3;
 
-/// Makes calls, each in a message of its own.
+/// As many bytes of frames as are put into one message, where several are.
+const MESSAGE: usize = 64 << 10;
+
+/// Agents have keys of this many digits.
+const KEY_DIGITS: usize = 5;
+
+/// Makes calls, or publishes events that are acknowledged.
 #[derive(Debug)]
 pub(super) struct Caller {
     in_flight: usize,
     slots: Option<Slots>,
-    payload: usize,
-    /// A call, and where in it its number stands.
-    call: Vec<u8>,
+    expects: Expects,
+    /// A request, and where in it its number stands.
+    frame: Vec<u8>,
     number_at: usize,
+    /// Where the key of a called agent stands, and which keys there are.
+    key_at: Option<usize>,
+    keys: Range<usize>,
+    packer: Packer,
+}
+
+/// What a good answer looks like.
+#[derive(Debug)]
+enum Expects {
+    Reply {
+        payload: usize,
+    },
+    /// The header behind the number.
+    Done {
+        header: Vec<u8>,
+    },
 }
 
 impl Caller {
-    pub(super) fn new(target: AgentId, payload: Payload, in_flight: usize) -> Self {
-        let length = payload.bytes.len();
-        let frame = Frame::Call(CallFrame {
+    /// Calls the agents of these keys, in turns.
+    pub(super) fn calls(
+        agent_type: &AgentType,
+        keys: Range<usize>,
+        payload: &Payload,
+        in_flight: usize,
+    ) -> Result<Self, InvalidName> {
+        let placeholder = "~".repeat(KEY_DIGITS);
+        let frame = message(&Frame::Call(CallFrame {
             id: CallId(FIRST_ID),
-            target,
+            target: AgentId::new(agent_type.clone(), Key::parse(placeholder.clone())?),
             timeout: None,
             progress: false,
             resent: false,
             header: HeaderFields::default(),
-            payload,
-        });
-        let frame = message(&frame);
-        let call = {
-            let mut call = Vec::new();
-            websocket::message(BINARY, &frame, &mut call);
-            call
-        };
-        // The frame's kind, the length of its header, the tag of the number.
-        let length_of_length = frame[1..].iter().take_while(|&&byte| byte >= 0x80).count() + 1;
-        let number_at = call.len() - frame.len() + 1 + length_of_length + 1;
-        Self { in_flight, slots: None, payload: length, call, number_at }
+            payload: payload.clone(),
+        }));
+        let key_at = frame.windows(KEY_DIGITS).position(|part| part == placeholder.as_bytes());
+        let expects = Expects::Reply { payload: payload.bytes.len() };
+        Ok(Self { key_at, keys, ..Self::new(&frame, expects, in_flight) })
     }
 
-    fn call(&self, mut id: u64, output: &mut Vec<u8>) {
-        let at = output.len() + self.number_at;
-        output.extend_from_slice(&self.call);
-        for (place, byte) in output[at..at + 5].iter_mut().enumerate() {
-            *byte = id as u8 & 0x7f | if place < 4 { 0x80 } else { 0 };
-            id >>= 7;
+    /// Publishes events to a topic that so many subscribe to.
+    pub(super) fn publishes(
+        topic: TopicId,
+        payload: Payload,
+        in_flight: usize,
+        recipients: u64,
+    ) -> Self {
+        let frame = message(&Frame::Publish(PublishFrame {
+            request: Some(CallId(FIRST_ID)),
+            topic,
+            header: HeaderFields::default(),
+            payload,
+        }));
+        let done = Done { request: CallId(0), recipients, dropped: Vec::new() };
+        let done = message(&Frame::Done(done));
+        // The kind, a length of one byte, the tag of the number, the number; a payload's length.
+        let header = done[4..done.len() - 1].to_vec();
+        Self::new(&frame, Expects::Done { header }, in_flight)
+    }
+
+    fn new(frame: &[u8], expects: Expects, in_flight: usize) -> Self {
+        // The frame's kind, the length of its header, the tag of the number.
+        let length_of_length = frame[1..].iter().take_while(|&&byte| byte >= 0x80).count() + 1;
+        let number_at = 1 + length_of_length + 1;
+        let frame = frame.to_vec();
+        let (slots, packer) = (None, Packer::default());
+        Self { in_flight, slots, expects, frame, number_at, key_at: None, keys: 0..1, packer }
+    }
+
+    /// Whether what is written at once goes into one message, rather than each request into its own.
+    pub(super) fn coalesce(mut self, coalesce: bool) -> Self {
+        self.packer.coalesce = coalesce;
+        self
+    }
+
+    fn request(&mut self, id: u64, output: &mut Vec<u8>) {
+        let out = self.packer.room(self.frame.len(), output);
+        let start = out.len();
+        out.extend_from_slice(&self.frame);
+        let frame = &mut out[start..];
+        let number = &mut frame[self.number_at..self.number_at + 5];
+        for (place, byte) in number.iter_mut().enumerate() {
+            *byte = (id >> (7 * place)) as u8 & 0x7f | if place < 4 { 0x80 } else { 0 };
+        }
+        if let Some(at) = self.key_at {
+            let key = self.keys.start + id as usize % self.keys.len();
+            digits::put(key as u64, &mut frame[at..at + KEY_DIGITS]);
+        }
+    }
+}
+
+impl Expects {
+    /// Whether a frame answers a request well, given what follows the number in its header.
+    fn are_met(&self, kind: u8, header: &[u8], payload: &[u8]) -> bool {
+        match self {
+            Self::Reply { payload: length } => kind == kind::REPLY && payload.len() == *length,
+            Self::Done { header: expected } => kind == kind::DONE && header == expected,
         }
     }
 }
@@ -72,7 +150,8 @@ impl Caller {
 impl Peer for Caller {
     fn begin(&mut self, tally: &mut Tally, output: &mut Vec<u8>) {
         let slots = Slots::begin(self.in_flight, tally);
-        slots.ids().for_each(|id| self.call(id, output));
+        slots.ids().for_each(|id| self.request(id, output));
+        self.packer.finish(output);
         self.slots = Some(slots);
     }
 
@@ -84,19 +163,51 @@ impl Peer for Caller {
     ) -> io::Result<()> {
         websocket::messages(input, output, |message, output| {
             frames(message, |kind, header, payload| match kind {
-                kind::REPLY | kind::FAULT => {
-                    let Some((id, _)) = number(header) else { return Err(broken()) };
-                    let is_well = kind == kind::REPLY && payload.len() == self.payload;
+                kind::REPLY | kind::FAULT | kind::DONE => {
+                    let Some((id, _, rest)) = number(header) else { return Err(broken()) };
+                    let is_well = self.expects.are_met(kind, rest, payload);
                     let what = if is_well { Ok(()) } else { Err(header) };
                     let Some(slots) = &mut self.slots else { return Err(broken()) };
                     if let Some(id) = slots.answer(id, what, tally) {
-                        self.call(id, output);
+                        self.request(id, output);
                     }
                     Ok(())
                 }
                 _ => other(kind, header, output),
             })
-        })
+        })?;
+        self.packer.finish(output);
+        Ok(())
+    }
+}
+
+/// Puts frames into messages: each into its own, or as many as there are into one.
+#[derive(Debug, Default)]
+struct Packer {
+    coalesce: bool,
+    /// Frames of a message that has not been written yet.
+    frames: Vec<u8>,
+}
+
+impl Packer {
+    /// Where a frame of `length` bytes is to be appended.
+    fn room<'a>(&'a mut self, length: usize, output: &'a mut Vec<u8>) -> &'a mut Vec<u8> {
+        if !self.coalesce {
+            websocket::header(BINARY, length, output);
+            return output;
+        }
+        if self.frames.len() + length > MESSAGE {
+            self.finish(output);
+        }
+        &mut self.frames
+    }
+
+    /// Writes what has not been written yet.
+    fn finish(&mut self, output: &mut Vec<u8>) {
+        if !self.frames.is_empty() {
+            websocket::message(BINARY, &self.frames, output);
+            self.frames.clear();
+        }
     }
 }
 
@@ -105,14 +216,17 @@ impl Peer for Caller {
 pub(super) struct Worker {
     /// The header of a reply behind its number.
     content_type: Vec<u8>,
+    packer: Packer,
 }
 
 impl Worker {
-    pub(super) fn new(payload: &Payload) -> Self {
+    /// Answers like `payload`; with `coalesce`, what is written at once goes into one message.
+    pub(super) fn new(payload: &Payload, coalesce: bool) -> Self {
         let payload = Payload { bytes: bytes::Bytes::new(), ..payload.clone() };
         let frame = message(&Frame::Reply(CallId(0), Ok(payload)));
         // The kind, a length of one byte, the tag of the number, the number; a payload's length.
-        Self { content_type: frame[4..frame.len() - 1].to_vec() }
+        let content_type = frame[4..frame.len() - 1].to_vec();
+        Self { content_type, packer: Packer { coalesce, ..Packer::default() } }
     }
 }
 
@@ -126,23 +240,84 @@ impl Peer for Worker {
         websocket::messages(input, output, |message, output| {
             frames(message, |kind, header, payload| match kind {
                 kind::CALL => {
-                    let Some((_, id)) = number(header) else { return Err(broken()) };
+                    let Some((_, id, _)) = number(header) else { return Err(broken()) };
                     let parts = [id, &self.content_type];
                     let header: usize = parts.iter().map(|part| part.len()).sum::<usize>() + 1;
                     let lengths = varint_length(header) + varint_length(payload.len());
-                    websocket::header(BINARY, 1 + lengths + header + payload.len(), output);
-                    output.push(kind::REPLY);
-                    put_varint(header, output);
-                    output.push(ID);
-                    parts.iter().for_each(|part| output.extend_from_slice(part));
-                    put_varint(payload.len(), output);
-                    output.extend_from_slice(payload);
+                    let out = self.packer.room(1 + lengths + header + payload.len(), output);
+                    out.push(kind::REPLY);
+                    put_varint(header, out);
+                    out.push(ID);
+                    parts.iter().for_each(|part| out.extend_from_slice(part));
+                    put_varint(payload.len(), out);
+                    out.extend_from_slice(payload);
                     Ok(())
                 }
                 _ => other(kind, header, output),
             })
-        })
+        })?;
+        self.packer.finish(output);
+        Ok(())
     }
+}
+
+/// As many publishes, which nobody acknowledges, as `batch`. They go into a message each or, with
+/// `coalesce`, together.
+pub(super) fn publishes(topic: TopicId, payload: Payload, batch: usize, coalesce: bool) -> Batch {
+    let length = payload.bytes.len();
+    let header = HeaderFields::default();
+    let frame = message(&Frame::Publish(PublishFrame { request: None, topic, header, payload }));
+    let most = if coalesce { (MESSAGE / frame.len()).max(1) } else { 1 };
+    let mut all = Batch::default();
+    let mut left = batch;
+    while left > 0 {
+        let count = left.min(most);
+        websocket::header(BINARY, frame.len() * count, &mut all.bytes);
+        for _ in 0..count {
+            all.bytes.extend_from_slice(&frame);
+            all.numbers_at.push(all.bytes.len() - length);
+        }
+        left -= count;
+    }
+    all
+}
+
+/// Gives the payload of every event to `take`.
+pub(super) fn events(
+    input: &mut Input,
+    output: &mut Vec<u8>,
+    take: &mut dyn FnMut(&[u8]),
+) -> io::Result<()> {
+    websocket::messages(input, output, |message, output| {
+        frames(message, |kind, header, payload| match kind {
+            kind::EVENT => {
+                take(payload);
+                Ok(())
+            }
+            _ => other(kind, header, output),
+        })
+    })
+}
+
+/// Whether the host has welcomed a client.
+pub(super) fn welcomed(input: &mut Input, output: &mut Vec<u8>) -> io::Result<bool> {
+    awaited(kind::WELCOME, input, output)
+}
+
+/// Whether the host has done what it was asked to.
+pub(super) fn done(input: &mut Input, output: &mut Vec<u8>) -> io::Result<bool> {
+    awaited(kind::DONE, input, output)
+}
+
+fn awaited(awaited: u8, input: &mut Input, output: &mut Vec<u8>) -> io::Result<bool> {
+    let mut has_come = false;
+    websocket::messages(input, output, |message, output| {
+        frames(message, |kind, header, _payload| {
+            has_come |= kind == awaited;
+            other(kind, header, output)
+        })
+    })?;
+    Ok(has_come)
 }
 
 /// One frame as a message to write.
@@ -156,7 +331,7 @@ pub(super) fn message(frame: &Frame) -> BytesMut {
 fn other(kind: u8, header: &[u8], output: &mut Vec<u8>) -> io::Result<()> {
     match kind {
         kind::PING => {
-            let Some((number, _)) = number(header) else { return Err(broken()) };
+            let Some((number, ..)) = number(header) else { return Err(broken()) };
             websocket::message(BINARY, &message(&Frame::Pong(number)), output);
             Ok(())
         }
@@ -181,11 +356,11 @@ fn frames(
     Ok(())
 }
 
-/// The number in a header, and the bytes that write it.
-fn number(header: &[u8]) -> Option<(u64, &[u8])> {
+/// The number in a header, the bytes that write it, and what follows them.
+fn number(header: &[u8]) -> Option<(u64, &[u8], &[u8])> {
     let number = header.strip_prefix(&[ID])?;
     let (value, rest) = varint(number)?;
-    Some((value, &number[..number.len() - rest.len()]))
+    Some((value, &number[..number.len() - rest.len()], rest))
 }
 
 fn block(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -223,6 +398,7 @@ fn broken() -> io::Error {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use parlour_core::TopicType;
 
     use super::*;
 
@@ -236,8 +412,8 @@ mod tests {
         Bytes::from(message)
     }
 
-    fn hear(peer: &mut impl Peer, frame: &Frame, tally: &mut Tally) -> Vec<u8> {
-        let payload = message(frame);
+    fn hear(peer: &mut impl Peer, frames: &[Frame], tally: &mut Tally) -> Vec<u8> {
+        let payload: Vec<u8> = frames.iter().flat_map(message).collect();
         let mut bytes = vec![0x80 | BINARY, 126];
         bytes.extend_from_slice(&(payload.len() as u16).to_be_bytes());
         bytes.extend_from_slice(&payload);
@@ -251,30 +427,97 @@ mod tests {
     fn what_is_patched_is_what_the_codec_would_write() {
         for length in [0, 1, 100, 200, 20_000] {
             let payload = Payload::text("x".repeat(length));
-            let target = AgentId::parse("bench/1").unwrap();
+            let agent_type = AgentType::parse("bench").unwrap();
             let mut tally = Tally::new();
-            let mut caller = Caller::new(target.clone(), payload.clone(), 2);
-            let mut worker = Worker::new(&payload);
+            let mut caller = Caller::calls(&agent_type, 7..9, &payload, 2).unwrap();
+            let mut worker = Worker::new(&payload, false);
 
             let mut calls = Vec::new();
             caller.begin(&mut tally, &mut calls);
-            for id in [FIRST_ID, FIRST_ID + 1] {
+            for (id, key) in [(FIRST_ID, "00007"), (FIRST_ID + 1, "00008")] {
                 let call = wire::decode(&mut unframe(&mut calls)).unwrap().unwrap();
                 let Frame::Call(call) = call else { panic!("{call:?}") };
-                assert_eq!((call.id, &call.target), (CallId(id), &target));
+                assert_eq!((call.id, call.target.key.as_str()), (CallId(id), key));
 
                 let call = Frame::Call(CallFrame { id: CallId(300), ..call });
-                let mut reply = hear(&mut worker, &call, &mut tally);
+                let mut reply = hear(&mut worker, &[call], &mut tally);
                 let reply = wire::decode(&mut unframe(&mut reply)).unwrap().unwrap();
                 assert_eq!(reply, Frame::Reply(CallId(300), Ok(payload.clone())));
             }
             assert!(calls.is_empty());
 
             let reply = Frame::Reply(CallId(FIRST_ID + 1), Ok(payload));
-            let mut next = hear(&mut caller, &reply, &mut tally);
+            let mut next = hear(&mut caller, &[reply], &mut tally);
             let next = wire::decode(&mut unframe(&mut next)).unwrap();
             assert!(matches!(next, Some(Frame::Call(call)) if call.id == CallId(FIRST_ID + 3)));
             assert_eq!((tally.answered, tally.errors, tally.open), (1, 0, 2));
+        }
+    }
+
+    #[test]
+    fn several_frames_go_into_one_message_where_that_is_asked_for() {
+        let payload = Payload::text("hello");
+        let agent_type = AgentType::parse("bench").unwrap();
+        let mut tally = Tally::new();
+        let caller = Caller::calls(&agent_type, 0..1, &payload, 3).unwrap();
+        let mut calls = Vec::new();
+        caller.coalesce(true).begin(&mut tally, &mut calls);
+        let mut message = unframe(&mut calls);
+        assert!(calls.is_empty());
+        let mut frames = Vec::new();
+        while !message.is_empty() {
+            frames.push(wire::decode(&mut message).unwrap().unwrap());
+        }
+        assert_eq!(frames.len(), 3);
+
+        let mut replies = hear(&mut Worker::new(&payload, true), &frames, &mut tally);
+        let mut message = unframe(&mut replies);
+        assert!(replies.is_empty());
+        for id in FIRST_ID..FIRST_ID + 3 {
+            let reply = wire::decode(&mut message).unwrap().unwrap();
+            assert_eq!(reply, Frame::Reply(CallId(id), Ok(payload.clone())));
+        }
+    }
+
+    #[test]
+    fn an_event_is_well_only_if_it_went_to_all() {
+        let mut tally = Tally::new();
+        let topic = TopicId::new(TopicType::parse("news").unwrap(), Key::parse("tech").unwrap());
+        let mut publisher = Caller::publishes(topic.clone(), Payload::text("hello"), 3, 2);
+        let mut events = Vec::new();
+        publisher.begin(&mut tally, &mut events);
+        let event = wire::decode(&mut unframe(&mut events)).unwrap();
+        let Some(Frame::Publish(event)) = event else { panic!("{event:?}") };
+        assert_eq!((event.request, event.topic), (Some(CallId(FIRST_ID)), topic));
+
+        let done = |place, recipients, dropped: &[&str]| {
+            let dropped = dropped.iter().map(|&name| name.into()).collect();
+            Frame::Done(Done { request: CallId(FIRST_ID + place), recipients, dropped })
+        };
+        let answers = [done(0, 2, &[]), done(1, 1, &[]), done(2, 2, &["a/b"])];
+        hear(&mut publisher, &answers, &mut tally);
+        assert_eq!((tally.answered, tally.errors), (1, 2));
+    }
+
+    #[test]
+    fn a_batch_of_publishes_is_as_the_codec_would_write_it() {
+        let topic = TopicId::new(TopicType::parse("news").unwrap(), Key::parse("tech").unwrap());
+        for coalesce in [false, true] {
+            let mut batch = publishes(topic.clone(), Payload::text("12345678"), 3, coalesce);
+            for &at in &batch.numbers_at {
+                batch.bytes[at..at + 8].copy_from_slice(b"abcdefgh");
+            }
+            let mut events = 0;
+            while !batch.bytes.is_empty() {
+                let mut message = unframe(&mut batch.bytes);
+                while !message.is_empty() {
+                    let frame = wire::decode(&mut message).unwrap();
+                    let Some(Frame::Publish(event)) = frame else { panic!("{frame:?}") };
+                    assert_eq!((event.request, &event.payload.bytes[..]), (None, &b"abcdefgh"[..]));
+                    events += 1;
+                }
+            }
+            assert_eq!(events, 3);
         }
     }
 

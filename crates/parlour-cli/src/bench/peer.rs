@@ -10,6 +10,9 @@ pub(super) trait Peer {
     /// Says what it has to say of its own accord: a caller makes all its calls.
     fn begin(&mut self, _tally: &mut Tally, _output: &mut Vec<u8>) {}
 
+    /// May say more, after a round in which every connection was heard. Asked of the leader alone.
+    fn prompt(&mut self, _tally: &mut Tally, _output: &mut Vec<u8>) {}
+
     /// Takes what is whole in `input`, and says what follows from it. An error is the end of the run.
     fn hear(
         &mut self,
@@ -17,6 +20,25 @@ pub(super) trait Peer {
         tally: &mut Tally,
         output: &mut Vec<u8>,
     ) -> io::Result<()>;
+}
+
+impl Peer for Box<dyn Peer> {
+    fn begin(&mut self, tally: &mut Tally, output: &mut Vec<u8>) {
+        (**self).begin(tally, output);
+    }
+
+    fn prompt(&mut self, tally: &mut Tally, output: &mut Vec<u8>) {
+        (**self).prompt(tally, output);
+    }
+
+    fn hear(
+        &mut self,
+        input: &mut Input,
+        tally: &mut Tally,
+        output: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        (**self).hear(input, tally, output)
+    }
 }
 
 /// Finds a text where it was the last time, or wherever it is.

@@ -4,14 +4,15 @@ use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use http::Uri;
-use parlour_core::wire::{self, Frame, Hello, Register};
-use parlour_core::{AgentType, Bytes, CallId, Registration};
+use parlour_core::wire::{self, Frame, Hello, Register, Subscribe};
+use parlour_core::{AgentType, CallId, Registration, TopicFilter, TopicType};
 
 use super::http::{header, response};
 use super::input::Input;
 use super::websocket::{self, BINARY};
-use super::{native, web};
+use super::{digits, native, nats, web};
 use crate::exit::{Code, Failure};
 
 /// No single step takes longer.
@@ -21,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug)]
 pub(super) struct Host {
     pub(super) authority: String,
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
 }
 
 impl Host {
@@ -31,7 +32,7 @@ impl Host {
                 .hint("an address looks like http://127.0.0.1:9000")
         };
         let uri: Uri = url.parse().map_err(|_| wrong())?;
-        if uri.scheme_str() != Some("http") || !matches!(uri.path(), "" | "/") {
+        if !matches!(uri.scheme_str(), Some("http" | "nats")) || !matches!(uri.path(), "" | "/") {
             return Err(wrong());
         }
         let authority = uri.authority().ok_or_else(wrong)?;
@@ -63,10 +64,42 @@ impl Host {
         link.upgrade(&self.authority, "/open_channel", Some(wire::SUBPROTOCOL))?;
         let hello =
             Hello { name: name.into(), versions: wire::VERSIONS.to_vec(), ..Hello::default() };
-        match link.ask(&Frame::Hello(hello))? {
-            Frame::Welcome(_) => Ok(link),
+        link.ask(&[Frame::Hello(hello)], |answer| match answer {
+            Frame::Welcome(_) => Ok(()),
             other => Err(refused("parlour.v1", &format!("{other:?}"))),
+        })?;
+        Ok(link)
+    }
+
+    /// A connection to a NATS server, with what it subscribes to.
+    pub(super) fn nats(&self, subscriptions: &str, buffer: usize) -> Result<Link, Failure> {
+        let mut link = self.connect(buffer)?;
+        let hello = format!("{}{subscriptions}PING\r\n", nats::CONNECT);
+        link.stream.write_all(hello.as_bytes()).map_err(lost)?;
+        // What it says of itself, and then that it has taken all of this.
+        loop {
+            let waiting = link.input.waiting();
+            if let Some(end) = waiting.iter().position(|&byte| byte == b'\n') {
+                let line = String::from_utf8_lossy(&waiting[..end]).trim_end().to_owned();
+                link.input.take(end + 1);
+                match &*line {
+                    "PONG" => return Ok(link),
+                    line if line.starts_with("INFO ") => {}
+                    line => return Err(refused("a connection", line)),
+                }
+            } else {
+                link.input.fill(&link.stream).map_err(lost)?;
+            }
         }
+    }
+
+    /// A connection to the blind forwarder, and the slot it was given.
+    pub(super) fn raw(&self, buffer: usize) -> Result<(Link, u32), Failure> {
+        let mut link = self.connect(buffer)?;
+        let answer = link.upgrade(&self.authority, "/", None)?;
+        let slot = answer.lines().find_map(|line| header(line.as_bytes(), b"slot"));
+        let slot = slot.and_then(digits::read).and_then(|slot| slot.try_into().ok());
+        Ok((link, slot.ok_or_else(|| refused("a slot", &answer))?))
     }
 
     /// A worker's connection in the dialect of `autogen-http-runtime` 0.1.0, registered over
@@ -108,68 +141,94 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Serves `agent_type` on this connection.
-    pub(super) fn register(&mut self, agent_type: &AgentType) -> Result<(), Failure> {
-        let register = Register {
-            request: CallId(1),
-            agent_type: agent_type.clone(),
-            key: None,
-            registration: Registration::default(),
-        };
-        match self.ask(&Frame::Register(register))? {
+    /// Serves these agent types on this connection.
+    pub(super) fn register<'a>(
+        &mut self,
+        agent_types: impl IntoIterator<Item = &'a AgentType>,
+    ) -> Result<(), Failure> {
+        let frames = agent_types.into_iter().zip(1..).map(|(agent_type, number)| {
+            Frame::Register(Register {
+                request: CallId(number),
+                agent_type: agent_type.clone(),
+                key: None,
+                registration: Registration::default(),
+            })
+        });
+        self.ask(&frames.collect::<Vec<_>>(), |answer| match answer {
             Frame::Done(_) => Ok(()),
             other => Err(refused("a registration", &format!("{other:?}"))),
-        }
+        })
     }
 
-    /// Sends a frame of `parlour.v1` and reads the answer.
-    fn ask(&mut self, frame: &Frame) -> Result<Frame, Failure> {
+    /// Has events of this topic type come on this connection.
+    pub(super) fn subscribe(&mut self, topic_type: &TopicType) -> Result<(), Failure> {
+        let subscribe = Subscribe {
+            request: CallId(1),
+            subscription: 1,
+            filter: TopicFilter::Exact(topic_type.clone()),
+            agent_type: None,
+        };
+        self.ask(&[Frame::Subscribe(subscribe)], |answer| match answer {
+            Frame::Done(_) => Ok(()),
+            other => Err(refused("a subscription", &format!("{other:?}"))),
+        })
+    }
+
+    /// Sends frames of `parlour.v1`, and gives as many answers to `take`.
+    fn ask(
+        &mut self,
+        frames: &[Frame],
+        take: impl Fn(Frame) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         let mut bytes = Vec::new();
-        websocket::message(BINARY, &native::message(frame), &mut bytes);
+        let message: Vec<u8> = frames.iter().flat_map(native::message).collect();
+        websocket::message(BINARY, &message, &mut bytes);
         self.stream.write_all(&bytes).map_err(lost)?;
+        let mut wanted = frames.len();
         // A bound on what is skipped, such as pings.
-        for _ in 0..100 {
-            let mut message = Bytes::new();
+        for _ in 0..frames.len() + 100 {
+            let mut frames = BytesMut::new();
             let mut pongs = Vec::new();
-            websocket::messages(&mut self.input, &mut pongs, |bytes, _| {
-                message = Bytes::copy_from_slice(bytes);
+            websocket::messages(&mut self.input, &mut pongs, |message, _| {
+                frames.extend_from_slice(message);
                 Ok(())
             })
             .map_err(lost)?;
             self.stream.write_all(&pongs).map_err(lost)?;
-            while !message.is_empty() {
-                match wire::decode(&mut message) {
+            let mut frames = frames.freeze();
+            while !frames.is_empty() {
+                match wire::decode(&mut frames) {
                     Ok(Some(Frame::Ping(_)) | None) => {}
-                    Ok(Some(frame)) => return Ok(frame),
+                    Ok(Some(frame)) => {
+                        take(frame)?;
+                        wanted = wanted.saturating_sub(1);
+                    }
                     Err(error) => return Err(refused("parlour.v1", &error.to_string())),
                 }
+            }
+            if wanted == 0 {
+                return Ok(());
             }
             self.input.fill(&self.stream).map_err(lost)?;
         }
         Err(refused("parlour.v1", "a hundred messages and no answer"))
     }
 
-    /// Makes it a WebSocket.
+    /// Makes it a WebSocket. Returns the head of the answer.
     fn upgrade(
         &mut self,
         authority: &str,
         path: &str,
         subprotocol: Option<&str>,
-    ) -> Result<(), Failure> {
-        let protocol = subprotocol
-            .map(|name| format!("Sec-WebSocket-Protocol: {name}\r\n"))
-            .unwrap_or_default();
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: cGFybG91ciBiZW5jaC4uLg==\r\n{protocol}\r\n"
-        );
+    ) -> Result<String, Failure> {
+        let request = upgrade(authority, path, subprotocol);
         let (status, answer) = self.exchange(request.as_bytes())?;
         let agreed =
             answer.lines().find_map(|line| header(line.as_bytes(), b"sec-websocket-protocol"));
         if status != 101 || agreed != subprotocol.map(str::as_bytes) {
             return Err(refused("a WebSocket", &answer));
         }
-        Ok(())
+        Ok(answer)
     }
 
     /// Sends a request and reads the answer: its status, and head and body as text.
@@ -186,6 +245,16 @@ impl Link {
             self.input.fill(&self.stream).map_err(lost)?;
         }
     }
+}
+
+/// The request that makes a connection a WebSocket.
+pub(super) fn upgrade(authority: &str, path: &str, subprotocol: Option<&str>) -> String {
+    let protocol =
+        subprotocol.map(|name| format!("Sec-WebSocket-Protocol: {name}\r\n")).unwrap_or_default();
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: cGFybG91ciBiZW5jaC4uLg==\r\n{protocol}\r\n"
+    )
 }
 
 /// The failure of a connection that had been opened.

@@ -1,6 +1,6 @@
 //! What became of the calls.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hdrhistogram::Histogram;
 
@@ -12,7 +12,7 @@ pub(super) const FIRST_ID: u64 = 1 << 28;
 pub(super) struct Tally {
     /// When the bytes that are being read came.
     pub(super) now: Instant,
-    /// Calls that have no answer yet.
+    /// Calls that have no answer yet, or deliveries that are to come.
     pub(super) open: u64,
     pub(super) answered: u64,
     pub(super) errors: u64,
@@ -52,6 +52,27 @@ impl Tally {
         self.ended = true;
     }
 
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// So many deliveries are to come.
+    pub(super) fn expect(&mut self, deliveries: usize) {
+        self.open += deliveries as u64;
+    }
+
+    /// One of them came.
+    pub(super) fn delivered(&mut self) {
+        self.open = self.open.saturating_sub(1);
+        self.answered += 1;
+    }
+
+    /// Something that began then is over now.
+    pub(super) fn took(&mut self, began: Instant) {
+        let took = self.now.saturating_duration_since(began);
+        self.latency.saturating_record(took.as_nanos() as u64);
+    }
+
     pub(super) fn stray(&mut self, what: &[u8]) {
         self.strays += 1;
         self.note(what);
@@ -63,11 +84,11 @@ impl Tally {
         });
     }
 
-    fn answered(&mut self, took: Duration, what: Result<(), &[u8]>) {
+    fn answered(&mut self, began: Instant, what: Result<(), &[u8]>) {
         match what {
             Ok(()) => {
                 self.answered += 1;
-                self.latency.saturating_record(took.as_nanos() as u64);
+                self.took(began);
             }
             Err(what) => {
                 self.errors += 1;
@@ -115,7 +136,7 @@ impl Slots {
             tally.stray(b"an answer to a call that nobody waits for");
             return None;
         }
-        tally.answered(tally.now.saturating_duration_since(slot.began), what);
+        tally.answered(slot.began, what);
         if tally.ended {
             slot.is_open = false;
             tally.open -= 1;

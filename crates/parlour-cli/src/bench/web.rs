@@ -2,7 +2,7 @@
 
 use std::io;
 
-use parlour_core::AgentId;
+use parlour_core::{AgentId, TopicId};
 
 use super::dialect;
 use super::http::{self, Response};
@@ -25,6 +25,7 @@ pub(super) struct Caller {
 enum Answer {
     Rpc { result: Finder, data: Finder },
     Rest { payload: usize },
+    Published { recipients: Finder, none_dropped: Finder },
 }
 
 impl Caller {
@@ -56,6 +57,21 @@ impl Caller {
             answer: Answer::Rest { payload: payload.len() },
         }
     }
+
+    /// Publishes by posting the payload to the topic, for so many recipients.
+    pub(super) fn publisher(host: &str, topic: &TopicId, payload: &str, recipients: u64) -> Self {
+        let (topic_type, source) = (topic.topic_type.as_str(), topic.source.as_str());
+        let path = format!("/v1/topics/{topic_type}/{source}");
+        Self {
+            slots: None,
+            id: FIRST_ID,
+            request: post(host, &path, "Content-Type: text/plain\r\n", payload),
+            answer: Answer::Published {
+                recipients: Finder::new(format!(r#""recipients":{recipients}}}"#)),
+                none_dropped: Finder::new(r#""dropped":[]"#),
+            },
+        }
+    }
 }
 
 impl Answer {
@@ -66,6 +82,10 @@ impl Answer {
                     result.after(&response.body).is_some() && data.after(&response.body).is_some()
                 }
                 Self::Rest { payload } => response.body.len() == *payload,
+                Self::Published { recipients, none_dropped } => {
+                    recipients.after(&response.body).is_some()
+                        && none_dropped.after(&response.body).is_some()
+                }
             }
     }
 }
@@ -112,6 +132,8 @@ pub(super) fn post(host: &str, path: &str, headers: &str, body: &str) -> Vec<u8>
 
 #[cfg(test)]
 mod tests {
+    use parlour_core::{Key, TopicType};
+
     use super::*;
 
     fn answer(caller: &mut Caller, tally: &mut Tally, head: &str, body: &str) -> Vec<u8> {
@@ -135,6 +157,20 @@ mod tests {
         assert_eq!(answer(&mut caller, &mut tally, "200 OK", bad), caller.request);
         assert_eq!((tally.answered, tally.errors), (1, 1));
         assert_eq!(tally.first_error.as_deref(), Some(bad));
+    }
+
+    #[test]
+    fn an_event_that_did_not_reach_everybody_is_an_error() {
+        let topic = TopicId::new(TopicType::parse("news").unwrap(), Key::parse("tech").unwrap());
+        let mut tally = Tally::new();
+        let mut publisher = Caller::publisher("h", &topic, "hello", 2);
+        publisher.begin(&mut tally, &mut Vec::new());
+        for (recipients, dropped) in [(2, ""), (1, ""), (2, r#""a/b""#)] {
+            let body =
+                format!(r#"{{"ack":"memory","dropped":[{dropped}],"recipients":{recipients}}}"#);
+            answer(&mut publisher, &mut tally, "200 OK", &body);
+        }
+        assert_eq!((tally.answered, tally.errors), (1, 2));
     }
 
     #[test]

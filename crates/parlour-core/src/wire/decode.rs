@@ -50,16 +50,17 @@ pub enum DecodeError {
 pub const MAX_HEADER: usize = 32 * 1024;
 /// The most bytes of a text that has no narrower rule: trace context and idempotency key.
 const MAX_TEXT: usize = 1024;
+
 /// Takes the bytes of the next frame off `message`.
 pub fn split_frame(message: &mut Bytes) -> Result<Bytes, DecodeError> {
-    let mut rest = message.clone();
-    if rest.is_empty() {
-        return Err(DecodeError::Truncated("kind"));
+    let mut rest = message.get(1..).ok_or(DecodeError::Truncated("kind"))?;
+    for what in ["header", "payload"] {
+        let (length, behind) = read_varint(rest, what)?;
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        rest = behind.get(length..).ok_or(DecodeError::Truncated(what))?;
     }
-    rest.advance(1);
-    take(&mut rest, "header")?;
-    take(&mut rest, "payload")?;
-    Ok(message.split_to(message.len() - rest.len()))
+    let length = message.len() - rest.len();
+    Ok(message.split_to(length))
 }
 
 /// Takes the next frame off `message`. Payload and texts are slices of it, not copies.
@@ -461,17 +462,31 @@ pub(super) fn take(from: &mut Bytes, what: &'static str) -> Result<Bytes, Decode
 }
 
 fn varint(from: &mut Bytes, what: &'static str) -> Result<u64, DecodeError> {
+    let (value, rest) = read_varint(from, what)?;
+    let taken = from.len() - rest.len();
+    from.advance(taken);
+    Ok(value)
+}
+
+/// The number that `bytes` begin with, and what stands behind it.
+#[inline]
+fn read_varint<'a>(bytes: &'a [u8], what: &'static str) -> Result<(u64, &'a [u8]), DecodeError> {
+    // Most are small.
+    if let Some((&byte, rest)) = bytes.split_first()
+        && byte < 0x80
+    {
+        return Ok((byte.into(), rest));
+    }
     let mut value = 0_u64;
     for place in 0..10 {
-        let Some(&byte) = from.get(place) else { return Err(DecodeError::Truncated(what)) };
+        let Some(&byte) = bytes.get(place) else { return Err(DecodeError::Truncated(what)) };
         value |= u64::from(byte & 0x7f) << (7 * place);
         if byte & 0x80 == 0 {
             // The tenth byte has room for one bit.
             if place == 9 && byte > 1 {
                 break;
             }
-            from.advance(place + 1);
-            return Ok(value);
+            return Ok((value, &bytes[place + 1..]));
         }
     }
     Err(DecodeError::Varint)

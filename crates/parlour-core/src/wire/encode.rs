@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 
 use super::decode::{DecodeError, decode};
 use super::frame::{CallFrame, Frame, HeaderFields, SharedEvent};
 use super::number::{field, kind};
 use crate::{
-    AgentType, Credit, Event, Fault, Key, MessageId, Payload, Principal, TopicFilter, TopicId,
+    AgentId, AgentType, Call, CallId, Credit, Event, Fault, Key, MessageId, Payload, Principal,
+    Reply, TopicFilter, TopicId,
 };
 
 /// The most bytes of a fault's detail, and of its hint; more is cut when it is written.
@@ -16,7 +17,7 @@ const MAX_FAULT_TEXT: usize = 8 * 1024;
 
 /// Appends `frame` to `out`.
 pub fn encode(frame: &Frame, out: &mut BytesMut) {
-    let mut header = Header::default();
+    let mut header = Header::begin(out);
     let mut payload = &Bytes::new();
     let kind = match frame {
         Frame::Hello(hello) => {
@@ -90,35 +91,25 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
             }
             header.flag(field::PROGRESS, call.progress);
             header.flag(field::RESENT, call.resent);
-            header.common(&call.header);
+            header.common(Common::from(&call.header));
             header.payload(&call.payload);
             payload = &call.payload.bytes;
             kind::CALL
         }
-        Frame::Reply(id, Ok(reply)) => {
-            header.number(field::ID, id.0);
-            header.payload(reply);
-            payload = &reply.bytes;
-            kind::REPLY
-        }
-        Frame::Reply(id, Err(fault)) => {
-            header.number(field::ID, id.0);
-            header.fault(&fault.clone().shortened(MAX_FAULT_TEXT));
-            kind::FAULT
-        }
+        Frame::Reply(id, reply) => return header.reply(*id, reply),
         Frame::Publish(publish) => {
             if let Some(request) = publish.request {
                 header.number(field::ID, request.0);
             }
             header.topic(&publish.topic);
-            header.common(&publish.header);
+            header.common(Common::from(&publish.header));
             header.payload(&publish.payload);
             payload = &publish.payload.bytes;
             kind::PUBLISH
         }
         Frame::Event(event) => {
             header.topic(&event.topic);
-            header.common(&event.header);
+            header.common(Common::from(&event.header));
             header.payload(&event.payload);
             header.recipients(&event.agents, &event.subscriptions);
             payload = &event.payload.bytes;
@@ -149,7 +140,25 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
             kind::PROGRESS
         }
     };
-    write(kind, &[&header.0], payload, out);
+    header.finish(kind, payload);
+}
+
+/// Appends a call to an agent whose caller waits for `timeout` from now on.
+pub fn encode_call(id: CallId, call: &Call, timeout: Duration, out: &mut BytesMut) {
+    let mut header = Header::begin(out);
+    header.number(field::ID, id.0);
+    header.text(field::AGENT_TYPE, call.target.agent_type.as_str());
+    header.text(field::KEY, call.target.key.as_str());
+    header.number(field::TIMEOUT_MS, millis(timeout));
+    header.flag(field::PROGRESS, call.progress);
+    header.common(Common::from(&call.header));
+    header.payload(&call.payload);
+    header.finish(kind::CALL, &call.payload.bytes);
+}
+
+/// Appends the end of a call.
+pub fn encode_reply(id: CallId, reply: &Reply, out: &mut BytesMut) {
+    Header::begin(out).reply(id, reply);
 }
 
 /// Whether `frame` is one of the session: sent again if it is lost with a socket, and counted by both
@@ -176,55 +185,112 @@ pub fn encode_event(
     subscriptions: &[u64],
     out: &mut BytesMut,
 ) {
-    let mut header = Header::default();
+    let mut header = Header::begin(out);
+    header.out.extend_from_slice(&event.header);
     header.recipients(agents, subscriptions);
-    write(kind::EVENT, &[&event.header, &header.0], &event.payload, out);
+    header.finish(kind::EVENT, &event.payload);
 }
 
 impl SharedEvent {
     /// Writes the shared part of `event`.
     pub fn new(event: &Event) -> Self {
-        let mut header = Header::default();
+        let mut out = BytesMut::with_capacity(256);
+        let mut header = Header { start: 0, out: &mut out };
         header.topic(&event.topic);
-        header.common(&HeaderFields::from(&event.header));
+        header.common(Common::from(&event.header));
         header.payload(&event.payload);
-        Self { header: Bytes::from(header.0), payload: event.payload.bytes.clone() }
+        Self { header: out.freeze(), payload: event.payload.bytes.clone() }
     }
 }
 
-impl From<&crate::Header> for HeaderFields {
-    fn from(header: &crate::Header) -> Self {
+/// What the headers of all messages have in common.
+#[derive(Clone, Copy)]
+struct Common<'a> {
+    id: Option<&'a MessageId>,
+    conversation: Option<&'a MessageId>,
+    cause: Option<&'a MessageId>,
+    principal: Option<&'a Principal>,
+    sender: Option<&'a AgentId>,
+    traceparent: Option<&'a str>,
+    hops: u8,
+    idempotency_key: Option<&'a str>,
+}
+
+impl<'a> From<&'a HeaderFields> for Common<'a> {
+    fn from(header: &'a HeaderFields) -> Self {
         Self {
-            id: Some(header.id.clone()),
-            conversation: Some(header.conversation.clone()),
-            cause: header.cause.clone(),
-            principal: Some(header.principal.clone()),
-            sender: header.sender.clone(),
-            traceparent: header.traceparent.clone(),
+            id: header.id.as_ref(),
+            conversation: header.conversation.as_ref(),
+            cause: header.cause.as_ref(),
+            principal: header.principal.as_ref(),
+            sender: header.sender.as_ref(),
+            traceparent: header.traceparent.as_deref(),
             hops: header.hops,
-            idempotency_key: header.idempotency_key.clone(),
+            idempotency_key: header.idempotency_key.as_deref(),
         }
     }
 }
 
-pub(super) fn write(kind: u8, header: &[&[u8]], payload: &[u8], out: &mut BytesMut) {
-    let length: usize = header.iter().map(|part| part.len()).sum();
-    out.reserve(length + payload.len() + 16);
-    out.put_u8(kind);
-    put_varint(length as u64, out);
-    header.iter().for_each(|part| out.put_slice(part));
-    put_varint(payload.len() as u64, out);
-    out.put_slice(payload);
+impl<'a> From<&'a crate::Header> for Common<'a> {
+    fn from(header: &'a crate::Header) -> Self {
+        Self {
+            id: Some(&header.id),
+            conversation: Some(&header.conversation),
+            cause: header.cause.as_ref(),
+            principal: Some(&header.principal),
+            sender: header.sender.as_ref(),
+            traceparent: header.traceparent.as_deref(),
+            hops: header.hops,
+            idempotency_key: header.idempotency_key.as_deref(),
+        }
+    }
 }
 
-/// A header that is being written.
-#[derive(Default)]
-struct Header(Vec<u8>);
+/// Appends a frame whose header is written already.
+pub(super) fn write(kind: u8, header: &[u8], payload: &[u8], out: &mut BytesMut) {
+    let begun = Header::begin(out);
+    begun.out.extend_from_slice(header);
+    begun.finish(kind, payload);
+}
 
-impl Header {
+/// A header that is being written where it is to stand.
+struct Header<'a> {
+    out: &'a mut BytesMut,
+    start: usize,
+}
+
+/// The kind of a frame, and the length of its header if that is short.
+const HEAD: usize = 2;
+
+impl<'a> Header<'a> {
+    /// Leaves room for what stands before a header, which is known at its end.
+    fn begin(out: &'a mut BytesMut) -> Self {
+        out.reserve(256);
+        out.extend_from_slice(&[0; HEAD]);
+        let start = out.len();
+        Self { out, start }
+    }
+
+    /// Makes the header that of a frame.
+    fn finish(self, kind: u8, payload: &[u8]) {
+        let Self { out, start } = self;
+        let end = out.len();
+        let length = (end - start) as u64;
+        // One byte of it has its place; for more the header moves on.
+        let more = varint_length(length) - 1;
+        if more > 0 {
+            out.resize(end + more, 0);
+            out.copy_within(start..end, start + more);
+        }
+        out[start - HEAD] = kind;
+        fill_varint(length, &mut out[start - 1..=start - 1 + more]);
+        out.reserve(MAX_VARINT + payload.len());
+        put_varints([payload.len() as u64], out);
+        out.extend_from_slice(payload);
+    }
+
     fn number(&mut self, number: u64, value: u64) {
-        put_varint(number << 3, &mut self.0);
-        put_varint(value, &mut self.0);
+        put_varints([number << 3, value], self.out);
     }
 
     fn flag(&mut self, number: u64, value: bool) {
@@ -244,9 +310,8 @@ impl Header {
     }
 
     fn text(&mut self, number: u64, value: &str) {
-        put_varint(number << 3 | 2, &mut self.0);
-        put_varint(value.len() as u64, &mut self.0);
-        self.0.put_slice(value.as_bytes());
+        put_varints([number << 3 | 2, value.len() as u64], self.out);
+        self.out.extend_from_slice(value.as_bytes());
     }
 
     fn optional(&mut self, number: u64, value: Option<&str>) {
@@ -265,20 +330,33 @@ impl Header {
         subscriptions.iter().for_each(|&number| self.number(field::SUBSCRIPTION, number));
     }
 
-    fn common(&mut self, header: &HeaderFields) {
-        self.optional(field::MESSAGE_ID, header.id.as_ref().map(MessageId::as_str));
-        self.optional(field::CONVERSATION, header.conversation.as_ref().map(MessageId::as_str));
-        self.optional(field::CAUSE, header.cause.as_ref().map(MessageId::as_str));
-        self.optional(field::PRINCIPAL, header.principal.as_ref().map(Principal::as_str));
-        if let Some(sender) = &header.sender {
+    fn common(&mut self, header: Common<'_>) {
+        self.optional(field::MESSAGE_ID, header.id.map(MessageId::as_str));
+        self.optional(field::CONVERSATION, header.conversation.map(MessageId::as_str));
+        self.optional(field::CAUSE, header.cause.map(MessageId::as_str));
+        self.optional(field::PRINCIPAL, header.principal.map(Principal::as_str));
+        if let Some(sender) = header.sender {
             self.text(field::SENDER_TYPE, sender.agent_type.as_str());
             self.text(field::SENDER_KEY, sender.key.as_str());
         }
-        self.optional(field::TRACEPARENT, header.traceparent.as_deref());
-        if header.hops != 0 {
-            self.number(field::HOPS, header.hops.into());
+        self.optional(field::TRACEPARENT, header.traceparent);
+        self.count(field::HOPS, header.hops.into());
+        self.optional(field::IDEMPOTENCY_KEY, header.idempotency_key);
+    }
+
+    /// Makes it the frame that ends a call.
+    fn reply(mut self, id: CallId, reply: &Reply) {
+        self.number(field::ID, id.0);
+        match reply {
+            Ok(payload) => {
+                self.payload(payload);
+                self.finish(kind::REPLY, &payload.bytes);
+            }
+            Err(fault) => {
+                self.fault(&fault.clone().shortened(MAX_FAULT_TEXT));
+                self.finish(kind::FAULT, &[]);
+            }
         }
-        self.optional(field::IDEMPOTENCY_KEY, header.idempotency_key.as_deref());
     }
 
     fn payload(&mut self, payload: &Payload) {
@@ -287,12 +365,13 @@ impl Header {
         let data_type = Some(&*payload.data_type).filter(|text| !text.is_empty());
         self.optional(field::DATA_TYPE, data_type);
         for (name, value) in payload.metadata.iter() {
-            let mut entry = Self::default();
-            entry.text(field::ENTRY_NAME, name);
-            entry.text(field::ENTRY_VALUE, value);
-            put_varint(field::METADATA << 3 | 2, &mut self.0);
-            put_varint(entry.0.len() as u64, &mut self.0);
-            self.0.put_slice(&entry.0);
+            // Each of the two: a tag of one byte, a length, the text.
+            let texts = [name, value].map(|text| text.len());
+            let lengths = texts.map(|length| 1 + varint_length(length as u64) + length);
+            let length = lengths.iter().sum::<usize>() as u64;
+            put_varints([field::METADATA << 3 | 2, length], self.out);
+            self.text(field::ENTRY_NAME, name);
+            self.text(field::ENTRY_VALUE, value);
         }
     }
 
@@ -311,12 +390,41 @@ impl Header {
     }
 }
 
-pub(super) fn put_varint(mut value: u64, out: &mut impl BufMut) {
-    while value >= 0x80 {
-        out.put_u8(value as u8 | 0x80);
-        value >>= 7;
+/// The most bytes that a number takes.
+const MAX_VARINT: usize = 10;
+
+pub(super) fn put_varint(value: u64, out: &mut BytesMut) {
+    put_varints([value], out);
+}
+
+/// Appends up to two numbers.
+fn put_varints<const N: usize>(values: [u64; N], out: &mut BytesMut) {
+    let mut bytes = [0; 2 * MAX_VARINT];
+    let mut length = 0;
+    for value in values {
+        let next = length + varint_length(value);
+        fill_varint(value, &mut bytes[length..next]);
+        length = next;
     }
-    out.put_u8(value as u8);
+    // A copy of constant size is a few instructions; one of few bytes, but any number, is a call.
+    let end = out.len() + length;
+    out.extend_from_slice(&bytes);
+    out.truncate(end);
+}
+
+/// Writes a number to the bytes that it takes.
+fn fill_varint(mut value: u64, bytes: &mut [u8]) {
+    if let Some((last, others)) = bytes.split_last_mut() {
+        for byte in others {
+            *byte = value as u8 | 0x80;
+            value >>= 7;
+        }
+        *last = value as u8;
+    }
+}
+
+fn varint_length(value: u64) -> usize {
+    (u64::BITS - (value | 1).leading_zeros()).div_ceil(7) as usize
 }
 
 fn millis(time: Duration) -> u64 {

@@ -44,7 +44,7 @@ impl RawFrame {
 
     /// Appends the frame to `out`.
     pub fn encode(&self, out: &mut BytesMut) {
-        write(self.kind, &[&header(&self.fields)], &self.payload, out);
+        write(self.kind, &header(&self.fields), &self.payload, out);
     }
 
     /// The name and value of an entry of metadata, as fields 1 and 2.

@@ -161,3 +161,75 @@ proptest! {
         while !message.is_empty() && decode(&mut message).is_ok() {}
     }
 }
+
+#[test]
+fn what_a_host_sends_on_is_written_like_the_frame() {
+    let (target, payload) = (AgentId::parse("upper/1").unwrap(), Payload::text("hello"));
+    let fields = HeaderFields {
+        id: Some(MessageId::parse("m").unwrap()),
+        conversation: Some(MessageId::parse("c").unwrap()),
+        cause: Some(MessageId::parse("b").unwrap()),
+        principal: Some(Principal::named("alice")),
+        sender: Some(AgentId::parse("asker/2").unwrap()),
+        traceparent: Some("00-1-2-03".into()),
+        hops: 3,
+        idempotency_key: Some("once".into()),
+    };
+    let header = crate::Header {
+        id: MessageId::parse("m").unwrap(),
+        conversation: MessageId::parse("c").unwrap(),
+        cause: fields.cause.clone(),
+        principal: Principal::named("alice"),
+        sender: fields.sender.clone(),
+        traceparent: fields.traceparent.clone(),
+        hops: 3,
+        idempotency_key: fields.idempotency_key.clone(),
+    };
+    let timeout = Duration::from_secs(1);
+    #[expect(clippy::disallowed_methods, reason = "not written")]
+    let deadline = std::time::Instant::now();
+    let call = crate::Call {
+        header,
+        target: target.clone(),
+        deadline,
+        progress: true,
+        payload: payload.clone(),
+    };
+    let frame = Frame::Call(CallFrame {
+        id: CallId(7),
+        target,
+        timeout: Some(timeout),
+        progress: true,
+        resent: false,
+        header: fields,
+        payload: payload.clone(),
+    });
+    let (mut as_frame, mut as_call) = (BytesMut::new(), BytesMut::new());
+    encode(&frame, &mut as_frame);
+    encode_call(CallId(7), &call, timeout, &mut as_call);
+    assert_eq!(as_call, as_frame);
+
+    let faults = Fault::new(FaultKind::Internal, "broken");
+    for reply in [Ok(payload), Err(faults)] {
+        let (mut as_frame, mut as_reply) = (BytesMut::new(), BytesMut::new());
+        encode_reply(CallId(7), &reply, &mut as_reply);
+        encode(&Frame::Reply(CallId(7), reply), &mut as_frame);
+        assert_eq!(as_reply, as_frame);
+    }
+}
+
+#[test]
+fn a_header_of_any_length_stands_where_it_should() {
+    for length in [0, 1, 100, 126, 127, 128, 129, 1000, 16_383, 16_384, 30_000] {
+        let mut out = BytesMut::from(&b"before"[..]);
+        let payload = Payload { bytes: Bytes::from("payload"), ..Payload::default() };
+        let payload = Payload { data_type: "x".repeat(length).into(), ..payload };
+        let frame = Frame::Reply(CallId(1), Ok(payload));
+        encode(&frame, &mut out);
+        encode(&Frame::Drain, &mut out);
+        let mut message = out.freeze();
+        assert_eq!(message.split_to(6), "before");
+        assert_eq!(decode(&mut message), Ok(Some(frame)), "{length}");
+        assert_eq!(decode(&mut message), Ok(Some(Frame::Drain)));
+    }
+}

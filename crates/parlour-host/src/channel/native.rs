@@ -1,8 +1,8 @@
 //! `parlour.v1` on a WebSocket; `parlour_core::wire` has the frames, `docs/protocol.md` the contract.
 
 use bytes::{Bytes, BytesMut};
-use parlour_core::wire::{self, CallFrame, Frame, Hello, Welcome};
-use parlour_core::{Fault, Received, Reply, Sent, WrongCount};
+use parlour_core::wire::{self, Frame, Hello, Welcome};
+use parlour_core::{Fault, Received, Sent, WrongCount};
 
 use crate::io::SMALL;
 use crate::link::{Outbox, Protocol, Sendable};
@@ -59,24 +59,13 @@ impl Protocol for Native {
         let begin = batch.len();
         match item {
             Sendable::Call(id, call, remaining) => {
-                let frame = Frame::Call(CallFrame {
-                    id,
-                    target: call.target.clone(),
-                    timeout: Some(remaining),
-                    progress: call.progress,
-                    resent: false,
-                    header: (&call.header).into(),
-                    payload: call.payload.clone(),
-                });
-                wire::encode(&frame, batch);
+                wire::encode_call(id, call, remaining, batch);
             }
             Sendable::Withdraw(id) => wire::encode(&Frame::Cancel(id), batch),
             Sendable::Progress(id, payload) => {
                 wire::encode(&Frame::Progress(id, payload.clone()), batch);
             }
-            Sendable::Reply(id, reply) => {
-                wire::encode(&Frame::Reply(id, Reply::clone(reply)), batch)
-            }
+            Sendable::Reply(id, reply) => wire::encode_reply(id, reply, batch),
             Sendable::Event(event, to) => {
                 let mut listeners = &to.listeners[..];
                 let mut agents = to.agents.chunks(RECIPIENTS);

@@ -1,0 +1,193 @@
+"""What is asked of the hosts: each load is one figure on each of its sides."""
+
+import argparse
+import os
+from dataclasses import dataclass, field
+
+from hosts import AUTOGEN, AXUM, BENCH, NATS, PARLOUR, RAW, SLIM, Host
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Side:
+    """One host under a load, and how the driver is told to load it."""
+
+    name: str
+    host: Host
+    arguments: tuple[str, ...]
+    # The program that loads it: the driver in `parlour`, or one of a client library.
+    driver: str = "bench"
+
+    @property
+    def is_ours(self) -> bool:
+        return self.host is PARLOUR
+
+    def command(
+        self, options: argparse.Namespace, load: "Load", url: str, host_pid: int
+    ) -> list[str]:
+        """What loads it, on the first processor."""
+        target = ["--url", url, "--host-pid", str(host_pid)]
+        if self.driver == "bench":
+            driver = [str(options.parlour), "--output", "jsonl", "bench"]
+            if load.unit != "bytes":
+                target += ["--duration", f"{options.duration * 1000:.0f}ms"]
+                target += ["--warmup", f"{options.warmup * 1000:.0f}ms"]
+            return [*driver, *self.arguments, *target, "--pin", "0"]
+        target += ["--duration", str(options.duration), "--warmup", str(options.warmup)]
+        if self.driver == "sdk":
+            library = [str(options.peers / "sdk-load")]
+        else:
+            library = [options.python, str(BENCH / "slim_peer.py"), "load"]
+        return ["taskset", "-c", "0", *library, *self.arguments, *target]
+
+
+@dataclass(frozen=True)
+class Load:
+    """One piece of work."""
+
+    slug: str
+    title: str
+    sides: tuple[Side, ...]
+    # What is counted: calls, deliveries or events per second, or bytes.
+    unit: str = "calls"
+    # How many times each peer's figure Parlour is to reach at least, and is to aim at.
+    wanted: dict[str, tuple[float, float | None]] = field(default_factory=dict, hash=False)
+    # The most that a figure in bytes may be at least, and is to aim at.
+    most: tuple[int, int] | None = None
+    # Processors of the host; the driver has the first.
+    cpus: str = "1"
+    # Settings of Parlour beside those of the run.
+    settings: tuple[str, ...] = ()
+    # Loads of one series differ in one number, and are shown together.
+    series: str = ""
+
+
+def calls(slug: str, title: str, connections: int, in_flight: int, *, payload: int = 100,
+          wanted: dict | None = None, cpus: str = "1") -> Load:  # fmt: skip
+    """Calls through `parlour.v1`, NATS and the blind forwarder."""
+    shape = ("call", "--connections", str(connections), "--in-flight", str(in_flight),
+             "--payload", str(payload))  # fmt: skip
+    sides = [
+        Side("raw", RAW, (*shape, "--door", "raw")),
+        Side("NATS", NATS, (*shape, "--door", "nats")),
+        Side("Parlour", PARLOUR, (*shape, "--door", "v1")),
+    ]
+    if connections * in_flight > 1:
+        several = (*shape, "--door", "v1", "--coalesce")
+        sides.append(Side("Parlour, several frames a message", PARLOUR, several))
+    return Load(slug, title, tuple(sides), wanted=wanted or {}, cpus=cpus)
+
+
+def fanout(slug: str, title: str, batch: int, wanted: dict) -> Load:
+    shape = ("fanout", "--subscribers", "100", "--batch", str(batch))
+    sides = [
+        Side("raw", RAW, (*shape, "--door", "raw")),
+        Side("NATS", NATS, (*shape, "--door", "nats")),
+        Side("Parlour", PARLOUR, (*shape, "--door", "v1")),
+    ]
+    if batch > 1:
+        several = (*shape, "--door", "v1", "--coalesce")
+        sides.append(Side("Parlour, several frames a message", PARLOUR, several))
+    return Load(slug, title, tuple(sides), unit="deliveries", wanted=wanted)
+
+
+def dialect(slug: str, title: str, door: str, wanted: dict | None = None) -> Load:
+    shape = ("call", "--door", door, "--connections", "64")
+    sides = (Side("0.1.0", AUTOGEN, shape), Side("Parlour", PARLOUR, shape))
+    return Load(slug, title, sides, wanted=wanted or {})
+
+
+def rest(connections: int, wanted: dict | None = None) -> Load:
+    shape = ("call", "--door", "rest", "--connections", str(connections))
+    sides = (Side("axum", AXUM, shape), Side("Parlour", PARLOUR, shape))
+    return Load(f"rest-{connections}x1", f"REST, {connections}×1", sides, wanted=wanted or {})
+
+
+def libraries(in_flight: int, wanted: dict | None = None) -> Load:
+    """The same loop through client libraries, caller and worker alike."""
+    count = ("--in-flight", str(in_flight))
+    sides = (
+        Side("async-nats", NATS, ("--library", "async-nats", *count), driver="sdk"),
+        Side("SLIM, Python", SLIM, count, driver="slim"),
+        Side("Parlour, Rust SDK", PARLOUR, ("--library", "parlour", *count), driver="sdk"),
+    )
+    title = f"client libraries, {in_flight} in flight"
+    return Load(f"libraries-{in_flight}", title, sides, wanted=wanted or {})
+
+
+def idle(count: int, *, wanted: tuple[int, int], dialects: bool = False, reconnect: bool = False) -> Load:
+    shape = ("idle", "--workers", str(count), *(["--reconnect"] if reconnect else []))
+    sides = [
+        Side("raw", RAW, (*shape, "--door", "raw")),
+        Side("NATS", NATS, (*shape, "--door", "nats")),
+        Side("Parlour", PARLOUR, (*shape, "--door", "v1")),
+    ]
+    if dialects:
+        sides[2:2] = [Side("0.1.0", AUTOGEN, (*shape, "--door", "dialect"))]
+        sides.append(Side("Parlour, dialect", PARLOUR, (*shape, "--door", "dialect")))
+    title = f"{count:,} idle workers"
+    return Load(f"idle-{count}", title, tuple(sides), unit="bytes", most=wanted)
+
+
+def series(slug: str, name: str, title: str, *shape: str, ours: tuple[str, ...] = (),
+           beside_raw: bool = True) -> Load:  # fmt: skip
+    """One point of a series; `raw` shows what of its cost is that of the sockets."""
+    sides = [Side("Parlour", PARLOUR, ("call", "--door", "v1", *shape, *ours))]
+    if beside_raw:
+        sides.insert(0, Side("raw", RAW, ("call", "--door", "raw", *shape)))
+    return Load(slug, title, tuple(sides), series=name)
+
+
+def shape(connections: int, in_flight: int) -> tuple[str, ...]:
+    return ("--connections", str(connections), "--in-flight", str(in_flight))
+
+
+def two_threads() -> Load:
+    """Two processors for the host, which the driver shares where there are no more."""
+    has_third = 2 in os.sched_getaffinity(0)
+    title = "16×64, two CPUs for the host" + ("" if has_third else " and the driver")
+    side = Side("Parlour, two threads", PARLOUR, ("call", "--door", "v1", *shape(16, 64)))
+    return Load("16x64-two-cpus", title, (side,), cpus="1,2" if has_third else "0,1",
+                settings=("--set", "server.threads=2"))  # fmt: skip
+
+
+PAYLOADS = (("100 B", 100), ("1 KiB", 1 << 10), ("10 KiB", 10 << 10), ("100 KiB", 100 << 10),
+            ("1 MiB", MIB))  # fmt: skip
+
+LOADS = [
+    calls("1x1-one-cpu", "1×1, one CPU for everything", 1, 1, cpus="0",
+          wanted={"NATS": (1.0, 1.2), "raw": (0.65, 0.8)}),
+    calls("1x1", "1×1", 1, 1),
+    calls("8x8", "8×8", 8, 8, wanted={"NATS": (1.0, 1.3), "raw": (0.45, 0.6)}),
+    calls("64x1", "64×1", 64, 1, wanted={"NATS": (1.1, 1.5), "raw": (0.6, 0.8)}),
+    calls("16x64", "16×64", 16, 64, wanted={"NATS": (1.0, 1.5), "raw": (0.35, None)}),
+    two_threads(),
+    calls("10kib-8x8", "10 KiB, 8×8", 8, 8, payload=10 << 10,
+          wanted={"NATS": (1.5, 2.0), "raw": (0.8, 1.0)}),
+    fanout("fanout-64", "fan-out to 100, 64 at a time", 64, {"NATS": (1.2, 1.5)}),
+    fanout("fanout-1", "fan-out to 100, one at a time", 1, {"NATS": (1.3, 1.7)}),
+    Load("publish-8x8", "acknowledged events to one subscriber, 8×8",
+         (Side("Parlour", PARLOUR, ("publish", *shape(8, 8))),
+          Side("Parlour, several frames a message", PARLOUR,
+               ("publish", *shape(8, 8), "--coalesce"))),
+         unit="events"),
+    dialect("rpc-64x1", "/rpc to a dialect worker, 64×1", "rpc", {"0.1.0": (30, 36)}),
+    # Without HTTP on the way 0.1.0 is within 15 times of what the sockets alone allow.
+    dialect("dialect-64x1", "dialect at both ends, 64×1", "dialect"),
+    rest(64, {"axum": (0.75, 0.9)}),
+    rest(1),
+    rest(1024),
+    libraries(64, {"async-nats": (1.0, 1.5)}),
+    libraries(1),
+    idle(1_000, wanted=(16 << 10, 10 << 10), dialects=True),
+    idle(10_000, wanted=(16 << 10, 130 * MIB // 10_000), reconnect=True),
+    *[series(f"payload-{size}", "payload", name, *shape(4, 1), "--payload", str(size))
+      for name, size in PAYLOADS],
+    *[series(f"workers-{count}", "workers", f"{count:,}", *shape(16, 64), "--workers", str(count),
+             ours=("--keys", "5000"))
+      for count in (1, 10, 100, 1_000)],
+    *[series(f"types-{count}", "registered types", f"{count:,}", *shape(8, 8), "--types", str(count),
+             beside_raw=False)
+      for count in (0, 1_000, 10_000, 100_000)],
+]  # fmt: skip

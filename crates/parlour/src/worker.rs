@@ -316,13 +316,11 @@ impl WorkerBuilder {
     /// 2 gets twice as many keys as one of capacity 1.
     ///
     /// ```
-    /// # use parlour::{Cx, Payload, PayloadExt, Worker};
+    /// # use parlour::Worker;
     /// let large = Worker::builder("http://127.0.0.1:9000")
     ///     .name("large")
     ///     .capacity(4)
-    ///     .agent("upper", |_key| |_cx: Cx, message: Payload| async move {
-    ///         Ok(message.to_text()?.to_uppercase())
-    ///     })
+    ///     .agent("upper", async |text: String| text.to_uppercase())
     ///     .build()?;
     /// # Ok::<(), parlour::Error>(())
     /// ```

@@ -401,10 +401,14 @@ pub(super) fn put_varint(value: u64, out: &mut BytesMut) {
 fn put_varints<const N: usize>(values: [u64; N], out: &mut BytesMut) {
     let mut bytes = [0; 2 * MAX_VARINT];
     let mut length = 0;
-    for value in values {
-        let next = length + varint_length(value);
-        fill_varint(value, &mut bytes[length..next]);
-        length = next;
+    for mut value in values {
+        while value >= 0x80 {
+            bytes[length] = value as u8 | 0x80;
+            value >>= 7;
+            length += 1;
+        }
+        bytes[length] = value as u8;
+        length += 1;
     }
     // A copy of constant size is a few instructions; one of few bytes, but any number, is a call.
     let end = out.len() + length;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parlour::{Agent, AgentError, Cx, Payload, PayloadExt, TopicId, Worker, WorkerBuilder};
+use parlour::{Agent, AgentError, Cx, Payload, PayloadExt, State, TopicId, Worker, WorkerBuilder};
 use parlour_test::Room;
 use tokio::time::sleep;
 
@@ -85,7 +85,7 @@ struct Actor {
     asked: Arc<AtomicU64>,
 }
 
-impl Agent for Actor {
+impl Actor {
     async fn call(&self, cx: Cx, message: Payload) -> Result<Payload, AgentError> {
         let Some((token, work)) = message.to_text().ok().and_then(Work::parse) else {
             self.book.violation(format!("{} got a message that nobody sent", cx.agent()));
@@ -105,7 +105,7 @@ impl Agent for Actor {
         Ok(Payload::text(token.to_string()))
     }
 
-    async fn event(&self, cx: Cx, topic: TopicId, message: Payload) -> Result<(), AgentError> {
+    fn event(&self, cx: &Cx, topic: &TopicId, message: &Payload) {
         let text = message.to_text().unwrap_or_default();
         if !topic.topic_type.as_str().starts_with("news.") || cx.agent().key != topic.source {
             self.book.violation(format!("{} got the event {text} of {topic}", cx.agent()));
@@ -113,11 +113,8 @@ impl Agent for Actor {
         if let Some((publisher, number)) = event(text) {
             self.book.agent_hears(self.process, &cx.agent().to_string(), publisher, number);
         }
-        Ok(())
     }
-}
 
-impl Actor {
     async fn ask(&self, cx: &Cx) -> Result<(), AgentError> {
         let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
         let token = Token { caller: AGENTS + self.process, number };
@@ -164,15 +161,22 @@ pub(crate) fn event(text: &str) -> Option<(u32, u64)> {
 /// A worker of slot `slot`, as process `process`.
 pub(crate) fn worker(room: &Room, book: &Book, slot: usize, process: u32) -> WorkerBuilder {
     let asked = Arc::new(AtomicU64::new(0));
-    let actor = {
-        let book = book.clone();
-        move || Actor { book: book.clone(), process, asked: asked.clone() }
+    let agent = || {
+        let (book, asked) = (book.clone(), asked.clone());
+        Agent::new(move |_key| Actor { book: book.clone(), process, asked: asked.clone() })
+            .on_call(async |State(actor): State<Actor>, cx: Cx, message: Payload| {
+                actor.call(cx, message).await
+            })
+            .on_event(
+                async |State(actor): State<Actor>, cx: Cx, topic: TopicId, message: Payload| {
+                    actor.event(&cx, &topic, &message);
+                },
+            )
     };
-    let first = actor.clone();
     let worker = Worker::builder(room.url())
         .name(format!("slot {slot}"))
         .drain_timeout(Duration::from_secs(10))
-        .agent(COMMON, move |_key| actor())
+        .agent(COMMON, agent())
         .subscribe(HEARD, COMMON);
-    if slot == 0 { worker.agent(FIRST, move |_key| first()) } else { worker }
+    if slot == 0 { worker.agent(FIRST, agent()) } else { worker }
 }

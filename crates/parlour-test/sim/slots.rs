@@ -87,7 +87,7 @@ async fn supervise(
         book.note(format_args!("process {process}: {order:?}"));
         match order {
             Order::Crash(pause) => {
-                worker.crash().await;
+                worker.crash();
                 sleep(pause).await;
             }
             Order::Drain(pause) => {

@@ -6,16 +6,16 @@
 //! course.
 //!
 //! ```
-//! use parlour::{Cx, ErrorKind, FaultKind, Payload, Worker};
+//! use parlour::{ErrorKind, FaultKind, Worker};
 //! use parlour_test::Room;
 //! use std::time::Duration;
 //!
 //! #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     let room = Room::open();
-//!     let slow = Worker::builder(room.url()).agent("slow", |_key| |_cx: Cx, _message: Payload| async {
+//!     let slow = Worker::builder(room.url()).agent("slow", async || {
 //!         tokio::time::sleep(Duration::from_secs(5)).await;
-//!         Ok("done")
+//!         "done"
 //!     });
 //!     let worker = room.worker(slow).await?;
 //!     let client = room.client().await?;
@@ -25,7 +25,7 @@
 //!     // What a caller hears when the worker dies in the middle:
 //!     let call = tokio::spawn(client.call("slow", "").into_future());
 //!     tokio::time::sleep(Duration::from_secs(1)).await;
-//!     worker.crash().await;
+//!     worker.crash();
 //!     let error = call.await?.unwrap_err();
 //!     assert_eq!(error.kind(), ErrorKind::Fault(FaultKind::WorkerLost));
 //!     assert!(error.may_have_run());

@@ -175,31 +175,9 @@ impl Room {
         worker: WorkerBuilder,
         network: &Network,
     ) -> Result<RunningWorker, Error> {
-        let (ready, mut readied) = mpsc::channel(1);
-        let connected = move || {
-            // Once is enough.
-            let _ = ready.try_send(());
-        };
-        let worker = worker.on_connected(connected).build()?;
         let connector = Connector { room: self.clone(), network: network.clone() };
-        let (shutdown, shut) = oneshot::channel();
-        let mut serving = tokio::spawn(worker.run_with(connector, async {
-            if shut.await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }));
-        tokio::select! {
-            biased;
-            Some(()) = readied.recv() => {}
-            ended = &mut serving => {
-                // It has not been told to end, so that it ended with an error or a panic.
-                match ended {
-                    Ok(Err(error)) => return Err(error),
-                    ended => panic!("the worker ended before it was connected: {ended:?}"),
-                }
-            }
-        }
-        Ok(RunningWorker { network: network.clone(), shutdown, serving })
+        let worker = worker.build()?.start_with(connector).await?;
+        Ok(RunningWorker { network: network.clone(), worker })
     }
 
     /// A network between a new member and this host.

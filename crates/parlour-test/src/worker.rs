@@ -2,19 +2,16 @@ use std::fmt;
 use std::time::Duration;
 
 use parlour::Error;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 
 use crate::Network;
 
 /// A worker in a [`Room`](crate::Room), as a process of its own would be: it can crash, and its
 /// network can fail.
 ///
-/// Dropping this leaves the worker running.
+/// Dropping this ends the worker, which the host sees as it would see a crash.
 pub struct RunningWorker {
     pub(crate) network: Network,
-    pub(crate) shutdown: oneshot::Sender<()>,
-    pub(crate) serving: JoinHandle<Result<(), Error>>,
+    pub(crate) worker: parlour::RunningWorker,
 }
 
 impl RunningWorker {
@@ -25,10 +22,8 @@ impl RunningWorker {
 
     /// Its process dies: handlers are aborted, memory is gone, and the host's end of the connection
     /// fails.
-    pub async fn crash(self) {
-        self.serving.abort();
-        // It ended by being aborted, or had ended before.
-        let _ = self.serving.await;
+    pub fn crash(self) {
+        drop(self.worker);
         self.network.cut();
     }
 
@@ -55,14 +50,12 @@ impl RunningWorker {
 
     /// Shuts it down in order: what runs ends, and nothing new comes.
     pub async fn drain(self) -> Result<(), Error> {
-        // One that has ended by itself says below why.
-        let _ = self.shutdown.send(());
-        self.serving.await.unwrap_or(Ok(()))
+        self.worker.shutdown().await
     }
 
     /// Whether it has ended, by itself or because it was told to.
     pub fn has_ended(&self) -> bool {
-        self.serving.is_finished()
+        self.worker.has_ended()
     }
 }
 

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use parlour::{Client, Cx, Error, ErrorKind, FaultKind, Payload, Worker, WorkerBuilder};
+use parlour::{Agent, Client, Error, ErrorKind, FaultKind, Payload, Worker, WorkerBuilder};
 use parlour_test::{Config, Direction, Room};
 use tokio::time::{Instant, sleep};
 
 fn echo(room: &Room) -> WorkerBuilder {
-    Worker::builder(room.url())
-        .agent("echo", |_key| |_cx: Cx, message: Payload| async move { Ok(message) })
+    Worker::builder(room.url()).agent("echo", async |message: Payload| message)
 }
 
 async fn call(client: &Client) -> Result<Duration, Error> {
@@ -74,7 +73,7 @@ async fn a_worker_that_crashed_stays_away_and_one_whose_connection_was_cut_comes
     worker.cut();
     sleep(Duration::from_secs(10)).await;
     call(&client).await.unwrap();
-    worker.crash().await;
+    worker.crash();
     sleep(Duration::from_secs(60)).await;
     let error = call(&client).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Fault(FaultKind::UnknownAgent));
@@ -118,9 +117,8 @@ async fn a_narrow_line_takes_its_time() {
 async fn a_worker_that_the_host_refuses_says_so() {
     let room = Room::open();
     let only = |room: &Room| {
-        let options = parlour::AgentOptions::new().exclusive(true);
-        let agent = |_cx: Cx, message: Payload| async move { Ok(message) };
-        Worker::builder(room.url()).agent_with("echo", options, move |_key| agent)
+        let echo = Agent::stateless().on_call(async |message: Payload| message);
+        Worker::builder(room.url()).agent("echo", echo.exclusive())
     };
     let _first = room.worker(only(&room)).await.unwrap();
     let refused = room.worker(only(&room)).await.unwrap_err();

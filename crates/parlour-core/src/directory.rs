@@ -1,4 +1,5 @@
 use std::cmp::Reverse;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::Arc;
 
@@ -17,9 +18,9 @@ use crate::{AgentId, AgentType, Key, TopicId, TopicType};
 pub struct Directory<P> {
     pools: HashMap<AgentType, Arc<Pool<P>>>,
     instances: HashMap<AgentId, (WorkerId, P)>,
-    subscriptions: HashMap<SubscriptionId, Owned<P>>,
+    subscriptions: HashMap<SubscriptionId, Arc<Owned<P>>>,
     /// Subscriptions by what they match, in the order in which they were made.
-    topics: HashMap<TopicFilter, Vector<SubscriptionId>>,
+    topics: HashMap<TopicFilter, Vector<Arc<Owned<P>>>>,
     /// How many of `topics` are prefixes: without any, no prefix is looked up.
     prefixes: usize,
     workers: HashMap<WorkerId, Arc<Worker>>,
@@ -47,11 +48,13 @@ struct Member<P> {
     capabilities: Vec<ByteString>,
 }
 
-#[derive(Clone)]
 struct Owned<P> {
+    id: SubscriptionId,
     owner: WorkerId,
     peer: P,
     subscription: Subscription,
+    /// What of an event goes to a worker that gets it for this subscription alone.
+    alone: Arc<Recipients>,
 }
 
 /// What one worker has in the directory, so that its death costs no search.
@@ -212,6 +215,18 @@ pub struct Recipients {
     pub listeners: Vec<Listener>,
 }
 
+impl Recipients {
+    fn add(&mut self, target: &Target) {
+        match target {
+            Target::Listener(number) => {
+                let swapped = 2 * u64::from(crate::bug!("wrong_subscriber"));
+                self.listeners.push(*number ^ swapped);
+            }
+            Target::Agent(agent_type) => self.agents.push(agent_type.clone()),
+        }
+    }
+}
+
 impl<P: Clone> Directory<P> {
     /// Records that `worker` serves `agent_type`, as one of at most `max` registrations. Registering
     /// it again changes how.
@@ -351,12 +366,12 @@ impl<P: Clone> Directory<P> {
         max: usize,
     ) -> Result<(), RegisterError> {
         let same_filter = self.topics.get(&subscription.filter);
-        let twin = |id| self.subscriptions.get(id).is_some_and(|s| s.subscription == *subscription);
-        let is_taken = unique && same_filter.is_some_and(|ids| ids.iter().any(twin));
+        let twin = |owned: &Arc<Owned<P>>| owned.subscription == *subscription;
+        let is_taken = unique && same_filter.is_some_and(|owned| owned.iter().any(twin));
         if is_taken || self.subscriptions.contains_key(&id) {
             return Err(RegisterError::SubscriptionTaken);
         }
-        let is_same = |s: &Owned<P>| match (&s.subscription.target, &subscription.target) {
+        let is_same = |s: &Arc<Owned<P>>| match (&s.subscription.target, &subscription.target) {
             (Target::Agent(a), Target::Agent(b)) => a == b,
             (Target::Listener(_), Target::Listener(_)) => true,
             _ => false,
@@ -370,9 +385,14 @@ impl<P: Clone> Directory<P> {
         if !self.topics.contains_key(&subscription.filter) {
             self.prefixes += usize::from(matches!(subscription.filter, TopicFilter::Prefix(_)));
         }
-        self.topics.entry(subscription.filter.clone()).or_default().push_back(id.clone());
         self.worker(owner).subscriptions.push(id.clone());
-        self.subscriptions.insert(id, Owned { owner, peer: peer.clone(), subscription });
+        let mut alone = Recipients::default();
+        alone.add(&subscription.target);
+        let (peer, alone) = (peer.clone(), Arc::new(alone));
+        let owned = Arc::new(Owned { id: id.clone(), owner, peer, subscription, alone });
+        let filter = owned.subscription.filter.clone();
+        self.topics.entry(filter).or_default().push_back(owned.clone());
+        self.subscriptions.insert(id, owned);
         Ok(())
     }
 
@@ -435,9 +455,10 @@ impl<P: Clone> Directory<P> {
         &self,
         topic: &TopicId,
         mut place: impl FnMut(&AgentId, WorkerId, &P) -> Option<(WorkerId, P)>,
-    ) -> Vec<(WorkerId, P, Recipients)> {
-        let mut found: Vec<(WorkerId, P, Recipients)> = Vec::new();
-        let mut indices: std::collections::HashMap<WorkerId, usize> = Default::default();
+    ) -> Vec<(WorkerId, P, Arc<Recipients>)> {
+        let mut found: Vec<(WorkerId, P, Arc<Recipients>)> = Vec::new();
+        let mut indices =
+            std::collections::HashMap::<WorkerId, usize, foldhash::fast::RandomState>::default();
         let mut seen: std::collections::HashSet<&AgentType> = Default::default();
         for owned in self.matching(&topic.topic_type) {
             let (id, peer) = match &owned.subscription.target {
@@ -453,31 +474,27 @@ impl<P: Clone> Directory<P> {
                     }
                 }
             };
-            let index = *indices.entry(id).or_insert_with(|| {
-                found.push((id, peer, Recipients::default()));
-                found.len() - 1
-            });
-            let recipients = &mut found[index].2;
-            match &owned.subscription.target {
-                Target::Listener(number) => {
-                    let swapped = 2 * u64::from(crate::bug!("wrong_subscriber"));
-                    recipients.listeners.push(*number ^ swapped);
+            match indices.entry(id) {
+                Entry::Vacant(entry) => {
+                    entry.insert(found.len());
+                    found.push((id, peer, owned.alone.clone()));
                 }
-                Target::Agent(agent_type) => recipients.agents.push(agent_type.clone()),
+                Entry::Occupied(entry) => {
+                    Arc::make_mut(&mut found[*entry.get()].2).add(&owned.subscription.target);
+                }
             }
         }
         found
     }
 
-    fn matching(&self, topic_type: &TopicType) -> impl Iterator<Item = &Owned<P>> {
+    fn matching(&self, topic_type: &TopicType) -> impl Iterator<Item = &Arc<Owned<P>>> {
         let exact = self.topics.get(&TopicFilter::Exact(topic_type.clone()));
         let ends = if self.prefixes == 0 { 0..0 } else { 0..topic_type.as_str().len() + 1 };
         // Topic types are ASCII, so that each place in one is a boundary.
         let prefixes = ends.filter_map(|end| {
             self.topics.get(&TopicFilter::Prefix(topic_type.as_str()[..end].into()))
         });
-        let ids = exact.into_iter().chain(prefixes).flatten();
-        ids.filter_map(|id| self.subscriptions.get(id))
+        exact.into_iter().chain(prefixes).flatten()
     }
 
     /// Whether `worker` serves this agent, and so may speak in its name.
@@ -556,11 +573,11 @@ impl<P: Clone> Directory<P> {
 
     fn forget_subscription(&mut self, id: &SubscriptionId) {
         let Some(owned) = self.subscriptions.remove(id) else { return };
-        let filter = owned.subscription.filter;
-        if let Some(ids) = self.topics.get_mut(&filter) {
-            ids.retain(|known| known != id);
-            if ids.is_empty() {
-                self.topics.remove(&filter);
+        let filter = &owned.subscription.filter;
+        if let Some(same) = self.topics.get_mut(filter) {
+            same.retain(|known| known.id != *id);
+            if same.is_empty() {
+                self.topics.remove(filter);
                 self.prefixes -= usize::from(matches!(filter, TopicFilter::Prefix(_)));
             }
         }
@@ -739,7 +756,7 @@ mod tests {
             TopicId::new(TopicType::parse("news.tech").unwrap(), Key::parse("server").unwrap());
         let to_a = Recipients { agents: vec![kind("a")], listeners: vec![] };
         let home = |_: &AgentId, id, peer: &i32| Some((id, *peer));
-        assert_eq!(room.recipients(&topic, home), [(WorkerId(1), 1, to_a)]);
+        assert_eq!(room.recipients(&topic, home), [(WorkerId(1), 1, to_a.into())]);
         assert_eq!(room.recipients(&topic, |_, _, _| None), []);
         let away = |_: &AgentId, _, _: &i32| Some((WorkerId(2), 2));
         assert_eq!(room.recipients(&topic, away)[0].0, WorkerId(2));

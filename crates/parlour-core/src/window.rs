@@ -30,6 +30,8 @@ pub struct Sent {
     /// Frames of the session that were sent, and those of them that were acknowledged.
     sent: u64,
     acknowledged: u64,
+    /// Frames in batches that are kept no more.
+    forgotten: u64,
     /// Bytes in `kept`.
     bytes: u64,
     /// What was added since the last batch.
@@ -108,13 +110,11 @@ impl Sent {
             return Err(WrongCount { received, acknowledged, sent });
         }
         self.acknowledged = received;
-        // The last frame of a batch has this number.
-        let mut last = sent - self.kept.iter().map(|batch| batch.frames).sum::<u64>();
         while let Some(batch) = self.kept.front() {
-            last += batch.frames;
-            if last > received {
+            if self.forgotten + batch.frames > received {
                 break;
             }
+            self.forgotten += batch.frames;
             self.bytes -= batch.bytes.len() as u64;
             self.kept.pop_front();
         }
@@ -129,13 +129,13 @@ impl Sent {
         } else if !crate::bug!("resume_without_deduplication") {
             self.acknowledge(received)?;
         }
-        let kept: u64 = self.kept.iter().map(|batch| batch.frames).sum();
         // Of the first batch it may have a part.
-        let mut skip = kept - self.unacknowledged();
+        let mut skip = self.acknowledged - self.forgotten;
         for batch in &mut self.kept {
             // These bytes are this side's own.
             if let Ok((bytes, frames)) = again(&batch.bytes, skip) {
                 self.bytes = self.bytes + bytes.len() as u64 - batch.bytes.len() as u64;
+                self.forgotten += batch.frames - frames;
                 *batch = Batch { bytes, frames };
             }
             skip = 0;

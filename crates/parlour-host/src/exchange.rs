@@ -523,10 +523,9 @@ impl Exchange {
         let mut unnamed = 0;
         for (_, peer, recipients) in found {
             let count = (recipients.agents.len() + recipients.listeners.len()) as u64;
-            match peer.offer(Outgoing::Event(event.clone(), Box::new(recipients))) {
+            match peer.offer(Outgoing::Event(event.clone(), recipients)) {
                 Ok(()) => {
                     published.recipients += count;
-                    metrics.events_delivered.inc_by(count);
                 }
                 Err(Refused::Full(Outgoing::Event(event, recipients), (key, _))) => {
                     metrics.limit_hit(key);
@@ -548,6 +547,7 @@ impl Exchange {
                 Err(_) => {}
             }
         }
+        metrics.events_delivered.inc_by(published.recipients);
         for agent in moving {
             match self.send_event_later(&event, agent) {
                 Ok(count) => published.recipients += count,

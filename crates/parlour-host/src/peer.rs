@@ -71,7 +71,7 @@ pub(crate) enum Outgoing {
     /// The end of a call that the peer made, or why a request of its was refused, under its own name.
     Reply(CallId, Box<Reply>),
     /// An event.
-    Event(Arc<SharedEvent>, Box<Recipients>),
+    Event(Arc<SharedEvent>, Arc<Recipients>),
     /// Something that only this protocol says.
     Frame(Box<Frame>),
     /// The host is going away.

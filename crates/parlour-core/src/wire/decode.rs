@@ -53,14 +53,19 @@ const MAX_TEXT: usize = 1024;
 
 /// Takes the bytes of the next frame off `message`.
 pub fn split_frame(message: &mut Bytes) -> Result<Bytes, DecodeError> {
+    let length = frame_length(message)?;
+    Ok(message.split_to(length))
+}
+
+/// How long the frame is that `message` begins with.
+pub fn frame_length(message: &[u8]) -> Result<usize, DecodeError> {
     let mut rest = message.get(1..).ok_or(DecodeError::Truncated("kind"))?;
     for what in ["header", "payload"] {
         let (length, behind) = read_varint(rest, what)?;
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         rest = behind.get(length..).ok_or(DecodeError::Truncated(what))?;
     }
-    let length = message.len() - rest.len();
-    Ok(message.split_to(length))
+    Ok(message.len() - rest.len())
 }
 
 /// Takes the next frame off `message`. Payload and texts are slices of it, not copies.

@@ -1,7 +1,7 @@
 //! `parlour.v1` on a WebSocket; `parlour_core::wire` has the frames, `docs/protocol.md` the contract.
 
-use bytes::{Bytes, BytesMut};
-use parlour_core::wire::{self, Frame, Hello, Welcome};
+use bytes::{Buf as _, Bytes, BytesMut};
+use parlour_core::wire::{self, DecodeError, Frame, Hello, Welcome};
 use parlour_core::{Fault, Received, Sent, WrongCount};
 
 use crate::io::SMALL;
@@ -18,6 +18,9 @@ const RECIPIENTS: usize = 64;
 #[derive(Debug, Default)]
 pub(crate) struct Native {
     pings: u64,
+    /// What is left of frames that were copied out of the message, and how long they were together.
+    copied: Bytes,
+    copied_length: usize,
     session: Option<Windows>,
 }
 
@@ -32,17 +35,13 @@ impl Protocol for Native {
     const GREETS: bool = true;
 
     fn begin(&mut self, is_text: bool) -> Result<(), &'static str> {
+        self.copied = Bytes::new();
         if is_text { Err("parlour.v1 is binary: send frames in binary messages") } else { Ok(()) }
     }
 
     fn decode(&mut self, message: &mut Bytes) -> Result<Option<Frame>, Close> {
-        let broken = |error: wire::DecodeError| Close::new(Close::PROTOCOL, error.to_string());
-        let whole = message.len();
-        let mut frame = wire::split_frame(message).map_err(broken)?;
-        // What is read from the frame are slices of it, which would keep the message around it.
-        if frame.len() < whole / 4 || whole < SMALL {
-            frame = Bytes::copy_from_slice(&frame);
-        }
+        let broken = |error: DecodeError| Close::new(Close::PROTOCOL, error.to_string());
+        let mut frame = self.split(message).map_err(broken)?;
         if let Some(windows) = &mut self.session {
             windows.received.push(&frame);
         }
@@ -137,6 +136,34 @@ impl Protocol for Native {
 }
 
 impl Native {
+    /// Takes the next frame off `message`.
+    ///
+    /// What is read from a frame are slices of it, which keep all memory around it: so small frames
+    /// are copied out of their message, a few at a time.
+    fn split(&mut self, message: &mut Bytes) -> Result<Bytes, DecodeError> {
+        if self.copied.is_empty() {
+            let first = wire::frame_length(message)?;
+            if first >= SMALL {
+                let is_small_part = first < message.len() / 4;
+                let frame = message.split_to(first);
+                return Ok(if is_small_part { Bytes::copy_from_slice(&frame) } else { frame });
+            }
+            let mut end = first;
+            while let Ok(length) = wire::frame_length(&message[end..])
+                && end + length <= SMALL
+            {
+                end += length;
+            }
+            self.copied = Bytes::copy_from_slice(&message[..end]);
+            self.copied_length = end;
+        }
+        let frame = wire::split_frame(&mut self.copied)?;
+        if self.copied.is_empty() {
+            message.advance(self.copied_length);
+        }
+        Ok(frame)
+    }
+
     /// Counts what was just encoded.
     fn count(&mut self, frame: &[u8]) {
         if let Some(windows) = &mut self.session {

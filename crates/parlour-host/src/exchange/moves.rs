@@ -398,7 +398,7 @@ impl Exchange {
             _ => home_peer,
         };
         let to = Recipients { agents: vec![agent.agent_type], listeners: Vec::new() };
-        let unsent = peer.offer(Outgoing::Event(event.clone(), Box::new(to))).err();
+        let unsent = peer.offer(Outgoing::Event(event.clone(), Arc::new(to))).err();
         if unsent.is_none() {
             self.0.metrics.events_delivered.inc();
         }

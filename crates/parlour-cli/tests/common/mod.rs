@@ -187,7 +187,12 @@ impl Room {
     }
 
     pub(crate) fn open_with<'a>(more: impl IntoIterator<Item = &'a str>) -> Self {
-        let args = ["serve", "--listen", "127.0.0.1:0", "--memory"];
+        Self::open_at("127.0.0.1:0", more)
+    }
+
+    /// One at this address.
+    pub(crate) fn open_at<'a>(address: &'a str, more: impl IntoIterator<Item = &'a str>) -> Self {
+        let args = ["serve", "--listen", address, "--memory"];
         let host = parlour(args.into_iter().chain(more)).start();
         let line = host.said("listening on http://");
         let (_, url) = line.split_once("listening on ").expect("an address");

@@ -18,6 +18,12 @@ from room import eventually
 
 MIB = 1 << 20
 CHANNEL = ("/open_channel", "Sec-WebSocket-Protocol: parlour.v1")
+# Every protocol of a channel: where it is, and the kind of its messages.
+DOORS = {
+    "dialect": (("/open_channel?client_id=flood",), TEXT),
+    "parlour.v1": (CHANNEL, BINARY),
+    "parlour.v1+json": (("/open_channel", "Sec-WebSocket-Protocol: parlour.v1+json"), TEXT),
+}
 ODD = json.dumps({"type": "gossip"}).encode()
 
 
@@ -245,11 +251,12 @@ def test_a_message_over_the_limit_closes_with_1009(room):
             assert socket.close_code() in (1009, None)
 
 
-def test_a_message_over_the_limit_in_small_fragments_closes_with_1009(room):
-    before = room.rss()
+@pytest.mark.parametrize("door", DOORS)
+def test_a_message_over_the_limit_in_small_fragments_closes_with_1009(door, room):
+    before, (path, opcode) = room.rss(), DOORS[door]
     piece = websocket_frame(0, b"x" * 16_384, fin=False)
-    with RawSocket(room) as socket:
-        socket.send(websocket_frame(TEXT, b"x", fin=False))
+    with RawSocket(room, *path) as socket:
+        socket.send(websocket_frame(opcode, b"x", fin=False))
         for _ in range(256):
             if not socket.send(piece):
                 break
@@ -257,28 +264,34 @@ def test_a_message_over_the_limit_in_small_fragments_closes_with_1009(room):
     assert room.rss() - before <= 16 * MIB
 
 
-def test_a_million_empty_fragments_are_bounded(room, say):
-    before, begun = room.rss(), time.monotonic()
+@pytest.mark.parametrize("door", DOORS)
+def test_a_million_empty_fragments_are_bounded(door, room, say):
+    before, begun, (path, opcode) = room.rss(), time.monotonic(), DOORS[door]
     piece = websocket_frame(0, b"", fin=False)
-    with RawSocket(room, timeout=30) as socket:
-        socket.send(websocket_frame(TEXT, b"{", fin=False))
+    with RawSocket(room, *path, timeout=30) as socket:
+        socket.send(websocket_frame(opcode, b"{", fin=False))
         for _ in range(100):
             if not socket.send(piece * 10_000):
                 break
         socket.send(websocket_frame(0, b"}"))
         socket.send(websocket_frame(PING, b"there?"))
         got = socket.frame()
-        assert got is None or got[0] in (PONG, CLOSE, TEXT)
+        assert got is None or got[0] in (PONG, CLOSE, TEXT, BINARY)
     took = time.monotonic() - begun
     say(f"10^6 empty fragments: {took:.1f} s")
     assert took < 20 and room.rss() - before <= 16 * MIB
 
 
-def test_a_flood_of_pings_that_nobody_reads_the_answers_of_is_bounded(start_room, say):
+@pytest.mark.parametrize("door", DOORS)
+def test_a_flood_of_pings_that_nobody_reads_the_answers_of_is_bounded(door, start_room, say):
     room = start_room(timeouts__stalled_write="2s")
     before = room.rss()
     flood = websocket_frame(PING, b"x" * 125) * 1000
-    sockets = [RawSocket(room, receive_buffer=4096) for _ in range(4)]
+    sockets = []
+    for number in range(4):
+        (path, *headers), _ = DOORS[door]
+        path = f"{path}{number}" if "=" in path else path
+        sockets.append(RawSocket(room, path, *headers, receive_buffer=4096))
     for raw in sockets:
         raw.socket.settimeout(0.2)
     for _ in range(40):

@@ -188,6 +188,8 @@ pub(crate) struct WebSocketLink<P> {
     failed: bool,
     /// The peer has said that it closes.
     goodbye: bool,
+    /// Bytes of answers to pings that were not written when last all was.
+    pongs: usize,
     moved: Moved,
 }
 
@@ -201,8 +203,8 @@ struct Moved {
 
 impl<P: Protocol> WebSocketLink<P> {
     pub(crate) fn new(socket: WebSocketStream<Socket>, protocol: P) -> Self {
-        let (outbox, undecoded, given, failed, goodbye, moved) = Default::default();
-        Self { socket, protocol, outbox, undecoded, given, failed, goodbye, moved }
+        let (outbox, undecoded, given, failed, goodbye, pongs, moved) = Default::default();
+        Self { socket, protocol, outbox, undecoded, given, failed, goodbye, pongs, moved }
     }
 
     /// Gives the socket up to the session that goes on over it.
@@ -246,14 +248,18 @@ impl<P: Protocol> WebSocketLink<P> {
     ) -> Poll<Received> {
         self.seal();
         match Pin::new(&mut self.socket).poll_flush(cx) {
-            Poll::Ready(Ok(())) => self.given = self.socket.get_ref().written(),
+            Poll::Ready(Ok(())) => {
+                self.given = self.socket.get_ref().written();
+                self.pongs = 0;
+            }
             Poll::Ready(Err(error)) => return Poll::Ready(self.ended(&error)),
             Poll::Pending => {}
         }
         if wants_room && self.has_room() {
             return Poll::Ready(Received::Room);
         }
-        if !read {
+        // A peer that pings without end and reads no answer is not read from either.
+        if !read || self.pongs > ROOM {
             return Poll::Pending;
         }
         let mut heard = false;
@@ -298,7 +304,8 @@ impl<P: Protocol> WebSocketLink<P> {
                     } else if message.is_close() {
                         self.goodbye = true;
                     } else if message.is_ping() {
-                        // Its answer is written before more is read, so that pings cannot pile up.
+                        // The socket has put its answer behind what it was given.
+                        self.pongs += message.as_payload().len() + FRAME_HEADER;
                         break;
                     }
                 }
@@ -374,7 +381,7 @@ impl<P: Protocol> Link for WebSocketLink<P> {
         let _ = self.protocol.seal(std::mem::take(&mut self.outbox.batch));
         self.outbox = Outbox::default();
         self.undecoded = Bytes::new();
-        (self.failed, self.goodbye, self.moved) = Default::default();
+        (self.failed, self.goodbye, self.pongs, self.moved) = Default::default();
         self.given = socket.get_ref().written();
         self.socket = socket;
         for batch in self.protocol.resume(&hello, welcome)? {

@@ -227,11 +227,10 @@ impl Exchange {
 
     /// Forgets a connection and all that it served.
     pub(crate) fn leave(&self, worker: WorkerId) {
-        if parlour_core::bug!("session_not_cleaned") {
-            return;
-        }
         let mut peers = self.0.peers.lock();
-        peers.remove(&worker);
+        if !parlour_core::bug!("session_not_cleaned") {
+            peers.remove(&worker);
+        }
         self.change(|directory| directory.remove(worker));
     }
 

@@ -67,6 +67,9 @@ struct Call {
     runs: Vec<u32>,
     /// When the agent's handler ended.
     run_ended: Option<Instant>,
+    /// It ran elsewhere after a later one. A worker that was cut off comes late to what has ended;
+    /// so this is wrong only of a call that ends well.
+    overtaken: Option<String>,
     /// The caller was told that it cannot have run.
     cannot_have_run: bool,
 }
@@ -173,7 +176,8 @@ impl Book {
         inner.ends(token);
         let call = inner.calls.entry(token).or_default();
         call.succeeded = true;
-        let ran = call.runs.len();
+        let (ran, overtaken) = (call.runs.len(), call.overtaken.take());
+        overtaken.into_iter().for_each(|text| inner.violation(text));
         if ran != 1 {
             inner.violation(format!("{token} has a reply and ran {ran} times"));
         }
@@ -244,18 +248,21 @@ impl Book {
         let call = inner.calls.entry(token).or_default();
         call.runs.push(process);
         call.run_ended = None;
-        let is_awaited = !call.ended;
         if call.runs.len() > 1 {
             let runs = call.runs.clone();
             inner.violation(format!("{token} runs more than once: in processes {runs:?}"));
         }
         let latest = inner.latest.entry((agent.to_owned(), token.caller)).or_default();
         let (before, there) = std::mem::replace(latest, (token.number, process));
-        // A worker that was cut off can come late to what has ended for its caller.
-        if before > token.number && (is_awaited || process == there) {
-            inner.violation(format!(
+        if before > token.number {
+            let text = format!(
                 "{agent} ran {token} in process {process} after number {before} in {there}"
-            ));
+            );
+            if process == there {
+                inner.violation(text);
+            } else {
+                inner.calls.entry(token).or_default().overtaken = Some(text);
+            }
         }
         let running = inner.running.entry(agent.to_owned()).or_default();
         running.push((process, token));

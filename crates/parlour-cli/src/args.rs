@@ -280,7 +280,8 @@ pub(crate) struct Worker {
     /// What these agents can do, for callers that look for it
     #[arg(long = "capability", value_name = "NAME")]
     pub(crate) capabilities: Vec<String>,
-    /// What the worker calls itself, for people [default: the agent type]
+    /// What the worker calls itself; one that is started again under its name takes over from the one
+    /// that was lost [default: the agent type and the process's number]
     #[arg(long)]
     pub(crate) name: Option<String>,
     /// Content type of replies [default: text/plain; charset=utf-8 if they are UTF-8]

@@ -57,7 +57,7 @@ impl Worker {
         WorkerBuilder {
             url: url.to_owned(),
             token: None,
-            name: "worker".to_owned(),
+            name: format!("worker-{:08x}", fastrand::u32(..)),
             agents: Vec::new(),
             subscriptions: Vec::new(),
             capacity: 1,
@@ -259,7 +259,10 @@ impl WorkerBuilder {
         self
     }
 
-    /// What the worker calls itself, for people who look at the host; `worker` by default.
+    /// What the worker calls itself; `worker-` and a random number by default.
+    ///
+    /// Give it one that stays, and no two workers at a time the same: a worker that is started again
+    /// under its name takes over at once from its former self, for whose return the host else waits.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self

@@ -26,8 +26,9 @@ async fn serve(args: &Worker, output: &Output) -> Result<Code, Failure> {
     let mut signals = Signals::install()?;
     let (serving, url) = (*output, args.client.url.clone());
     let agent_type = args.agent_type.clone();
+    let own = || format!("{}-{}", args.agent_type, std::process::id());
     let mut worker = parlour::Worker::builder(&args.client.url)
-        .name(args.name.as_ref().unwrap_or(&args.agent_type))
+        .name(args.name.clone().unwrap_or_else(own))
         .capacity(args.capacity)
         .on_connected(move || {
             serving.announce(&format!("serving {} at {}", escape(&agent_type), escape(&url)));

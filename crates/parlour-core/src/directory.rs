@@ -1,7 +1,7 @@
 use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytestring::ByteString;
 use imbl::{HashMap, Vector};
@@ -20,7 +20,7 @@ pub struct Directory<P> {
     instances: HashMap<AgentId, (WorkerId, P)>,
     subscriptions: HashMap<SubscriptionId, Arc<Owned<P>>>,
     /// Subscriptions by what they match, in the order in which they were made.
-    topics: HashMap<TopicFilter, Vector<Arc<Owned<P>>>>,
+    topics: HashMap<TopicFilter, Topic<P>>,
     /// How many of `topics` are prefixes: without any, no prefix is looked up.
     prefixes: usize,
     workers: HashMap<WorkerId, Arc<Worker>>,
@@ -46,6 +46,14 @@ struct Member<P> {
     peer: P,
     capacity: u16,
     capabilities: Vec<ByteString>,
+}
+
+struct Topic<P> {
+    subscriptions: Vector<Arc<Owned<P>>>,
+    /// How many of them are for agents.
+    agents: usize,
+    /// Where events go if all that match are these, and none is for agents: the same for each.
+    listeners: OnceLock<Destinations<P>>,
 }
 
 struct Owned<P> {
@@ -215,6 +223,9 @@ pub struct Recipients {
     pub listeners: Vec<Listener>,
 }
 
+/// Where an event goes: each worker once, with all that it gets there.
+pub type Destinations<P> = Arc<[(WorkerId, P, Arc<Recipients>)]>;
+
 impl Recipients {
     fn add(&mut self, target: &Target) {
         match target {
@@ -367,7 +378,8 @@ impl<P: Clone> Directory<P> {
     ) -> Result<(), RegisterError> {
         let same_filter = self.topics.get(&subscription.filter);
         let twin = |owned: &Arc<Owned<P>>| owned.subscription == *subscription;
-        let is_taken = unique && same_filter.is_some_and(|owned| owned.iter().any(twin));
+        let is_taken =
+            unique && same_filter.is_some_and(|topic| topic.subscriptions.iter().any(twin));
         if is_taken || self.subscriptions.contains_key(&id) {
             return Err(RegisterError::SubscriptionTaken);
         }
@@ -391,7 +403,10 @@ impl<P: Clone> Directory<P> {
         let (peer, alone) = (peer.clone(), Arc::new(alone));
         let owned = Arc::new(Owned { id: id.clone(), owner, peer, subscription, alone });
         let filter = owned.subscription.filter.clone();
-        self.topics.entry(filter).or_default().push_back(owned.clone());
+        let topic = self.topics.entry(filter).or_default();
+        topic.agents += usize::from(owned.is_for_agents());
+        topic.listeners = OnceLock::new();
+        topic.subscriptions.push_back(owned.clone());
         self.subscriptions.insert(id, owned);
         Ok(())
     }
@@ -447,27 +462,50 @@ impl<P: Clone> Directory<P> {
         members.iter().find(|member| member.id == worker).map(|member| &member.peer)
     }
 
-    /// Where an event on `topic` goes: each worker once, with all that it gets there.
+    /// Where an event on the topic `id` goes.
     ///
     /// `place` hears for each agent which worker it belongs to, and says which one gets the event
     /// for it, if any.
     pub fn recipients(
         &self,
-        topic: &TopicId,
+        id: &TopicId,
+        place: impl FnMut(&AgentId, WorkerId, &P) -> Option<(WorkerId, P)>,
+    ) -> Destinations<P> {
+        let exact = TopicFilter::Exact(id.topic_type.clone());
+        match self.topics.get(&exact) {
+            None if self.prefixes == 0 => Destinations::default(),
+            Some(topic) if self.prefixes == 0 && topic.agents == 0 => topic
+                .listeners
+                .get_or_init(|| self.find(topic.subscriptions.iter(), &id.source, place))
+                .clone(),
+            exact => {
+                let exact = exact.into_iter().flat_map(|topic| &topic.subscriptions);
+                self.find(exact.chain(self.by_prefix(&id.topic_type)), &id.source, place)
+            }
+        }
+    }
+
+    fn find<'a>(
+        &'a self,
+        matching: impl Iterator<Item = &'a Arc<Owned<P>>>,
+        source: &Key,
         mut place: impl FnMut(&AgentId, WorkerId, &P) -> Option<(WorkerId, P)>,
-    ) -> Vec<(WorkerId, P, Arc<Recipients>)> {
+    ) -> Destinations<P>
+    where
+        P: 'a,
+    {
         let mut found: Vec<(WorkerId, P, Arc<Recipients>)> = Vec::new();
         let mut indices =
             std::collections::HashMap::<WorkerId, usize, foldhash::fast::RandomState>::default();
         let mut seen: std::collections::HashSet<&AgentType> = Default::default();
-        for owned in self.matching(&topic.topic_type) {
+        for owned in matching {
             let (id, peer) = match &owned.subscription.target {
                 Target::Listener(_) => (owned.owner, owned.peer.clone()),
                 Target::Agent(agent_type) => {
                     if !seen.insert(agent_type) {
                         continue;
                     }
-                    let agent = AgentId::new(agent_type.clone(), topic.source.clone());
+                    let agent = AgentId::new(agent_type.clone(), source.clone());
                     match self.route(&agent).and_then(|(id, peer)| place(&agent, id, peer)) {
                         Some(worker) => worker,
                         None => continue,
@@ -484,17 +522,16 @@ impl<P: Clone> Directory<P> {
                 }
             }
         }
-        found
+        found.into()
     }
 
-    fn matching(&self, topic_type: &TopicType) -> impl Iterator<Item = &Arc<Owned<P>>> {
-        let exact = self.topics.get(&TopicFilter::Exact(topic_type.clone()));
+    fn by_prefix(&self, topic_type: &TopicType) -> impl Iterator<Item = &Arc<Owned<P>>> {
         let ends = if self.prefixes == 0 { 0..0 } else { 0..topic_type.as_str().len() + 1 };
         // Topic types are ASCII, so that each place in one is a boundary.
         let prefixes = ends.filter_map(|end| {
             self.topics.get(&TopicFilter::Prefix(topic_type.as_str()[..end].into()))
         });
-        exact.into_iter().chain(prefixes).flatten()
+        prefixes.flat_map(|topic| &topic.subscriptions)
     }
 
     /// Whether `worker` serves this agent, and so may speak in its name.
@@ -574,13 +611,34 @@ impl<P: Clone> Directory<P> {
     fn forget_subscription(&mut self, id: &SubscriptionId) {
         let Some(owned) = self.subscriptions.remove(id) else { return };
         let filter = &owned.subscription.filter;
-        if let Some(same) = self.topics.get_mut(filter) {
-            same.retain(|known| known.id != *id);
-            if same.is_empty() {
+        if let Some(topic) = self.topics.get_mut(filter) {
+            topic.agents -= usize::from(owned.is_for_agents());
+            topic.listeners = OnceLock::new();
+            topic.subscriptions.retain(|known| known.id != *id);
+            if topic.subscriptions.is_empty() {
                 self.topics.remove(filter);
                 self.prefixes -= usize::from(matches!(filter, TopicFilter::Prefix(_)));
             }
         }
+    }
+}
+
+impl<P> Owned<P> {
+    fn is_for_agents(&self) -> bool {
+        matches!(self.subscription.target, Target::Agent(_))
+    }
+}
+
+impl<P: Clone> Clone for Topic<P> {
+    fn clone(&self) -> Self {
+        let (subscriptions, listeners) = (self.subscriptions.clone(), self.listeners.clone());
+        Self { subscriptions, agents: self.agents, listeners }
+    }
+}
+
+impl<P: Clone> Default for Topic<P> {
+    fn default() -> Self {
+        Self { subscriptions: Vector::new(), agents: 0, listeners: OnceLock::new() }
     }
 }
 
@@ -742,6 +800,34 @@ mod tests {
     }
 
     #[test]
+    fn who_listens_is_asked_anew_whenever_that_changes() {
+        let mut room = Directory::<i32>::default();
+        let topic = TopicId::new(TopicType::parse("news.tech").unwrap(), Key::parse("k").unwrap());
+        let workers = |room: &Directory<i32>| {
+            let found = room.recipients(&topic, |_, id, peer| Some((id, *peer)));
+            found.iter().map(|(id, ..)| id.0).collect::<Vec<_>>()
+        };
+        let id = |worker| SubscriptionId::Numbered(WorkerId(worker), 0);
+        let listen = |room: &mut Directory<i32>, worker: u64, pattern: &str| {
+            let filter = TopicFilter::parse(pattern).unwrap();
+            let subscription = Subscription { filter, target: Target::Listener(0) };
+            room.subscribe(WorkerId(worker), &0, id(worker), &subscription, false, 9).unwrap();
+        };
+        assert_eq!(workers(&room), [0; 0]);
+        listen(&mut room, 1, "news.tech");
+        assert_eq!(workers(&room), [1]);
+        let before = room.clone();
+        listen(&mut room, 2, "news.tech");
+        assert_eq!((workers(&room), workers(&before)), (vec![1, 2], vec![1]));
+        listen(&mut room, 3, "news.*");
+        assert_eq!(workers(&room), [1, 2, 3]);
+        room.remove(WorkerId(3));
+        assert_eq!(workers(&room), [1, 2]);
+        room.unsubscribe(WorkerId(1), &id(1)).unwrap();
+        assert_eq!(workers(&room), [2]);
+    }
+
+    #[test]
     fn an_agent_gets_an_event_once_however_many_subscriptions_match() {
         let mut room = Directory::default();
         room.register(WorkerId(1), &1, &kind("a"), &Registration::default(), 9).unwrap();
@@ -756,13 +842,13 @@ mod tests {
             TopicId::new(TopicType::parse("news.tech").unwrap(), Key::parse("server").unwrap());
         let to_a = Recipients { agents: vec![kind("a")], listeners: vec![] };
         let home = |_: &AgentId, id, peer: &i32| Some((id, *peer));
-        assert_eq!(room.recipients(&topic, home), [(WorkerId(1), 1, to_a.into())]);
-        assert_eq!(room.recipients(&topic, |_, _, _| None), []);
+        assert_eq!(*room.recipients(&topic, home), [(WorkerId(1), 1, to_a.into())]);
+        assert_eq!(*room.recipients(&topic, |_, _, _| None), []);
         let away = |_: &AgentId, _, _: &i32| Some((WorkerId(2), 2));
         assert_eq!(room.recipients(&topic, away)[0].0, WorkerId(2));
 
         room.remove(WorkerId(1));
-        assert_eq!(room.recipients(&topic, home), []);
+        assert_eq!(*room.recipients(&topic, home), []);
         assert_eq!((room.subscriptions().count(), room.prefixes), (0, 0));
     }
 

@@ -39,8 +39,8 @@ macro_rules! bug {
 pub use bytes::Bytes;
 pub use bytestring::ByteString;
 pub use directory::{
-    Directory, Listener, Recipients, RegisterError, Registration, Subscription, SubscriptionId,
-    Target, TopicFilter, WorkerId,
+    Destinations, Directory, Listener, Recipients, RegisterError, Registration, Subscription,
+    SubscriptionId, Target, TopicFilter, WorkerId,
 };
 pub use envelope::{
     Call, Event, Header, MAX_HOPS, Metadata, MetadataError, Payload, Principal, Reply,

@@ -17,6 +17,7 @@ pub(crate) struct SharedEvent {
     native: OnceLock<wire::SharedEvent>,
     dialect: OnceLock<Option<ByteString>>,
     sse: OnceLock<Bytes>,
+    weight: usize,
     /// When it was published, since the Unix epoch.
     time: Duration,
 }
@@ -24,7 +25,8 @@ pub(crate) struct SharedEvent {
 impl SharedEvent {
     pub(crate) fn new(event: Event, time: Duration) -> Self {
         let (native, dialect, sse) = Default::default();
-        Self { event, native, dialect, sse, time }
+        let weight = event.payload.weight() + event.header.weight();
+        Self { event, native, dialect, sse, weight, time }
     }
 
     pub(crate) fn event(&self) -> &Event {
@@ -32,7 +34,7 @@ impl SharedEvent {
     }
 
     pub(crate) fn weight(&self) -> usize {
-        self.event.payload.weight() + self.event.header.weight()
+        self.weight
     }
 
     /// The lines of a server-sent event.

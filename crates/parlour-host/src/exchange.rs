@@ -497,14 +497,13 @@ impl Exchange {
         metrics.events.inc();
         let directory = self.0.directory.load();
         let mut moving = Vec::new();
-        let mut found = directory.recipients(&event.topic, |agent, home, peer| {
+        let found = directory.recipients(&event.topic, |agent, home, peer| {
             let place = self.event_place(&directory, agent, home, peer);
             if place.is_none() && Some(home) != except {
                 moving.push(agent.clone());
             }
             place
         });
-        found.retain(|(id, ..)| Some(*id) != except);
         let limit = self.0.config.limits.fan_out;
         if found.len() > limit {
             let detail = format!("the event would go to {} connections", found.len());
@@ -520,9 +519,12 @@ impl Exchange {
         };
         let event = Arc::new(SharedEvent::new(event, self.unix_time()));
         let mut unnamed = 0;
-        for (_, peer, recipients) in found {
+        for (id, peer, recipients) in &*found {
+            if Some(*id) == except {
+                continue;
+            }
             let count = (recipients.agents.len() + recipients.listeners.len()) as u64;
-            match peer.offer(Outgoing::Event(event.clone(), recipients)) {
+            match peer.offer(Outgoing::Event(event.clone(), recipients.clone())) {
                 Ok(()) => {
                     published.recipients += count;
                 }

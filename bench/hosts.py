@@ -159,7 +159,9 @@ def nats(work: Path) -> str:
 def versions(options: argparse.Namespace, missing: dict[Host, str]) -> list[str]:
     """What was measured, one line each."""
     commit = said("git", "rev-parse", "--short", "HEAD")
-    changed = ", changed" if said("git", "status", "--porcelain", "--untracked-files=no") else ""
+    # The page itself changes with every run.
+    tracked = ("git", "status", "--porcelain", "--untracked-files=no", "--", ":!bench/RESULTS.md")
+    changed = ", changed" if said(*tracked, ":!bench/plots") else ""
     parlour = said(str(options.parlour), "--version")
     ours = (
         f"{parlour}, a binary that was given"

@@ -166,9 +166,9 @@ async def test_after_a_killed_host_every_worker_is_back_soon(say):
 
 async def test_a_slow_line_carries_heartbeats_beside_a_large_payload(start_room):
     """N7: a payload that takes longer than two heartbeats does not make its sender look dead."""
-    room = start_room(timeouts__heartbeat="700ms", timeouts__grace="100ms")
+    room = start_room(timeouts__heartbeat="1500ms", timeouts__grace="100ms")
     async with Proxy(room.address) as network, await Channel.open(room.url) as caller:
-        network.bytes_per_second = 300_000
+        network.bytes_per_second = 250_000
         async with worker(network.url, "slowline"):
             await served(caller, "slowline/k")
             payload = bytes(1_000_000)
@@ -176,7 +176,7 @@ async def test_a_slow_line_carries_heartbeats_beside_a_large_payload(start_room)
             reply = await caller.call("slowline/k", payload, timeout=60)
             took = time.monotonic() - began
             assert (reply.kind, len(reply.payload)) == (Kind.REPLY, len(payload)), reply
-            assert took > 4, "the line was slow"
+            assert took > 6, "each way took longer than a silence may"
         assert room.metric("parlour_missed_heartbeats_total") == 0
         assert room.metric("parlour_sessions_resumed_total") == 0
 

@@ -25,7 +25,8 @@ PATIENT = 100_000
 def worker(url: str, agent_type: str, *how: str):
     """A worker in a process of its own."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("PARLOUR_")}
-    command = [BINARY, "worker", agent_type, "--url", url, *(how or ("--echo",))]
+    command = [BINARY, "worker", agent_type, "--name", agent_type, "--url", url]
+    command += how or ("--echo",)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
     try:
         yield process

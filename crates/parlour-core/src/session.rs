@@ -67,7 +67,7 @@ impl<R> Session<R> {
 
     /// Ends the call because its caller gave it up. One that has ended already stays as it is.
     pub fn cancel(&mut self, id: CallId) {
-        self.settle(id, |sent| cancelled().may_have_run_if(sent));
+        self.fail(id, cancelled());
     }
 
     /// Takes a reply the peer sent.

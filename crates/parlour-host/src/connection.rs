@@ -109,24 +109,12 @@ impl<L: Link> Connection<L> {
     ) -> Option<Box<L>> {
         let mut attached = pin!(attached);
         let link = loop {
-            self.hand_on_settled();
-            let due = self.session.poll_timeout().map_or(until, |at| until.min(at.into()));
             tokio::select! {
                 biased;
                 link = &mut attached => break link.ok(),
-                Some(item) = self.inbox.recv() => {
-                    if matches!(item, Outgoing::Close(_)) {
-                        break None;
-                    }
-                    self.take(item);
-                }
-                () = sleep_until(due) => {
-                    let now = Instant::now();
-                    self.session.handle_timeout(now.into_std());
-                    if now >= until {
-                        break None;
-                    }
-                }
+                goes_on = self.wait(until) => if !goes_on {
+                    break None;
+                },
             }
         };
         if link.is_none() {
@@ -179,26 +167,33 @@ impl<L: Link> Connection<L> {
         let until = Instant::now() + self.exchange.config().timeouts.grace;
         let _in_grace = self.exchange.enter_grace();
         while self.resumption.is_none() {
-            self.hand_on_settled();
-            let due = self.session.poll_timeout().map_or(until, |at| until.min(at.into()));
-            tokio::select! {
-                biased;
-                Some(item) = self.inbox.recv() => {
-                    if matches!(item, Outgoing::Close(_)) {
-                        return None;
-                    }
-                    self.take(item);
-                }
-                () = sleep_until(due) => {
-                    let now = Instant::now();
-                    self.session.handle_timeout(now.into_std());
-                    if now >= until {
-                        return None;
-                    }
-                }
+            if !self.wait(until).await {
+                return None;
             }
         }
         self.resumption.take()
+    }
+
+    /// A step of waiting for a socket: takes what comes for the peer, or ends calls whose time is up.
+    /// Returns whether to wait on: not beyond `until`, nor when the channel is to close. Cancel safe.
+    async fn wait(&mut self, until: Instant) -> bool {
+        self.hand_on_settled();
+        let due = self.session.poll_timeout().map_or(until, |at| until.min(at.into()));
+        tokio::select! {
+            biased;
+            Some(item) = self.inbox.recv() => {
+                let closes = matches!(item, Outgoing::Close(_));
+                if !closes {
+                    self.take(item);
+                }
+                !closes
+            }
+            () = sleep_until(due) => {
+                let now = Instant::now();
+                self.session.handle_timeout(now.into_std());
+                now < until
+            }
+        }
     }
 
     /// Goes on over the peer's new socket.
@@ -217,6 +212,7 @@ impl<L: Link> Connection<L> {
         let mut frames = Vec::new();
         // The close, once it has been written: it is the last that is.
         let mut closed: Option<Box<Close>> = None;
+        let mut heard = false;
         loop {
             for _ in 0..BATCH {
                 let Ok(item) = self.inbox.try_recv() else { break };
@@ -244,6 +240,10 @@ impl<L: Link> Connection<L> {
             // Looked at each time round: a socket that always has more to read would never let the
             // timer have its turn.
             let now = Instant::now();
+            if std::mem::take(&mut heard) {
+                clock.hear(now);
+                link.has_moved();
+            }
             self.peer.credit.store(link.credit().unwrap_or(u64::MAX), Relaxed);
             clock.starve(now, !self.outbox.is_empty() && !link.has_credit());
             let due = clock.due(self.greeted, self.session.poll_timeout());
@@ -275,8 +275,7 @@ impl<L: Link> Connection<L> {
                         return End::Dropped("cut: it took no byte for too long");
                     }
                     received => {
-                        clock.hear(Instant::now());
-                        link.has_moved();
+                        heard = true;
                         let is_full = frames.len() >= FRAMES_AT_ONCE;
                         for frame in frames.drain(..) {
                             // Nothing is heard any more of a peer that broke the protocol.

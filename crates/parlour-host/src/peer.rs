@@ -256,8 +256,7 @@ impl Peer {
 
     /// Whether so much waits that the peer's requests are not read for now.
     pub(crate) fn is_choked(&self) -> bool {
-        let (messages, bytes) = self.waiting();
-        messages >= self.0.bounds.messages || bytes >= self.0.bounds.bytes
+        !self.may_ask(true)
     }
 
     /// Whether the peer's requests are read: not while too much waits for it. One that gave no credit

@@ -258,14 +258,12 @@ impl<C: Connect> Driver<C> {
             }
             Err(error) => End::Lost(error),
         };
-        // A goodbye, if it came through, would end the session at the host.
-        if matches!(end, End::Broken(_)) {
-            return end;
-        }
         let code = match &end {
+            // A goodbye, if it came through, would end the session at the host.
+            End::Broken(_) => return end,
             End::Closed | End::Refused(_) => CloseCode::NORMAL_CLOSURE,
             End::Lost(error) if error.kind() == ErrorKind::Protocol => CloseCode::PROTOCOL_ERROR,
-            End::Lost(_) | End::Broken(_) => CloseCode::GOING_AWAY,
+            End::Lost(_) => CloseCode::GOING_AWAY,
         };
         // What waits after a loss is for the next connection.
         let (ends, state) = (matches!(end, End::Closed), &mut self.state);
@@ -355,7 +353,7 @@ impl<C: Connect> Driver<C> {
                     *draining = Some(self.drain());
                 }
                 command = self.commands.recv() => {
-                    if self.handle_commands(command).is_break() {
+                    if command.is_none() || self.handle_commands(command, COMMANDS).is_break() {
                         return End::Closed;
                     }
                 }
@@ -453,21 +451,14 @@ impl<C: Connect> Driver<C> {
 
     /// Takes what was asked for before: a handler that has ended spoke of its progress first.
     fn handle_queued_commands(&mut self) -> ControlFlow<()> {
-        for _ in 0..self.commands.len() {
-            match self.commands.try_recv() {
-                Ok(Command::Close) => return ControlFlow::Break(()),
-                Ok(command) => self.state.handle_command(command),
-                Err(_) => break,
-            }
-        }
-        ControlFlow::Continue(())
+        self.handle_commands(None, self.commands.len())
     }
 
-    /// Takes a command, and those behind it. Breaks if the connection is to be closed.
-    fn handle_commands(&mut self, first: Option<Command>) -> ControlFlow<()> {
-        let Some(first) = first else { return ControlFlow::Break(()) };
+    /// Takes `first` and what waits behind it, up to `most` commands. Breaks if the connection is to be
+    /// closed.
+    fn handle_commands(&mut self, first: Option<Command>, most: usize) -> ControlFlow<()> {
         let behind = std::iter::from_fn(|| self.commands.try_recv().ok());
-        for command in std::iter::once(first).chain(behind).take(COMMANDS) {
+        for command in first.into_iter().chain(behind).take(most) {
             match command {
                 Command::Close => return ControlFlow::Break(()),
                 command => self.state.handle_command(command),

@@ -68,11 +68,8 @@ pub fn frame_length(message: &[u8]) -> Result<usize, DecodeError> {
     Ok(message.len() - rest.len())
 }
 
-/// Takes the next frame off `message`. Payload and texts are slices of it, not copies.
-///
-/// Returns `None` for a frame of an unknown kind, which is to be skipped. Call it until `message` is
-/// empty.
-pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
+/// Takes the next frame off `message`, as what it is made of.
+pub(super) fn parts(message: &mut Bytes) -> Result<(u8, Fields, Bytes), DecodeError> {
     if message.is_empty() {
         return Err(DecodeError::Truncated("kind"));
     }
@@ -81,8 +78,15 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
     if header.len() > MAX_HEADER {
         return Err(DecodeError::TooLong("the header", MAX_HEADER));
     }
-    let payload = take(message, "payload")?;
-    let fields = Fields(header);
+    Ok((kind, Fields(header), take(message, "payload")?))
+}
+
+/// Takes the next frame off `message`. Payload and texts are slices of it, not copies.
+///
+/// Returns `None` for a frame of an unknown kind, which is to be skipped. Call it until `message` is
+/// empty.
+pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
+    let (kind, fields, payload) = parts(message)?;
     let missing = |number| move || DecodeError::Missing(kind, number);
     Ok(Some(match kind {
         kind::HELLO => Frame::Hello(hello(fields)?),
@@ -458,7 +462,7 @@ impl Field {
 }
 
 /// Takes a length and as many bytes.
-pub(super) fn take(from: &mut Bytes, what: &'static str) -> Result<Bytes, DecodeError> {
+fn take(from: &mut Bytes, what: &'static str) -> Result<Bytes, DecodeError> {
     let length = varint(from, what)?;
     match usize::try_from(length) {
         Ok(length) if length <= from.len() => Ok(from.split_to(length)),

@@ -1,8 +1,8 @@
 //! Frames as they are written, without a look at what their fields mean.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 
-use super::decode::{DecodeError, Fields, MAX_HEADER, Value, take};
+use super::decode::{DecodeError, Fields, Value, parts};
 use super::encode::{put_varint, write};
 
 /// A frame of any kind, known here or not.
@@ -30,16 +30,8 @@ pub enum RawValue {
 impl RawFrame {
     /// Takes the next frame off `message`. Fields of the two types that are not used are left out.
     pub fn decode(message: &mut Bytes) -> Result<Self, DecodeError> {
-        if message.is_empty() {
-            return Err(DecodeError::Truncated("kind"));
-        }
-        let kind = message.get_u8();
-        let header = take(message, "header")?;
-        if header.len() > MAX_HEADER {
-            return Err(DecodeError::TooLong("the header", MAX_HEADER));
-        }
-        let (fields, payload) = (fields(header)?, take(message, "payload")?);
-        Ok(Self { kind, fields, payload })
+        let (kind, fields, payload) = parts(message)?;
+        Ok(Self { kind, fields: known(fields)?, payload })
     }
 
     /// Appends the frame to `out`.
@@ -56,16 +48,21 @@ impl RawFrame {
 
 /// The fields that `bytes` are.
 pub fn fields(bytes: Bytes) -> Result<Vec<(u64, RawValue)>, DecodeError> {
-    let mut fields = Vec::new();
-    for field in Fields(bytes) {
+    known(Fields(bytes))
+}
+
+/// All but those of the two types that are not used.
+fn known(fields: Fields) -> Result<Vec<(u64, RawValue)>, DecodeError> {
+    let mut known = Vec::new();
+    for field in fields {
         let field = field?;
         match field.value {
-            Value::Number(value) => fields.push((field.number, RawValue::Number(value))),
-            Value::Bytes(bytes) => fields.push((field.number, RawValue::Bytes(bytes))),
+            Value::Number(value) => known.push((field.number, RawValue::Number(value))),
+            Value::Bytes(bytes) => known.push((field.number, RawValue::Bytes(bytes))),
             Value::Skipped => {}
         }
     }
-    Ok(fields)
+    Ok(known)
 }
 
 fn header(fields: &[(u64, RawValue)]) -> BytesMut {

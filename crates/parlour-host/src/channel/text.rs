@@ -43,7 +43,6 @@ impl Protocol for Text {
     fn decode(&mut self, message: &mut Bytes) -> Result<Option<Frame>, Close> {
         let mut frame = read(&std::mem::take(message), self.max_depth)
             .map_err(|reason| Close::new(Close::PROTOCOL, reason))?;
-        self.native.begin(false).map_err(|reason| Close::new(Close::UNSUPPORTED, reason))?;
         self.native.decode(&mut frame)
     }
 

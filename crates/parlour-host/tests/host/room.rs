@@ -144,30 +144,14 @@ impl Channel {
 
     /// Calls `agent` with `text`, under the name `id`.
     pub(crate) async fn call(&mut self, id: u64, agent: &str, text: &str, limit: Option<Duration>) {
-        let frame = CallFrame {
-            id: CallId(id),
-            target: AgentId::parse(agent).unwrap(),
-            timeout: limit,
-            progress: false,
-            resent: false,
-            header: HeaderFields::default(),
-            payload: Payload::text(text),
-        };
+        let payload = Payload::text(text);
+        let frame = CallFrame { timeout: limit, payload, ..call_frame(id, agent) };
         self.send(Frame::Call(frame)).await;
     }
 
     /// Calls `agent`, and asks for its progress or does not.
     pub(crate) async fn call_with_progress(&mut self, id: u64, agent: &str, progress: bool) {
-        let frame = CallFrame {
-            id: CallId(id),
-            target: AgentId::parse(agent).unwrap(),
-            timeout: None,
-            progress,
-            resent: false,
-            header: HeaderFields::default(),
-            payload: Payload::default(),
-        };
-        self.send(Frame::Call(frame)).await;
+        self.send(Frame::Call(CallFrame { progress, ..call_frame(id, agent) })).await;
     }
 
     /// The next frame but for pings and acknowledgements; none once the channel is closed.
@@ -213,6 +197,18 @@ impl Channel {
     /// Reads nothing and answers nothing from here on, but stays open.
     pub(crate) fn fall_silent(self) -> WebSocketStream<DuplexStream> {
         self.socket
+    }
+}
+
+fn call_frame(id: u64, agent: &str) -> CallFrame {
+    CallFrame {
+        id: CallId(id),
+        target: AgentId::parse(agent).unwrap(),
+        timeout: None,
+        progress: false,
+        resent: false,
+        header: HeaderFields::default(),
+        payload: Payload::default(),
     }
 }
 

@@ -244,8 +244,9 @@ impl<L: Link> Connection<L> {
                 clock.hear(now);
                 link.has_moved();
             }
-            self.peer.credit.store(link.credit().unwrap_or(u64::MAX), Relaxed);
-            clock.starve(now, !self.outbox.is_empty() && !link.has_credit());
+            let credit = link.credit().unwrap_or(u64::MAX);
+            self.peer.credit.store(credit, Relaxed);
+            clock.starve(now, !self.outbox.is_empty() && credit == 0);
             let due = clock.due(self.greeted, self.session.poll_timeout());
             if due <= now {
                 if let Some(end) = self.tick(link, &mut clock) {
@@ -257,7 +258,7 @@ impl<L: Link> Connection<L> {
             if due < timer.deadline() {
                 timer.as_mut().reset(due);
             }
-            let reads = clock.is_closing() || self.peer.may_ask(link.has_credit());
+            let reads = clock.is_closing() || self.peer.may_ask(credit > 0);
             // A peer that is not read cannot be heard; if it takes nothing, its socket says so.
             if !reads {
                 clock.hear(now);

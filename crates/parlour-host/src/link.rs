@@ -47,9 +47,6 @@ pub(crate) trait Link: Send {
     /// Whether more may be sent without keeping much in memory.
     fn has_room(&self) -> bool;
 
-    /// Whether the peer takes more than it was sent.
-    fn has_credit(&self) -> bool;
-
     /// Whether since this was last asked bytes moved that only a living peer moves: some that came from
     /// it, also of a message that is not whole yet, or some that waited to be written.
     fn has_moved(&mut self) -> bool;
@@ -113,11 +110,6 @@ pub(crate) trait Protocol: Send {
 
     /// Writes one item.
     fn encode(&mut self, item: Sendable<'_>, out: &mut Outbox) -> Result<(), Fault>;
-
-    /// Whether the peer takes more than it was sent.
-    fn has_credit(&self) -> bool {
-        true
-    }
 
     /// How many more frames it takes, if it said so.
     fn credit(&self) -> Option<u64> {
@@ -352,11 +344,7 @@ impl<P: Protocol> Link for WebSocketLink<P> {
     }
 
     fn has_room(&self) -> bool {
-        self.pending() < ROOM && self.protocol.has_credit()
-    }
-
-    fn has_credit(&self) -> bool {
-        self.protocol.has_credit()
+        self.pending() < ROOM && self.credit() != Some(0)
     }
 
     fn has_moved(&mut self) -> bool {

@@ -103,10 +103,6 @@ impl Protocol for Native {
         Ok(())
     }
 
-    fn has_credit(&self) -> bool {
-        self.session.as_ref().is_none_or(|windows| windows.sent.has_credit())
-    }
-
     fn credit(&self) -> Option<u64> {
         self.session.as_ref().map(|windows| windows.sent.credit())
     }

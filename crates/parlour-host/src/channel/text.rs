@@ -50,8 +50,8 @@ impl Protocol for Text {
         self.native.encode(item, out)
     }
 
-    fn has_credit(&self) -> bool {
-        self.native.has_credit()
+    fn credit(&self) -> Option<u64> {
+        self.native.credit()
     }
 
     fn seal(&mut self, batch: BytesMut) -> Bytes {

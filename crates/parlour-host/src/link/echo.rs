@@ -107,10 +107,6 @@ impl Link for EchoLink {
         self.0.has_room()
     }
 
-    fn has_credit(&self) -> bool {
-        self.0.has_credit()
-    }
-
     fn has_moved(&mut self) -> bool {
         self.0.has_moved()
     }

@@ -49,4 +49,4 @@ pub use fault::{Fault, FaultKind};
 pub use name::{AgentId, AgentType, InvalidName, Key, MessageId, TopicId, TopicType};
 pub use places::{Places, Standing, Way};
 pub use session::{CallId, CallMap, Session, Settled};
-pub use window::{Credit, Received, Sent, WrongCount};
+pub use window::{Credit, Received, Sent, Windows, WrongCount};

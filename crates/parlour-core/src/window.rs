@@ -206,6 +206,68 @@ impl Received {
     }
 }
 
+/// One side of a session that goes on over another socket: what it sent, and what it received.
+#[derive(Debug)]
+pub struct Windows {
+    sent: Sent,
+    received: Received,
+}
+
+impl Windows {
+    /// Of a session that begins, with this much credit each way.
+    pub fn new(credit: Credit) -> Self {
+        Self { sent: Sent::new(credit), received: Received::new(credit) }
+    }
+
+    /// Counts a frame that came.
+    pub fn receive(&mut self, frame: &[u8]) {
+        self.received.push(frame);
+    }
+
+    /// How many frames came since the session began.
+    pub fn received(&self) -> u64 {
+        self.received.frames()
+    }
+
+    /// Takes the other side's count of the frames that it received.
+    pub fn handle_ack(&mut self, received: u64) -> Result<(), WrongCount> {
+        self.sent.acknowledge(received)
+    }
+
+    /// How many more frames may be sent; see [`Sent::credit`].
+    pub fn credit(&self) -> u64 {
+        self.sent.credit()
+    }
+
+    /// Counts a frame of the batch that is being made.
+    pub fn add(&mut self, frame: &[u8]) {
+        self.sent.add(frame);
+    }
+
+    /// Keeps the batch, which is about to be written.
+    pub fn push(&mut self, batch: Bytes) {
+        self.sent.push(batch);
+    }
+
+    /// Appends an ACK to `out` if there is something to acknowledge, and so much came that it is due, or
+    /// `at_once`.
+    pub fn acknowledge(&mut self, at_once: bool, out: &mut BytesMut) {
+        if (at_once || self.received.is_due())
+            && let Some(received) = self.received.acknowledge()
+        {
+            wire::encode(&wire::Frame::Ack(received), out);
+        }
+    }
+
+    /// What the other side, which has received `received` frames, lacks. Greetings over the new socket
+    /// acknowledge what came over the old one.
+    pub fn resume(&mut self, received: u64) -> Result<Vec<Bytes>, WrongCount> {
+        let again = self.sent.resend(received)?;
+        let _ = self.received.acknowledge();
+        Ok(again)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -113,6 +113,7 @@ mod handle;
 mod handler;
 mod handlers;
 mod instances;
+mod kept;
 mod outgoing;
 mod payload;
 mod reply;
@@ -124,7 +125,6 @@ mod subscription;
 mod tests;
 mod transport;
 mod typed;
-mod windows;
 mod worker;
 
 pub use agent::{Agent, IntoAgent, Itself};

@@ -13,9 +13,10 @@ use parlour_core::{
 use tokio::sync::mpsc;
 
 use crate::handle::{Command, Ids, LocalSubscription, Request, Waiting, after};
+use crate::kept::{Kept, wrong_count};
 use crate::outgoing::{Outgoing, payload, weight};
 use crate::transport::protocol;
-use crate::windows::Windows;
+
 use crate::{Error, ErrorKind};
 
 /// How much of small frames is put into one message: as the protocol asks.
@@ -45,7 +46,7 @@ pub(crate) struct State {
     /// Whether the host knows the registrations and subscriptions, or will when it has read on.
     in_session: bool,
     connected: bool,
-    windows: Option<Windows>,
+    kept: Option<Kept>,
     /// Messages that are written before any other: the host has not received them over an earlier
     /// connection.
     resend: VecDeque<Bytes>,
@@ -78,7 +79,7 @@ impl State {
             subscriptions: BTreeMap::new(),
             in_session: false,
             connected: false,
-            windows: None,
+            kept: None,
             resend: VecDeque::new(),
             urgent: BytesMut::new(),
             grace_until: None,
@@ -130,7 +131,7 @@ impl State {
 
     /// Asks in `hello` for a session that outlives its connection, or to go on with the one there is.
     pub(crate) fn ask(&self, mut hello: Hello) -> Hello {
-        Windows::ask(&mut hello, self.windows.as_ref());
+        Kept::ask(&mut hello, self.kept.as_ref());
         hello
     }
 
@@ -144,13 +145,13 @@ impl State {
     ) -> Result<bool, Error> {
         self.urgent.clear();
         self.grace_until = None;
-        if let Some(windows) = self.windows.as_mut().filter(|_| welcome.resumed) {
-            self.resend = windows.resume(welcome)?.into();
+        if let Some(kept) = self.kept.as_mut().filter(|_| welcome.resumed) {
+            self.resend = kept.windows.resume(welcome.received).map_err(wrong_count)?.into();
             self.connected = true;
             return Ok(true);
         }
         self.end_session();
-        self.windows = Windows::begin(welcome);
+        self.kept = Kept::begin(welcome);
         (self.in_session, self.connected) = (true, true);
         self.max_payload = welcome.max_payload;
         self.set_up(now);
@@ -197,7 +198,7 @@ impl State {
     /// Ends a connection that broke. Returns whether the session may go on over another.
     pub(crate) fn handle_disconnect(&mut self, now: Instant) -> bool {
         self.connected = false;
-        self.grace_until = self.windows.as_ref().map(|windows| now + windows.grace);
+        self.grace_until = self.kept.as_ref().map(|kept| now + kept.grace);
         self.grace_until.is_some()
     }
 
@@ -207,7 +208,7 @@ impl State {
             return;
         }
         self.connected = false;
-        self.windows = None;
+        self.kept = None;
         self.grace_until = None;
         self.resend.clear();
         self.setup = 0;
@@ -260,12 +261,14 @@ impl State {
     /// is not known here.
     pub(crate) fn receive(&mut self, message: &mut Bytes) -> Result<Option<Frame>, Error> {
         let mut frame = wire::split_frame(message).map_err(protocol)?;
-        if let Some(windows) = &mut self.windows {
+        if let Some(Kept { windows, .. }) = &mut self.kept {
             windows.receive(&frame);
         }
         match wire::decode(&mut frame).map_err(protocol)? {
             Some(Frame::Ack(received)) => {
-                self.windows.as_mut().map_or(Ok(()), |windows| windows.handle_ack(received))?;
+                if let Some(Kept { windows, .. }) = &mut self.kept {
+                    windows.handle_ack(received).map_err(wrong_count)?;
+                }
                 Ok(None)
             }
             Some(Frame::Ping(number)) => {
@@ -278,7 +281,7 @@ impl State {
     }
 
     fn acknowledge(&mut self, now: bool) {
-        if let Some(windows) = &mut self.windows {
+        if let Some(Kept { windows, .. }) = &mut self.kept {
             windows.acknowledge(now, &mut self.urgent);
         }
     }
@@ -405,7 +408,7 @@ impl State {
         while let Some(outgoing) = self.outbox.front() {
             let is_full =
                 !message.is_empty() && message.len() + weight(outgoing.frame()) > BATCH_BYTES;
-            if is_full || !self.windows.as_ref().is_none_or(Windows::has_credit) {
+            if is_full || self.kept.as_ref().is_some_and(|kept| kept.windows.credit() == 0) {
                 break;
             }
             let begin = message.len();
@@ -433,12 +436,12 @@ impl State {
                 }
                 None => break,
             }
-            if let Some(windows) = &mut self.windows {
+            if let Some(Kept { windows, .. }) = &mut self.kept {
                 windows.add(&message[begin..]);
             }
         }
         let message = message.freeze();
-        if let Some(windows) = &mut self.windows {
+        if let Some(Kept { windows, .. }) = &mut self.kept {
             windows.push(message.clone());
         }
         (!message.is_empty()).then_some(message)

@@ -2,7 +2,7 @@
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use parlour_core::wire::{self, DecodeError, Frame, Hello, Welcome};
-use parlour_core::{Fault, Received, Sent, WrongCount};
+use parlour_core::{Fault, Windows, WrongCount};
 
 use crate::io::SMALL;
 use crate::link::{Outbox, Protocol, Sendable};
@@ -24,13 +24,6 @@ pub(crate) struct Native {
     session: Option<Windows>,
 }
 
-/// Both directions of a session that can go on over another socket.
-#[derive(Debug)]
-struct Windows {
-    sent: Sent,
-    received: Received,
-}
-
 impl Protocol for Native {
     const GREETS: bool = true;
 
@@ -43,11 +36,11 @@ impl Protocol for Native {
         let broken = |error: DecodeError| Close::new(Close::PROTOCOL, error.to_string());
         let mut frame = self.split(message).map_err(broken)?;
         if let Some(windows) = &mut self.session {
-            windows.received.push(&frame);
+            windows.receive(&frame);
         }
         let frame = wire::decode(&mut frame).map_err(broken)?;
         if let (Some(Frame::Ack(received)), Some(windows)) = (&frame, &mut self.session) {
-            windows.sent.acknowledge(*received).map_err(wrong_count)?;
+            windows.handle_ack(*received).map_err(wrong_count)?;
             return Ok(None);
         }
         Ok(frame)
@@ -85,10 +78,7 @@ impl Protocol for Native {
             Sendable::Frame(Frame::Welcome(welcome)) => {
                 // What is counted begins behind it.
                 wire::encode(&Frame::Welcome(welcome.clone()), batch);
-                self.session = welcome.session.is_some().then(|| Windows {
-                    sent: Sent::new(welcome.credit),
-                    received: Received::new(welcome.credit),
-                });
+                self.session = welcome.session.is_some().then(|| Windows::new(welcome.credit));
                 return Ok(());
             }
             Sendable::Frame(frame) => wire::encode(frame, batch),
@@ -96,7 +86,9 @@ impl Protocol for Native {
             Sendable::Ping => {
                 self.pings += 1;
                 wire::encode(&Frame::Ping(self.pings), batch);
-                self.acknowledge(batch);
+                if let Some(windows) = &mut self.session {
+                    windows.acknowledge(true, batch);
+                }
             }
         }
         self.count(&batch[begin..]);
@@ -104,17 +96,14 @@ impl Protocol for Native {
     }
 
     fn credit(&self) -> Option<u64> {
-        self.session.as_ref().map(|windows| windows.sent.credit())
+        self.session.as_ref().map(Windows::credit)
     }
 
     fn seal(&mut self, mut batch: BytesMut) -> Bytes {
-        if self.session.as_ref().is_some_and(|windows| windows.received.is_due()) {
-            self.acknowledge(&mut batch);
-        }
+        let Some(windows) = &mut self.session else { return batch.freeze() };
+        windows.acknowledge(false, &mut batch);
         let batch = batch.freeze();
-        if let Some(windows) = &mut self.session {
-            windows.sent.push(batch.clone());
-        }
+        windows.push(batch.clone());
         batch
     }
 
@@ -122,9 +111,8 @@ impl Protocol for Native {
         let Some(windows) = &mut self.session else {
             return Err(Close::new(Close::PROTOCOL, "this session cannot be resumed"));
         };
-        let again = windows.sent.resend(hello.received).map_err(wrong_count)?;
-        let _ = windows.received.acknowledge();
-        let received = windows.received.frames();
+        let again = windows.resume(hello.received).map_err(wrong_count)?;
+        let received = windows.received();
         let mut greeting = BytesMut::new();
         wire::encode(&Frame::Welcome(Welcome { received, ..welcome }), &mut greeting);
         Ok(std::iter::once(greeting.freeze()).chain(again).collect())
@@ -163,15 +151,7 @@ impl Native {
     /// Counts what was just encoded.
     fn count(&mut self, frame: &[u8]) {
         if let Some(windows) = &mut self.session {
-            windows.sent.add(frame);
-        }
-    }
-
-    /// Says how much was received, unless that was said already.
-    fn acknowledge(&mut self, batch: &mut BytesMut) {
-        let windows = self.session.as_mut();
-        if let Some(received) = windows.and_then(|windows| windows.received.acknowledge()) {
-            wire::encode(&Frame::Ack(received), batch);
+            windows.add(frame);
         }
     }
 }

@@ -32,6 +32,10 @@
 //!     Ok(())
 //! }
 //! ```
+//!
+//! A worker can also be [cut](RunningWorker::cut) off, [partitioned](RunningWorker::partition) and
+//! [delayed](RunningWorker::delay), the host can [crash](Room::crash) and [start](Room::start) again, and
+//! a [`Network`], which [`Room::join`] gives for a client, does all that a line can do to either.
 
 mod network;
 mod room;

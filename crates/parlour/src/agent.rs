@@ -22,8 +22,8 @@ const MAX_INSTANCES: usize = 10_000;
 ///
 /// Messages for one key begin in the order in which the host took them, and several run at once, each
 /// in a task of its own, unless the agent is [`one_at_a_time`](Self::one_at_a_time). A handler is
-/// dropped in the middle when its caller gives up, its deadline passes, or the connection is lost. A
-/// panic is caught and reported like an error.
+/// dropped in the middle when its caller gives up, its deadline passes, or the connection is lost for
+/// longer than the host's grace time. A panic is caught and reported like an error.
 ///
 /// ```
 /// use parlour::{Agent, Json, State, TopicId};

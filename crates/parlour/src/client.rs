@@ -22,9 +22,14 @@ pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// Make one and clone it: clones share the connection, which ends when the last of them and of their
 /// [`Subscription`]s is dropped. A connection that is lost is made anew, with waits of random length
-/// up to 5 s in between, and subscriptions go on. Requests whose answer was outstanding fail with
-/// [`ErrorKind::ConnectionLost`](crate::ErrorKind::ConnectionLost); requests made meanwhile wait,
-/// within their deadline.
+/// up to 5 s in between; requests made meanwhile wait, within their deadline. Within the host's grace
+/// time, 5 s unless it is set otherwise, nothing is lost: requests get their answers, and subscriptions
+/// every event. After that, or at a host that was started anew, requests whose answer was outstanding
+/// fail with [`ErrorKind::ConnectionLost`](crate::ErrorKind::ConnectionLost), and subscriptions go on
+/// with what is published from then on.
+///
+/// A host that was started anew knows its workers once they have come back to it. A call that comes
+/// before them fails with `unknown_agent`, which [is retryable](Error::is_retryable).
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), parlour::Error> {

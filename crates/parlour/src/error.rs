@@ -38,7 +38,8 @@ struct Inner {
 pub enum ErrorKind {
     /// No host could be reached at the URL, or what answered there is not one.
     Connect,
-    /// The connection was lost after the request had been sent and before its answer came.
+    /// The connection was lost after the request had been sent and before its answer came, and the
+    /// host did not go on with it.
     ConnectionLost,
     /// The deadline passed first, here or at the host.
     Timeout,

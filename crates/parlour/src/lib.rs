@@ -30,8 +30,15 @@
 //! }
 //! ```
 //!
-//! Beside this crate it needs `tokio`, with the features `macros` and `rt-multi-thread`; messages of
-//! types of your own need `serde`, with the feature `derive`.
+//! What they need, in a new project beside a clone of Parlour:
+//!
+//! ```sh
+//! cargo add --path ../parlour/crates/parlour
+//! cargo add tokio --features macros,rt-multi-thread
+//! cargo add serde --features derive       # for messages of types of your own
+//! ```
+//!
+//! Both fail at once if there is no host yet.
 //!
 //! # Serving
 //!
@@ -81,12 +88,19 @@
 //! ```
 //!
 //! What a handler sends through its [`Cx`] carries on the conversation, the cause, the trace and the
-//! deadline of the message that it handles.
+//! deadline of the message that it handles. [`Cx::progress`] tells the caller something before the
+//! reply.
+//!
+//! Messages for one key begin in the order in which the host took them, and run side by side;
+//! [`Agent::one_at_a_time`] has each end before the next begins. An error or a panic of a handler
+//! reaches its caller as a fault of kind `agent_failed`. On Ctrl-C or SIGTERM,
+//! [`run_until_signal`](WorkerBuilder::run_until_signal) takes nothing new and ends what runs.
 //!
 //! # Calling
 //!
 //! A [`Client`] calls agents and publishes events. [`Client::typed`] gives a call of Rust types,
-//! [`Client::call_each`] one to many agents, [`Client::subscribe`] events as they come.
+//! [`Client::call_each`] one to many agents, [`with_progress`](CallRequest::with_progress) one that is
+//! heard of before its end, [`Client::subscribe`] events as they come.
 //!
 //! What holds everywhere: each request has a deadline, 30 s unless it says otherwise; it ends with an
 //! answer or an [`Error`], whose [`kind`](Error::kind) is what to decide on, and which says whether an
@@ -95,6 +109,14 @@
 //!
 //! Connections are plain `http://` or `ws://`. For a host on another machine, put a tunnel or a proxy
 //! that adds TLS in between.
+//!
+//! # Testing and watching
+//!
+//! The crate `parlour-test` has a whole host in memory, for tests in which workers crash and networks
+//! fail.
+//!
+//! What nobody can be told, such as an error of a handler of events or a lost connection, is logged with
+//! `tracing`: `tracing_subscriber::fmt::init()` shows it.
 //!
 //! # Features
 //!

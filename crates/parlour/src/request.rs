@@ -22,7 +22,8 @@ pub type CallEachRequest<Reply = Payload> = Request<Vec<AgentId>, Reply>;
 pub type PublishRequest = Request<TopicId>;
 
 /// A message on its way to be sent: [`CallRequest`], [`CallEachRequest`] or [`PublishRequest`].
-/// Nothing happens until it is awaited.
+/// Nothing happens until it is awaited; what wants a future, such as `tokio::spawn`, takes its
+/// [`into_future`](IntoFuture::into_future).
 ///
 /// The deadline counts from then on, and covers waiting for a connection too. What is wrong with an
 /// argument is said when it is awaited, before anything is sent.

@@ -17,8 +17,9 @@ const BUFFER: usize = 1024;
 /// Events as they come, from [`Client::subscribe`](crate::Client::subscribe).
 ///
 /// Holds up to 1,024 events that were not taken yet; those beyond are dropped, and
-/// [`missed`](Self::missed) counts them. What is published while the client reconnects is missed
-/// without being counted. Dropping it unsubscribes. It is also a [`Stream`].
+/// [`missed`](Self::missed) counts them. What is published while the client has no connection is
+/// missed, without being counted, if it does not come back within the host's grace time. Dropping it
+/// unsubscribes. It is also a [`Stream`].
 ///
 /// ```no_run
 /// # async fn example(client: parlour::Client) -> Result<(), parlour::Error> {

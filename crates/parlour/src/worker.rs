@@ -27,8 +27,10 @@ const DRAIN_TIME: Duration = Duration::from_secs(20);
 /// Serves agents over one connection to a host.
 ///
 /// Each message runs in a task of its own. A connection that is lost is made anew, with waits of random
-/// length up to 5 s in between, and everything is registered again; calls that ran for the old one are
-/// aborted, as their callers have been told already.
+/// length up to 5 s in between. Within the host's grace time, 5 s unless it is set otherwise, the worker
+/// goes on where it was: what runs goes on, and its reply reaches the caller. After that, or at a host
+/// that was started anew, everything is registered again, and calls that still run are aborted, as their
+/// callers have been told already.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), parlour::Error> {
@@ -78,8 +80,8 @@ impl Worker {
     }
 
     /// Serves until `shutdown` completes or an operator has the worker leave (`parlour workers drain`),
-    /// and then until what runs has ended, but no longer than the drain time. The host sends nothing new meanwhile. Without a connection, what runs are the
-    /// handlers of events; what they still send fails.
+    /// and then until what runs has ended, but no longer than the drain time. The host sends nothing new
+    /// meanwhile. Without a connection, what runs are the handlers of events; what they still send fails.
     ///
     /// Fails as [`run`](Self::run) does.
     ///

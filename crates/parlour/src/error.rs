@@ -2,6 +2,8 @@ use std::fmt;
 
 use parlour_core::{Fault, FaultKind, InvalidName, MetadataError};
 
+use crate::reply::chain;
+
 /// Why something did not work: a kind to decide on, a sentence to read, and whether an agent may have
 /// run.
 ///
@@ -132,9 +134,20 @@ impl fmt::Display for Error {
     }
 }
 
-// What `main` prints when it returns an error, so that it has the hint too.
+// What `main` and a failed `unwrap` print: for people, with the hint. `{:#?}` has it field by field.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            write!(f, "{}", chain(self))?;
+            if let Some(hint) = self.hint() {
+                write!(f, "\nhint: {hint}")?;
+            }
+            write!(f, "\nkind: {:?}", self.0.kind)?;
+            return match self.0.may_have_run {
+                true => f.write_str(", the agent may have run"),
+                false => Ok(()),
+            };
+        }
         let mut debug = f.debug_struct("Error");
         debug.field("kind", &self.0.kind).field("message", &self.0.message);
         if let Some(hint) = self.hint() {
@@ -189,6 +202,22 @@ mod tests {
         assert_eq!(error.to_string(), "the queue is full");
         assert_eq!((error.hint(), error.fault()), (Some("wait"), Some(&fault)));
         assert!(error.is_retryable() && !error.may_have_run());
+    }
+
+    #[test]
+    fn what_main_prints_is_for_people() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let error = Error::new(ErrorKind::Connect, "cannot connect").with_source(refused);
+        assert_eq!(
+            format!("{:?}", error.with_hint("start a host")),
+            "cannot connect: connection refused\nhint: start a host\nkind: Connect"
+        );
+        let failed = Error::from(Fault::new(FaultKind::AgentFailed, "no ink"));
+        assert_eq!(
+            format!("{failed:?}"),
+            "no ink\nkind: Fault(AgentFailed), the agent may have run"
+        );
+        assert!(format!("{failed:#?}").contains("may_have_run: true"));
     }
 
     #[test]

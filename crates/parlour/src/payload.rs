@@ -67,6 +67,12 @@ impl IntoPayload for String {
     }
 }
 
+impl IntoPayload for &String {
+    fn into_payload(self) -> Result<Payload, Error> {
+        self.as_str().into_payload()
+    }
+}
+
 impl IntoPayload for Bytes {
     fn into_payload(self) -> Result<Payload, Error> {
         Ok(Payload { content_type: OCTETS, bytes: self, ..Payload::default() })
@@ -76,6 +82,18 @@ impl IntoPayload for Bytes {
 impl IntoPayload for Vec<u8> {
     fn into_payload(self) -> Result<Payload, Error> {
         Bytes::from(self).into_payload()
+    }
+}
+
+impl IntoPayload for &[u8] {
+    fn into_payload(self) -> Result<Payload, Error> {
+        Bytes::copy_from_slice(self).into_payload()
+    }
+}
+
+impl<const N: usize> IntoPayload for &[u8; N] {
+    fn into_payload(self) -> Result<Payload, Error> {
+        self.as_slice().into_payload()
     }
 }
 
@@ -230,6 +248,15 @@ mod tests {
         let error = "not a name".into_agent_id().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidName);
         assert_eq!("upper/".into_agent_id().unwrap_err().kind(), ErrorKind::InvalidName);
+    }
+
+    #[test]
+    fn text_and_bytes_can_be_sent_as_they_are_at_hand() {
+        let text = String::from("hello");
+        assert_eq!((&text).into_payload().unwrap(), text.into_payload().unwrap());
+        let bytes = vec![0, 255];
+        assert_eq!(bytes.as_slice().into_payload().unwrap().bytes, bytes);
+        assert_eq!(b"\0\xff".into_payload().unwrap(), bytes.into_payload().unwrap());
     }
 
     #[test]

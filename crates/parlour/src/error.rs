@@ -30,6 +30,8 @@ struct Inner {
     message: String,
     hint: Option<String>,
     may_have_run: bool,
+    /// What passed is the deadline of the message that was being handled.
+    of_callers_deadline: bool,
     fault: Option<Fault>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
@@ -65,8 +67,15 @@ pub enum ErrorKind {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        let (message, hint, may_have_run) = (message.into(), None, false);
-        Self(Box::new(Inner { kind, message, hint, may_have_run, fault: None, source: None }))
+        Self(Box::new(Inner {
+            kind,
+            message: message.into(),
+            hint: None,
+            may_have_run: false,
+            of_callers_deadline: false,
+            fault: None,
+            source: None,
+        }))
     }
 
     pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Self {
@@ -85,6 +94,15 @@ impl Error {
     pub(crate) fn may_have_run_if(mut self, may_have_run: bool) -> Self {
         self.0.may_have_run = may_have_run;
         self
+    }
+
+    pub(crate) fn of_callers_deadline(mut self) -> Self {
+        self.0.of_callers_deadline = true;
+        self
+    }
+
+    pub(crate) fn is_of_callers_deadline(&self) -> bool {
+        self.0.of_callers_deadline
     }
 
     pub(crate) fn connection_lost(sent: bool) -> Self {

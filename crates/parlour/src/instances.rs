@@ -14,6 +14,7 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, RwLock, Semaphore};
 use crate::describe::{DESCRIBE, PASSIVATE, RESERVED, unanswered};
 use crate::handle::now;
 use crate::handler::BoxHandler;
+use crate::reply::late;
 use crate::{Agent, AgentError, Cx, Message};
 
 /// An agent type of whatever state, with its instances.
@@ -353,14 +354,6 @@ async fn until<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> O
         Some(deadline) => tokio::time::timeout_at(deadline.into(), work).await.ok(),
         None => Some(work.await),
     }
-}
-
-fn late(began: bool) -> Fault {
-    let detail = match began {
-        true => "the deadline passed before the agent answered",
-        false => "the deadline passed before it was the message's turn",
-    };
-    Fault::new(FaultKind::DeadlineExceeded, detail).may_have_run_if(began)
 }
 
 impl<S> fmt::Debug for Served<S> {

@@ -2,7 +2,7 @@ use std::fmt;
 
 use parlour_core::{Fault, FaultKind, Payload};
 
-use crate::IntoPayload;
+use crate::{Error, IntoPayload};
 
 /// What a handler may return: something that can be sent ([`IntoPayload`]: text, bytes, [`Json`],
 /// `()` …), or a [`Result`] of it.
@@ -42,7 +42,8 @@ impl<T: IntoPayload, E: Into<AgentError>> IntoReply for Result<T, E> {
 /// Why a handler has no answer. `?` makes one of any error, and so do texts.
 ///
 /// A [`Fault`] reaches the caller as it is; everything else as a fault of kind `agent_failed` with
-/// the error's text and those of its sources.
+/// the error's text and those of its sources. But what fails because the caller's own deadline passed
+/// while the handler waited for another agent is `deadline_exceeded` to the caller too.
 ///
 /// ```
 /// use parlour::{AgentError, Fault, FaultKind};
@@ -66,6 +67,7 @@ impl AgentError {
     pub(crate) fn into_fault(self) -> Fault {
         match self.0.downcast::<Fault>() {
             Ok(fault) => *fault,
+            Err(error) if is_of_callers_deadline(&*error) => late(true),
             Err(error) => Fault::new(FaultKind::AgentFailed, chain(&*error)),
         }
     }
@@ -82,6 +84,22 @@ impl fmt::Display for AgentError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
+}
+
+/// Whether the caller's own deadline passed while the handler waited for others.
+fn is_of_callers_deadline(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<Error>())
+        .any(Error::is_of_callers_deadline)
+}
+
+/// A call's deadline passed, after its handler began or before.
+pub(crate) fn late(began: bool) -> Fault {
+    let detail = match began {
+        true => "the deadline passed before the agent answered",
+        false => "the deadline passed before it was the message's turn",
+    };
+    Fault::new(FaultKind::DeadlineExceeded, detail).may_have_run_if(began)
 }
 
 /// The text of an error and of its sources, without those that an error repeats by itself.

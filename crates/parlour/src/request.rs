@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
 use crate::handle::{Handle, after};
-use crate::{Error, IntoAgentId, IntoPayload, IntoTopicId, Json, PayloadExt};
+use crate::{Error, ErrorKind, IntoAgentId, IntoPayload, IntoTopicId, Json, PayloadExt};
 
 /// A call that begins when it is awaited, and ends with the agent's reply: its [`Payload`], or, for
 /// `CallRequest<Json<T>>`, a `T`.
@@ -82,6 +82,15 @@ impl Origin {
         message: impl IntoPayload,
     ) -> PublishRequest {
         self.request(topic.into_topic_id(), message)
+    }
+
+    /// Says of an error whether it is the deadline of the message that others follow from that passed.
+    fn explain(&self, deadline: Instant) -> impl Fn(Error) -> Error + use<> {
+        let is_callers = self.latest == Some(deadline);
+        move |error| match error.kind() {
+            ErrorKind::Timeout if is_callers => error.of_callers_deadline(),
+            _ => error,
+        }
     }
 
     fn request<To>(self, to: Result<To, Error>, message: impl IntoPayload) -> Request<To> {
@@ -232,9 +241,11 @@ impl<Reply: FromReply> IntoFuture for CallRequest<Reply> {
     fn into_future(self) -> Self::IntoFuture {
         let deadline = self.deadline();
         Box::pin(async move {
+            let explain = self.origin.explain(deadline);
             let Self { origin: Origin { handle, header, .. }, parts, .. } = self;
             let (target, payload) = parts?;
-            Reply::from_reply(handle.call(target, header, payload, deadline, None).await?)
+            let reply = handle.call(target, header, payload, deadline, None).await;
+            Reply::from_reply(reply.map_err(explain)?)
         })
     }
 }
@@ -261,9 +272,11 @@ impl<Reply: FromReply> CallRequest<Reply> {
         let deadline = self.deadline();
         let (sender, updates) = mpsc::channel(PROGRESS);
         let call = Box::pin(async move {
+            let explain = self.origin.explain(deadline);
             let Self { origin: Origin { handle, header, .. }, parts, .. } = self;
             let (target, payload) = parts?;
-            Reply::from_reply(handle.call(target, header, payload, deadline, Some(sender)).await?)
+            let reply = handle.call(target, header, payload, deadline, Some(sender)).await;
+            Reply::from_reply(reply.map_err(explain)?)
         });
         Progress { call, updates, ended: None }
     }
@@ -325,13 +338,15 @@ impl<Reply: FromReply> IntoFuture for CallEachRequest<Reply> {
     fn into_future(self) -> Self::IntoFuture {
         let deadline = self.deadline();
         Box::pin(async move {
+            let explain = &self.origin.explain(deadline);
             let Self { origin: Origin { handle, header, .. }, parts, .. } = self;
             let (agents, payload) = parts?;
             let calls = agents.into_iter().map(|agent| {
                 let (handle, header, payload) = (handle.clone(), header.clone(), payload.clone());
                 async move {
                     let reply = handle.call(agent.clone(), header, payload, deadline, None).await;
-                    Answer { agent, reply: reply.and_then(Reply::from_reply) }
+                    let reply = reply.map_err(explain).and_then(Reply::from_reply);
+                    Answer { agent, reply }
                 }
             });
             Ok(join_all(calls).await)
@@ -346,9 +361,10 @@ impl IntoFuture for PublishRequest {
     fn into_future(self) -> Self::IntoFuture {
         let deadline = self.deadline();
         Box::pin(async move {
+            let explain = self.origin.explain(deadline);
             let (topic, payload) = self.parts?;
             let Origin { handle, header, .. } = self.origin;
-            let done = handle.publish(topic, header, payload, deadline).await?;
+            let done = handle.publish(topic, header, payload, deadline).await.map_err(explain)?;
             Ok(Published {
                 recipients: done.recipients,
                 dropped: done.dropped.into_iter().map(|name| name.to_string()).collect(),

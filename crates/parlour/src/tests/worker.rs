@@ -200,6 +200,34 @@ async fn a_call_that_comes_to_its_deadline_drops_its_handler() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_handler_that_waited_until_its_callers_deadline_is_late_and_has_not_failed() {
+    #[derive(Debug, thiserror::Error)]
+    #[error("no paper from the store")]
+    struct NoPaper(#[source] Error);
+
+    async fn print(cx: Cx, text: String) -> Result<Payload, AgentError> {
+        Ok(match &*text {
+            "impatient" => cx.call("store", "").timeout(Duration::from_millis(1)).await?,
+            "plain" => cx.call("store", "").await?,
+            _ => cx.call("store", "").await.map_err(NoPaper)?,
+        })
+    }
+    let (_running, mut peer, _host) = serving(of(print)).await;
+    for (id, text, kind) in [
+        (1, "plain", FaultKind::DeadlineExceeded),
+        (2, "wrapped", FaultKind::DeadlineExceeded),
+        (3, "impatient", FaultKind::AgentFailed),
+    ] {
+        peer.call(id, "a/k", text).await;
+        let asked = peer.next_call().await;
+        let late = Fault::new(FaultKind::DeadlineExceeded, "the deadline passed");
+        peer.send(&[Frame::Reply(asked.id, Err(late))]).await;
+        let fault = peer.reply(id).await.unwrap_err();
+        assert_eq!((fault.kind(), fault.may_have_run()), (kind, true), "{text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn calls_beyond_the_bound_are_answered_overloaded() {
     let (agent, _seen) = endless();
     let (_running, mut peer, _host) = serving(of(agent).max_in_flight(2)).await;

@@ -382,7 +382,8 @@ def test_the_pages_for_operators_answer(room):
     assert room.get("/livez").strip() == room.get("/readyz").strip() == "ok"
     assert room.get("/healthz")
     version = room.get("/version")
-    assert version["name"] == "parlour" and "parlour.v1" in version["protocols"]
+    assert version["name"] == "parlour"
+    assert version["protocols"] == ["parlour.v1", "parlour.v1+json", "autogen-0.1.0"]
     answer = room.http("GET", "/metrics")
     assert answer.getheader("content-type").startswith(("text/plain", "application/openmetrics"))
     assert b"# HELP parlour_" in answer.body

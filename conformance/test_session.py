@@ -69,6 +69,19 @@ async def test_a_reply_finds_its_caller_over_another_socket(room):
     await worker.close()
 
 
+async def test_a_session_leaves_a_socket_that_the_host_still_has(room):
+    former, session = await serving(room, "moves")
+    async with (
+        await Channel.open(room.url, name="back", session=session) as worker,
+        await Channel.open(room.url) as caller,
+    ):
+        assert worker.welcome.get(Field.RESUMED) == 1
+        await former.closed()
+        number = await caller.begin_call("moves/k", b"one")
+        await worker.reply(await worker.next(Kind.CALL), b"ONE")
+        assert (await caller.answer(number)).payload == b"ONE"
+
+
 async def test_a_call_that_did_not_arrive_is_sent_again_and_marked(room):
     async with Proxy(room.address) as network, await Channel.open(room.url) as caller:
         worker, session = await serving(room, "again", network.url)

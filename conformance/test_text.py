@@ -88,7 +88,7 @@ async def test_a_fault_says_in_words_what_is_wrong(room):
         ("hello?", "expected"),
         ('{"kind":"helo"}', "helo"),
         ('{"kind":"ping","number":1}', "number"),
-        ('{"kind":"call","id":1,"agent_type":"a"}', "field 3"),
+        ('{"kind":"call","id":1,"agent_type":"a"}', "CALL needs `key`"),
         ("[" * 1000, "nests"),
     ],
 )

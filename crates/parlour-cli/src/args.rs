@@ -146,14 +146,20 @@ Examples:
     #[command(help_template = TEMPLATE, before_help = "\
 Examples:
   parlour agents
-  parlour agents --output jsonl")]
+  parlour agents --output jsonl
+
+REGISTERED KEYS counts the agents that were registered one by one, as a 0.1.0 program can, and not
+those that a worker makes for the keys that are called.")]
     Agents(Client),
     /// Lists who is connected: workers, and callers and followers too; or has a worker leave
     #[command(help_template = TEMPLATE, before_help = "\
 Examples:
   parlour workers
   parlour workers --json
-  parlour workers drain upper-7                       no new work; ends when it has done what it has",
+  parlour workers drain upper-7                       no new work; ends when it has done what it has
+
+KEYS are those with a call in flight, CREDIT is how many more messages the client may be sent now,
+QUEUED how many wait for that, and FOR how long it has been connected.",
         args_conflicts_with_subcommands = true)]
     Workers(Workers),
     /// Says whether the host is ready, and how busy it is; exits with 1 if it is not ready

@@ -55,9 +55,9 @@ pub(crate) fn read_token(path: &Path, code: Code) -> Result<String, Failure> {
     }
 }
 
-/// A connection to the host.
-pub(crate) async fn connect(client: &Client) -> Result<parlour::Client, Failure> {
-    let mut builder = parlour::Client::builder(&client.url);
+/// A connection to the host, which lists it as `parlour VERB`.
+pub(crate) async fn connect(client: &Client, verb: &str) -> Result<parlour::Client, Failure> {
+    let mut builder = parlour::Client::builder(&client.url).name(format!("parlour {verb}"));
     if let Some(token) = token(client)? {
         builder = builder.token(token);
     }

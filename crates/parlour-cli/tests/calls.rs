@@ -109,6 +109,8 @@ fn an_event_is_printed_as_one_line_of_json() {
     let room = Room::open();
     let mut subscriber = room.parlour(["subscribe", "news.*", "--count", "2"]).start();
     subscriber.said("subscribed");
+    let listed = room.parlour(["workers", "--json"]).run().with_code(0);
+    assert_eq!(listed.json()["workers"][0]["name"], "parlour subscribe");
     let ended = room
         .parlour(["publish", "news.tech/today", "the kettle\nis on", "--json"])
         .run()

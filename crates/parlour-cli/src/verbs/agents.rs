@@ -15,7 +15,8 @@ pub(crate) fn run(client: &Client, output: &Output) -> Result<Code, Failure> {
 async fn list(client: &Client, output: &Output) -> Result<Code, Failure> {
     let document = Rest::new(client)?.read("/v1/agents").await?;
     let agents = items(&document, "agents");
-    let mut table = Table::new(&["TYPE", "WORKERS", "EXCLUSIVE", "CAPABILITIES", "INSTANCES"]);
+    let mut table =
+        Table::new(&["TYPE", "WORKERS", "EXCLUSIVE", "CAPABILITIES", "REGISTERED KEYS"]);
     for agent in agents {
         let exclusive = agent.get("exclusive").and_then(Value::as_bool).unwrap_or_default();
         table.row([

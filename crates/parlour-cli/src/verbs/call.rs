@@ -17,7 +17,7 @@ async fn call(args: &Call, output: &Output) -> Result<Code, Failure> {
     // A wrong name needs no host to be told, nor does stdin have to be read for it.
     let target = args.target.as_str().into_agent_id()?;
     let payload = body::read(&args.body).await?;
-    let client = room::connect(&args.client).await?;
+    let client = room::connect(&args.client, "call").await?;
     let call = client.call(target, payload).timeout(args.timeout);
     let call = Handled::from_environment().precede(call);
     let reply = if args.progress { followed(call, output).await } else { call.await };

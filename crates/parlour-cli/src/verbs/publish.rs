@@ -17,7 +17,7 @@ async fn publish(args: &Publish, output: &Output) -> Result<Code, Failure> {
     // A wrong name needs no host to be told, nor does stdin have to be read for it.
     let topic = args.topic.as_str().into_topic_id()?;
     let payload = body::read(&args.body).await?;
-    let client = room::connect(&args.client).await?;
+    let client = room::connect(&args.client, "publish").await?;
     let event = client.publish(topic, payload);
     let published = Handled::from_environment().precede(event).await;
     client.close().await;

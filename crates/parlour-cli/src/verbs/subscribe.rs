@@ -21,7 +21,7 @@ async fn subscribe(args: &Subscribe, output: &Output) -> Result<Code, Failure> {
         None => (&*args.pattern, None),
     };
     TopicFilter::parse(pattern)?;
-    let client = room::connect(&args.client).await?;
+    let client = room::connect(&args.client, "subscribe").await?;
     let mut events = client.subscribe(pattern).await?;
     output.note(&format!(
         "subscribed to {} at {}",

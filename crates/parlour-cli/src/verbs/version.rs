@@ -10,7 +10,7 @@ pub(crate) fn run(output: &Output) -> Result<Code, Failure> {
     if output.mode() == Mode::Text {
         output.line(&format!("parlour {version}"))?;
     } else {
-        let protocols = ["parlour.v1", "autogen-0.1.0"];
+        let protocols = ["parlour.v1", "parlour.v1+json", "autogen-0.1.0"];
         output.json(&json!({"name": "parlour", "version": version, "protocols": protocols}))?;
     }
     Ok(Code::Ok)

@@ -10,7 +10,7 @@ use super::frame::{
     CallFrame, Done, EventFrame, Frame, HeaderFields, Hello, PublishFrame, Register, Subscribe,
     Welcome,
 };
-use super::number::{field, kind};
+use super::number::{field, field_name, kind, kind_name};
 use crate::{
     AgentId, AgentType, CallId, Fault, FaultKind, InvalidName, Key, MessageId, MetadataError,
     Payload, Principal, Registration, TopicFilter, TopicId, TopicType,
@@ -27,13 +27,13 @@ pub enum DecodeError {
     #[error("a varint is longer than ten bytes")]
     Varint,
     /// A field has a type that does not exist, or that is not its own.
-    #[error("field {0} has the wrong type")]
+    #[error("{} has the wrong type", field_name(*.0))]
     FieldType(u64),
     /// A text is not UTF-8.
-    #[error("field {0} is not UTF-8")]
+    #[error("{} is not UTF-8", field_name(*.0))]
     Utf8(u64),
     /// The frame lacks a field that it needs.
-    #[error("a frame of kind {0} needs field {1}")]
+    #[error("{} needs {}", kind_name(*.0), field_name(*.1))]
     Missing(u8, u64),
     /// A name breaks its rule.
     #[error(transparent)]

@@ -148,6 +148,8 @@ fn broken_frames_are_named() {
     assert_eq!(error(&[14, 2, 10, 0, 0]), DecodeError::FieldType(1));
     assert_eq!(error(&[14, 1, 11, 0]), DecodeError::FieldType(1));
     assert_eq!(error(&[1, 5, 0x92, 2, 2, 0xc3, 0x28, 0]), DecodeError::Utf8(34));
+    assert_eq!(error(&[14, 0, 0]).to_string(), "PING needs `id` (field 1)");
+    assert_eq!(error(&[14, 2, 10, 0, 0]).to_string(), "`id` (field 1) has the wrong type");
     assert_eq!(
         error(&[14, 12, 8, 255, 255, 255, 255, 255, 255, 255, 255, 255, 2, 0, 0]),
         DecodeError::Varint

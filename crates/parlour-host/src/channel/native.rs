@@ -29,7 +29,11 @@ impl Protocol for Native {
 
     fn begin(&mut self, is_text: bool) -> Result<(), &'static str> {
         self.copied = Bytes::new();
-        if is_text { Err("parlour.v1 is binary: send frames in binary messages") } else { Ok(()) }
+        if is_text {
+            Err("parlour.v1 is binary: send binary messages, or ask for parlour.v1+json")
+        } else {
+            Ok(())
+        }
     }
 
     fn decode(&mut self, message: &mut Bytes) -> Result<Option<Frame>, Close> {

@@ -74,8 +74,8 @@ impl Protocol for Text {
 
 /// The bytes of the frame that `text` describes.
 fn read(text: &[u8], max_depth: usize) -> Result<Bytes, String> {
-    let object: Map<String, Value> =
-        json::parse(text, max_depth).map_err(|error| error.to_string())?;
+    let object: Map<String, Value> = json::parse(text, max_depth)
+        .map_err(|error| format!("a message is the JSON object of one frame: {error}"))?;
     let mut frame = RawFrame::default();
     let mut has_kind = false;
     for (name, value) in object {
@@ -232,6 +232,10 @@ mod tests {
     fn what_is_wrong_is_named() {
         for (json, reason) in [
             ("{}", "a frame needs a `kind`, such as \"hello\""),
+            (
+                "hello",
+                "a message is the JSON object of one frame: expected value at line 1 column 1",
+            ),
             (r#"{"kind":"helo"}"#, "there is no kind \"helo\""),
             (r#"{"kind":"call","agent":"a"}"#, "there is no field `agent`"),
             (r#"{"kind":"ping","id":"one"}"#, "id cannot be \"one\""),

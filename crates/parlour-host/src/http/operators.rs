@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::answer::{Answer, json as json_answer};
 use super::router::App;
-use crate::channel::{dialect, native};
+use crate::channel::{dialect, native, text};
 
 /// `GET /livez`: 200 as long as the process serves.
 pub(crate) async fn livez() -> &'static str {
@@ -45,7 +45,7 @@ pub(crate) async fn version() -> Answer {
     Ok(json_answer(&json!({
         "name": "parlour",
         "version": env!("CARGO_PKG_VERSION"),
-        "protocols": [native::NAME, dialect::NAME],
+        "protocols": [native::NAME, text::NAME, dialect::NAME],
     })))
 }
 

@@ -17,7 +17,8 @@
 //! }
 //! ```
 //!
-//! That is an agent. `parlour call greeter Ada` answers `hello Ada`, and so does a program:
+//! That is an agent, silent while all is well. `parlour call greeter Ada` answers `hello Ada`, and so
+//! does a program:
 //!
 //! ```no_run
 //! use parlour::{Client, Error, PayloadExt};

@@ -100,7 +100,7 @@ impl<const N: usize> IntoPayload for &[u8; N] {
 impl<T: Serialize> IntoPayload for Json<T> {
     fn into_payload(self) -> Result<Payload, Error> {
         let bytes = serde_json::to_vec(&self.0).map_err(|error| {
-            let name = std::any::type_name::<T>();
+            let name = name_of::<T>();
             Error::new(ErrorKind::Encode, format!("{name} does not encode as JSON"))
                 .with_source(error)
         })?;
@@ -132,7 +132,7 @@ pub trait PayloadExt {
 impl PayloadExt for Payload {
     fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {
         serde_json::from_slice(&self.bytes).map_err(|error| {
-            let name = std::any::type_name::<T>();
+            let name = name_of::<T>();
             Error::new(ErrorKind::Decode, format!("the payload does not decode as {name}"))
                 .with_source(error)
         })
@@ -143,6 +143,13 @@ impl PayloadExt for Payload {
             Error::new(ErrorKind::Decode, "the payload is not UTF-8 text").with_source(error)
         })
     }
+}
+
+/// The name of a type without the modules that it is in, which callers elsewhere know nothing of.
+fn name_of<T>() -> String {
+    let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+    let last = |part: &'static str| part.rsplit_once("::").map_or(part, |(_, last)| last);
+    std::any::type_name::<T>().split_inclusive(|c| !is_path(c)).map(last).collect()
 }
 
 /// What names an agent: an [`AgentId`], or text such as `type/key`; `type` alone is `type/default`.
@@ -257,6 +264,16 @@ mod tests {
         let bytes = vec![0, 255];
         assert_eq!(bytes.as_slice().into_payload().unwrap().bytes, bytes);
         assert_eq!(b"\0\xff".into_payload().unwrap(), bytes.into_payload().unwrap());
+    }
+
+    #[test]
+    fn a_type_is_named_without_its_modules() {
+        use std::collections::HashMap;
+        assert_eq!(
+            name_of::<HashMap<String, Option<(Payload, &[u8])>>>(),
+            "HashMap<String, Option<(Payload, &[u8])>>"
+        );
+        assert_eq!(name_of::<u8>(), "u8");
     }
 
     #[test]

@@ -180,6 +180,11 @@ impl Endpoint {
                     .hint("the host's server.allowed_hosts lists the names it can be reached by")
                     .into()
             }
+            503 => {
+                let text = format!("{url} takes no connections now: HTTP status 503");
+                Error::new(ErrorKind::Connect, text)
+                    .with_hint("the host shuts down, or has as many as it takes: try again later")
+            }
             _ => self.unreachable(format!("{url} answered with HTTP status {status}")),
         }
     }

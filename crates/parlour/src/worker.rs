@@ -81,7 +81,8 @@ impl Worker {
 
     /// Serves until `shutdown` completes or an operator has the worker leave (`parlour workers drain`),
     /// and then until what runs has ended, but no longer than the drain time. The host sends nothing new
-    /// meanwhile. Without a connection, what runs are the handlers of events; what they still send fails.
+    /// meanwhile. Where the connection was just lost, it tries within the host's grace time to bring out
+    /// what ran; after that, what runs are the handlers of events, and what they still send fails.
     ///
     /// Fails as [`run`](Self::run) does.
     ///

@@ -270,10 +270,11 @@ async fn a_server_that_never_answers_is_given_up() {
 async fn a_refused_handshake_is_explained() {
     use tokio::io::AsyncWriteExt;
 
-    for (status, kind) in [
-        ("401 Unauthorized", ErrorKind::Fault(Kind::Unauthenticated)),
-        ("403 Forbidden", ErrorKind::Fault(Kind::Forbidden)),
-        ("404 Not Found", ErrorKind::Connect),
+    for (status, kind, hint) in [
+        ("401 Unauthorized", ErrorKind::Fault(Kind::Unauthenticated), "the token"),
+        ("403 Forbidden", ErrorKind::Fault(Kind::Forbidden), "server.allowed_hosts"),
+        ("404 Not Found", ErrorKind::Connect, "parlour serve"),
+        ("503 Service Unavailable", ErrorKind::Connect, "later"),
     ] {
         let (dialer, mut host) = host();
         let script = async {
@@ -284,7 +285,7 @@ async fn a_refused_handshake_is_explained() {
         let (client, _stream) = join(connect(dialer), script).await;
         let error = client.unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
-        assert!(error.hint().is_some());
+        assert!(error.hint().unwrap().contains(hint), "{error:?}");
     }
 
     let (dialer, mut host) = host();

@@ -134,7 +134,7 @@ async fn a_handler_of_json_speaks_json_and_says_what_it_cannot_read() {
     peer.call(2, "a/k", "[1, \"two\"]").await;
     let fault = peer.reply(2).await.unwrap_err();
     assert_eq!(fault.kind(), FaultKind::Invalid);
-    let text = "the payload does not decode as alloc::vec::Vec<i64>: invalid type: string \"two\"";
+    let text = "the payload does not decode as Vec<i64>: invalid type: string \"two\"";
     assert!(fault.detail().starts_with(text), "{}", fault.detail());
 }
 

@@ -378,6 +378,11 @@ def test_an_agent_of_the_rust_sdk_describes_itself(room):
     problem(room.http("GET", "/v1/agents/mirror"), 404, "unknown_agent")
 
 
+def test_who_is_at_the_wrong_door_is_told_of_the_right_one(room):
+    lost = problem(room.http("POST", "/v1/agents/mirror/me", body=b"hello"), 404, "not_found")
+    assert "/v1/agents/{type}/{key}/call" in lost["hint"]
+
+
 def test_the_pages_for_operators_answer(room):
     assert room.get("/livez").strip() == room.get("/readyz").strip() == "ok"
     assert room.get("/healthz")

@@ -114,14 +114,18 @@ pub static KINDS: &[(u8, &str)] = &[
 
 /// What a sentence calls a kind of frame.
 pub(super) fn kind_name(number: u8) -> String {
-    let known = KINDS.iter().find(|(known, _)| *known == number);
-    known.map_or(format!("kind {number}"), |(_, name)| name.to_uppercase())
+    match KINDS.iter().find(|(known, _)| *known == number) {
+        Some((_, name)) => name.to_uppercase(),
+        None => format!("kind {number}"),
+    }
 }
 
 /// What a sentence calls a field.
 pub(super) fn field_name(number: u64) -> String {
-    let known = FIELDS.iter().find(|(known, ..)| *known == number);
-    known.map_or(format!("field {number}"), |(_, name, _)| format!("`{name}` (field {number})"))
+    match FIELDS.iter().find(|(known, ..)| *known == number) {
+        Some((_, name, _)) => format!("`{name}` (field {number})"),
+        None => format!("field {number}"),
+    }
 }
 
 /// The numbers, names and types of all fields.

@@ -87,6 +87,9 @@ fn only(methods: MethodRouter<App>, allow: &'static str) -> MethodRouter<App> {
 async fn nothing_here(request: Request) -> Refusal {
     let detail = format!("there is nothing at {}", request.uri().path().escape_debug());
     Fault::new(FaultKind::NotFound, detail)
-        .hint("the doors: /v1/agents, /v1/topics/{type}/{source}, /rpc, /open_channel, /healthz")
+        .hint(
+            "the doors: /v1/agents, /v1/agents/{type}/{key}/call, /v1/topics/{type}/{source}, /rpc, \
+             /open_channel, /healthz",
+        )
         .into()
 }

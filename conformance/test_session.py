@@ -18,6 +18,8 @@ from parlour_v1 import (
     write_field,
 )
 from proxy import Proxy
+from raw import Raw, request
+from room import eventually
 
 # Every test runs over a network that delivers byte by byte, too.
 SPLIT = True
@@ -296,6 +298,19 @@ async def test_progress_of_calls_that_are_not_in_flight_is_dropped(room):
         assert (await caller.call("nobody/k")).fault == "unknown_agent"
         assert caller.inbox == []
     await worker.close()
+
+
+@pytest.mark.parametrize("limit", [4, 16_000], ids=["limited", "control: not"])
+async def test_no_more_sessions_wait_than_there_may_be_connections(start_room, limit):
+    room = start_room(limits__connections=limit, timeouts__grace="1m")
+    for number in range(12):
+        worker, _ = await serving(room, f"waits-{number}")
+        worker.kill()
+        await worker.closed()
+        eventually(lambda: room.metric("parlour_channels") == 0, what="the loss")
+    waiting = min(limit, 12)
+    eventually(lambda: len(room.get("/v1/workers")["workers"]) == waiting, what="the others' end")
+    assert room.limit_hits("limits.connections") == 12 - waiting
 
 
 async def test_sessions_are_not_kept_for_ever(start_room):

@@ -168,7 +168,7 @@ settings! {
         body_bytes_per_second: Bytes = "1KiB",
             "The slowest a body may come, once it has come for as long as timeouts.body_stall.";
         connections: usize = "16000",
-            "Connections at once.";
+            "Connections at once, and sessions beside them that wait for another socket.";
         worker_in_flight: usize = "1024",
             "Calls that one worker may have at once; further ones are answered `overloaded`.";
         caller_in_flight: usize = "4096",

@@ -165,7 +165,7 @@ impl<L: Link> Connection<L> {
             return None;
         }
         let until = Instant::now() + self.exchange.config().timeouts.grace;
-        let _in_grace = self.exchange.enter_grace();
+        let _in_grace = self.exchange.enter_grace()?;
         while self.resumption.is_none() {
             if !self.wait(until).await {
                 return None;

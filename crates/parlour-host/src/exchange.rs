@@ -198,14 +198,25 @@ impl Exchange {
     }
 
     /// Notes that a connection has lost its socket and waits for another, until the guard is dropped.
-    pub(crate) fn enter_grace(&self) -> InGrace {
-        self.0.in_grace.fetch_add(1, Relaxed);
-        InGrace(self.clone())
+    /// `None` if as many wait as there may be connections: they hold none of these places.
+    pub(crate) fn enter_grace(&self) -> Option<InGrace> {
+        let waiting = self.0.in_grace.fetch_add(1, Relaxed);
+        let in_grace = InGrace(self.clone());
+        if waiting >= self.config().limits.connections {
+            self.0.metrics.limit_hit(limits::connections);
+            return None;
+        }
+        Some(in_grace)
+    }
+
+    /// Whether sessions wait for another socket.
+    pub(crate) fn has_sessions_in_grace(&self) -> bool {
+        self.0.in_grace.load(Relaxed) > 0
     }
 
     /// Ends sessions of the same worker that have no socket: it was started anew.
     fn take_over(&self, peer: &Peer) {
-        if self.0.in_grace.load(Relaxed) == 0 {
+        if !self.has_sessions_in_grace() {
             return;
         }
         let name = peer.name();

@@ -48,7 +48,9 @@ pub(crate) async fn open_channel(State(app): State<App>, request: Request) -> An
         return Err(Refusal::from(invalid("the query parameter `client_id` is missing"))
             .hint("ask for subprotocol parlour.v1, or give a client_id"));
     }
-    if app.exchange.is_draining() {
+    // Where sessions wait for their clients, what runs there may still end.
+    let may_resume = native.is_some() && app.exchange.has_sessions_in_grace();
+    if app.exchange.is_draining() && !may_resume {
         let fault = Fault::new(FaultKind::Unavailable, "the host is shutting down");
         return Err(fault.hint("connect again later").into());
     }

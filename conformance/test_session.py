@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import socket
+import struct
 import time
 
 import pytest
+from websockets.exceptions import InvalidStatus
 
 from parlour_v1 import (
     Channel,
@@ -32,6 +36,12 @@ async def serving(room, agent_type: str, url=None, **fields):
     worker = await Channel.open(url or room.url, session=session, **fields)
     assert (await worker.register(agent_type)).kind == Kind.DONE
     return worker, session
+
+
+def seen(room, name):
+    """What the host says of the worker of this name."""
+    workers = room.get("/v1/workers")["workers"]
+    return next(worker for worker in workers if worker["name"] == name)
 
 
 async def back(room, worker, session):
@@ -115,6 +125,49 @@ async def test_a_reply_that_did_not_arrive_is_sent_again(room):
         worker = await Channel.open(room.url, session=session)
         assert (await caller.answer(number)).payload == b"heard"
         await worker.close()
+
+
+@pytest.mark.parametrize("resets", [True, False], ids=["reset", "control: end"])
+async def test_what_the_host_counted_before_a_socket_broke_it_has_heard(start_room, resets):
+    """The reply and the end of its socket are there at once when the host looks."""
+    room = start_room()
+    worker, session = await serving(room, "last-words")
+    async with await Channel.open(room.url) as caller:
+        number = await caller.begin_call("last-words/k")
+        call = await worker.next(Kind.CALL)
+        room.signal(signal.SIGSTOP)
+        try:
+            await worker.reply(call, b"last")
+            if resets:
+                end = struct.pack("ii", 1, 0)
+                wire = worker.websocket.transport.get_extra_info("socket")
+                wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, end)
+            worker.kill()
+            await worker.closed()
+        finally:
+            room.signal(signal.SIGCONT)
+        eventually(lambda: not seen(room, "last-words")["connected"], what="the loss")
+        worker = await Channel.open(room.url, session=session)
+        assert worker.welcome.get(Field.RECEIVED) == 2, "registration and reply are not sent again"
+        assert (await caller.answer(number)).payload == b"last"
+        await worker.close()
+
+
+async def test_a_session_goes_on_while_the_host_drains(start_room):
+    room = start_room()
+    worker, session = await serving(room, "drained")
+    async with await Channel.open(room.url) as caller:
+        number = await caller.begin_call("drained/k")
+        call = await worker.next(Kind.CALL)
+        room.signal()
+        await worker.next(Kind.DRAIN)
+        with pytest.raises(InvalidStatus):
+            await Channel.open(room.url)
+        worker = await back(room, worker, session)
+        assert worker.welcome.get(Field.RESUMED) == 1
+        await worker.reply(call, b"done")
+        assert (await caller.answer(number)).payload == b"done"
+    assert room.wait() == 0
 
 
 async def test_a_caller_hears_of_its_calls_over_another_socket(room):

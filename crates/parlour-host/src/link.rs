@@ -285,6 +285,10 @@ impl<P: Protocol> WebSocketLink<P> {
                     }
                     self.failed = true;
                 }
+                        // What came before counts as received, and the socket ends again.
+                        if !frames.is_empty() {
+                            break;
+                        }
                 Poll::Ready(Some(Ok(message))) => {
                     heard = true;
                     if message.is_text() || message.is_binary() {

@@ -280,6 +280,30 @@ async def test_a_count_that_cannot_be_ends_the_session(room, received):
     await worker.close()
 
 
+async def test_one_that_gives_no_credit_is_told_of_its_breach(room):
+    worker, session = await serving(room, "breaching", window_messages=1)
+    worker.acks = False
+    async with await Channel.open(room.url) as caller:
+        for _ in range(2):
+            await caller.begin_call("breaching/k")
+        eventually(lambda: seen(room, "breaching")["queued"], what="a call that waits for credit")
+        assert seen(room, "breaching")["credit"] == 0
+        await worker.send(frame(Kind.ACK, received=100))
+        fault = await worker.next(Kind.FAULT)
+        assert (fault.id, fault.fault) == (0, "invalid")
+        assert await worker.closed() == 1002
+
+
+async def test_a_session_has_the_credit_that_it_began_with(room):
+    worker, session = await serving(room, "unchanging", window_messages=7)
+    worker.kill()
+    await worker.closed()
+    worker = await Channel.open(room.url, session=session, window_messages=5)
+    assert worker.welcome.get(Field.RESUMED) == 1
+    assert worker.welcome.get(Field.WINDOW_MESSAGES) == 7
+    await worker.close()
+
+
 async def test_no_more_is_sent_than_there_is_credit_for(room):
     worker, session = await serving(room, "thrifty", window_messages=2)
     worker.acks = False

@@ -239,6 +239,11 @@ impl Windows {
         self.sent.credit()
     }
 
+    /// How much may be unacknowledged each way, which stays as it was when the session began.
+    pub fn whole_credit(&self) -> Credit {
+        self.sent.credit
+    }
+
     /// Counts a frame of the batch that is being made.
     pub fn add(&mut self, frame: &[u8]) {
         self.sent.add(frame);

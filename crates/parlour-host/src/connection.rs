@@ -400,7 +400,8 @@ impl<L: Link> Connection<L> {
 
     /// Moves what waits onto the link, as far as it has room. Returns the close if that was written.
     fn fill(&mut self, link: &mut L) -> Option<Box<Close>> {
-        while link.has_room()
+        // Why a channel ends is told also to a peer that gave no credit.
+        while (self.refused || link.has_room())
             && let Some(item) = self.outbox.pop_front()
         {
             self.peer.released(item.weight());

@@ -116,9 +116,9 @@ impl Protocol for Native {
             return Err(Close::new(Close::PROTOCOL, "this session cannot be resumed"));
         };
         let again = windows.resume(hello.received).map_err(wrong_count)?;
-        let received = windows.received();
+        let (received, credit) = (windows.received(), windows.whole_credit());
         let mut greeting = BytesMut::new();
-        wire::encode(&Frame::Welcome(Welcome { received, ..welcome }), &mut greeting);
+        wire::encode(&Frame::Welcome(Welcome { received, credit, ..welcome }), &mut greeting);
         Ok(std::iter::once(greeting.freeze()).chain(again).collect())
     }
 }

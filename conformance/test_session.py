@@ -363,6 +363,25 @@ async def test_a_caller_hears_of_progress_if_it_asks(room):
     await worker.close()
 
 
+async def test_progress_for_one_that_reads_none_of_it_over_http_is_bounded_in_bytes(start_room):
+    room = start_room()
+    before = room.rss()
+    payload = b"x" * 1_000_000
+    async with await Channel.open(room.url) as worker:
+        await worker.register("verbose")
+        with Raw(room, receive_buffer=4096) as reader:
+            accept = "Accept: text/event-stream"
+            path = "/v1/agents/verbose/k/call"
+            reader.send(request("POST", path, reader.host, b"x", accept))
+            call = await worker.next(Kind.CALL)
+            # Fewer messages than may wait, and many times the bytes.
+            for _ in range(100):
+                await worker.send(frame(Kind.PROGRESS, payload, id=call.id))
+            await worker.next(Kind.CANCEL)
+            assert room.limit_hits("limits.queue_bytes") == 1
+            assert room.rss() - before <= 48 << 20
+
+
 async def test_progress_of_calls_that_are_not_in_flight_is_dropped(room):
     worker, _ = await serving(room, "babbler")
     async with await Channel.open(room.url) as caller:

@@ -27,7 +27,7 @@ use crate::Config;
 use crate::config::limits;
 use crate::event::SharedEvent;
 use crate::metrics::Metrics;
-use crate::peer::{Bounds, Close, Outgoing, Peer, RETRY_AFTER, Refused, ReplyTo};
+use crate::peer::{Bounds, Close, Outgoing, Peer, ProgressTo, RETRY_AFTER, Refused, ReplyTo};
 use moves::{Moves, Moving};
 
 pub(crate) use moves::Stay;
@@ -492,7 +492,7 @@ impl Exchange {
 
     /// Sends `call` on its way, and returns what waits for its reply.
     /// What comes before it goes to `progress`, if the call asks for it.
-    pub(crate) fn call(&self, call: Call, progress: Option<mpsc::Sender<Payload>>) -> Waiting {
+    pub(crate) fn call(&self, call: Call, progress: Option<ProgressTo>) -> Waiting {
         let (reply_to, reply) = ReplyTo::waiter(&self.0.metrics, progress);
         Waiting { ticket: self.dispatch(call, reply_to), reply }
     }

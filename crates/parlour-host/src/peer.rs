@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytestring::ByteString;
@@ -313,7 +314,61 @@ enum Address {
     /// Back down the connection that the call came in on, under the name its caller gave it.
     Peer { peer: Peer, id: CallId, progress: bool },
     /// To a task that waits, such as a request's, and perhaps wants to hear of its progress.
-    Waiter(oneshot::Sender<Reply>, Option<mpsc::Sender<Payload>>),
+    Waiter(oneshot::Sender<Reply>, Option<ProgressTo>),
+}
+
+/// The way to somebody who is no peer and wants to hear of a call before its end.
+pub(crate) struct ProgressTo {
+    queue: mpsc::Sender<Payload>,
+    /// What waits there.
+    bytes: Arc<AtomicUsize>,
+    bounds: Bounds,
+}
+
+/// Where that arrives.
+pub(crate) struct ProgressOf {
+    queue: mpsc::Receiver<Payload>,
+    bytes: Arc<AtomicUsize>,
+}
+
+/// Both ends of a queue for the progress of a call.
+pub(crate) fn progress(bounds: Bounds) -> (ProgressTo, ProgressOf) {
+    let (sender, receiver) = mpsc::channel(bounds.messages);
+    let bytes = Arc::<AtomicUsize>::default();
+    let progress_to = ProgressTo { queue: sender, bytes: bytes.clone(), bounds };
+    (progress_to, ProgressOf { queue: receiver, bytes })
+}
+
+impl ProgressTo {
+    /// Queues `payload`, or returns the limit that was met. There is one sender, so that nothing can
+    /// come between looking and counting.
+    fn offer(&self, payload: Payload) -> Result<(), (&'static str, usize)> {
+        let (weight, bytes) = (payload.weight(), self.bytes.load(Relaxed));
+        // One that is larger than the whole bound passes when nothing else waits.
+        if bytes > 0 && bytes + weight > self.bounds.bytes {
+            return Err((limits::queue_bytes, self.bounds.bytes));
+        }
+        self.bytes.fetch_add(weight, Relaxed);
+        match self.queue.try_send(payload) {
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                self.bytes.fetch_sub(weight, Relaxed);
+                Err((limits::queue_messages, self.bounds.messages))
+            }
+            // Whoever wanted to hear it may have gone.
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
+        }
+    }
+}
+
+impl ProgressOf {
+    /// The next that was said. `None` once the call has ended, and all was taken.
+    pub(crate) fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Payload>> {
+        let payload = ready!(self.queue.poll_recv(cx));
+        if let Some(payload) = &payload {
+            self.bytes.fetch_sub(payload.weight(), Relaxed);
+        }
+        Poll::Ready(payload)
+    }
 }
 
 impl ReplyTo {
@@ -324,7 +379,7 @@ impl ReplyTo {
 
     pub(crate) fn waiter(
         metrics: &Arc<Metrics>,
-        progress: Option<mpsc::Sender<Payload>>,
+        progress: Option<ProgressTo>,
     ) -> (Self, oneshot::Receiver<Reply>) {
         let (waiter, reply) = oneshot::channel();
         (Self::new(Address::Waiter(waiter, progress), metrics), reply)
@@ -333,20 +388,17 @@ impl ReplyTo {
     /// Hands on what the agent says before it has ended. Nothing of it is left out: if the caller's
     /// queue is full, the fault returned is the end of the call.
     pub(crate) fn progress(&self, payload: Payload) -> Result<(), Fault> {
-        let is_full = match &self.address {
+        let offered = match &self.address {
             Some(Address::Peer { peer, id, progress: true }) => {
-                let item = Outgoing::Progress(*id, Box::new(payload));
-                matches!(peer.offer(item), Err(Refused::Full(..)))
+                match peer.offer(Outgoing::Progress(*id, Box::new(payload))) {
+                    Err(Refused::Full(_, met)) => Err(met),
+                    Ok(()) | Err(Refused::Closed(_)) => Ok(()),
+                }
             }
-            Some(Address::Waiter(_, Some(progress))) => {
-                matches!(progress.try_send(payload), Err(mpsc::error::TrySendError::Full(_)))
-            }
-            _ => false,
+            Some(Address::Waiter(_, Some(progress))) => progress.offer(payload),
+            _ => Ok(()),
         };
-        if is_full {
-            return Err(self.metrics.limit_met(limits::queue_messages, None, too_slow()));
-        }
-        Ok(())
+        offered.map_err(|(key, max)| self.metrics.limit_met(key, Some(max), too_slow()))
     }
 
     fn new(address: Address, metrics: &Arc<Metrics>) -> Self {

@@ -26,13 +26,13 @@ use super::problem::{Problem, status};
 use super::rest::{CONVERSATION, origin};
 use super::router::{App, Segments};
 use crate::exchange::{Exchange, Waiting};
-use crate::peer::{Outgoing, Peer};
+use crate::peer::{Bounds, Outgoing, Peer, ProgressOf, progress};
 
 /// The name under which such listeners are listed.
 const NAME: &str = "sse";
 const MEDIA_TYPE: &str = "text/event-stream";
 const HEARTBEAT: &[u8] = b": heartbeat\n\n";
-/// How much of a call's progress may wait for a client that reads slowly.
+/// How many messages of a call's progress may wait for a client that reads slowly.
 const PROGRESS: usize = 256;
 
 #[derive(Debug, Deserialize)]
@@ -83,8 +83,9 @@ pub(crate) fn is_wanted(headers: &HeaderMap) -> bool {
 /// One that has ended already is answered like any other: a call that cannot begin has a status.
 pub(crate) async fn call(exchange: &Exchange, call: Call) -> Answer {
     let conversation = call.header.conversation.clone();
-    let (sender, progress) = mpsc::channel(PROGRESS);
-    let mut waiting = exchange.call(call, Some(sender));
+    let bounds = Bounds { messages: PROGRESS, bytes: exchange.config().limits.queue_bytes.0 };
+    let (progress_to, progress) = progress(bounds);
+    let mut waiting = exchange.call(call, Some(progress_to));
     let ended = match poll!(&mut waiting) {
         Poll::Ready(Err(fault)) => {
             return Err(Refusal::from(fault).conversation(conversation.as_str()));
@@ -110,7 +111,7 @@ pub(crate) async fn call(exchange: &Exchange, call: Call) -> Answer {
 /// A response's body that gives its call up when it is dropped.
 struct CallStream {
     waiting: Waiting,
-    progress: mpsc::Receiver<Payload>,
+    progress: ProgressOf,
     /// How the call ended, if that was known at once.
     ended: Option<Reply>,
     /// Whether that is written.

@@ -85,6 +85,17 @@ async def test_a_client_that_says_leave_breaks_the_protocol(room):
     assert await channel.closed() == 1002
 
 
+async def test_a_worker_that_is_drained_again_and_again_is_told_once(room):
+    async with await Channel.open(room.url, name="insisted") as worker:
+        await worker.register("insisted")
+        for _ in range(5):
+            assert room.http("POST", "/v1/workers/insisted/drain").status == 202
+        await worker.next(Kind.LEAVE)
+        await worker.send(frame(Kind.PING, id=1))
+        await worker.next(Kind.PONG)
+        assert worker.inbox == []
+
+
 class Pool:
     """Workers in processes of their own, whose agents say which worker they are when the gate opens."""
 

@@ -328,7 +328,10 @@ impl Exchange {
     pub(crate) fn retire(&self, name: &str) -> Result<Peer, Fault> {
         let peer = self.worker(name)?;
         self.drain(&peer);
-        peer.push(Outgoing::Frame(Box::new(Frame::Leave)));
+        // Once, however often it is asked for: what a peer cannot refuse is bounded by being told once.
+        if !peer.asked_to_leave.swap(true, Relaxed) {
+            peer.push(Outgoing::Frame(Box::new(Frame::Leave)));
+        }
         Ok(peer)
     }
 

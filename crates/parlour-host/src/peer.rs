@@ -35,6 +35,8 @@ pub(crate) struct Shared {
     name: Mutex<ByteString>,
     pub(crate) connected: AtomicBool,
     pub(crate) draining: AtomicBool,
+    /// Whether an operator drains it, which it is told once.
+    pub(crate) asked_to_leave: AtomicBool,
     /// Calls that the peer has been given and that have not ended.
     pub(crate) in_flight: AtomicUsize,
     /// Frames that the peer takes beside those it was sent; `u64::MAX` if it did not say.
@@ -160,6 +162,7 @@ impl Peer {
             name: Mutex::default(),
             connected: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            asked_to_leave: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             credit: AtomicU64::new(u64::MAX),
             queue,

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import parlour_v1
+from parlour_v1 import Kind
 from raw import BINARY, CLOSE, PING, PONG, TEXT, Raw, RawSocket, upgrade, websocket_frame
 from room import eventually
 
@@ -306,6 +310,43 @@ def test_a_flood_of_pings_that_nobody_reads_the_answers_of_is_bounded(door, star
     eventually(lambda: room.metric("parlour_connections") <= 1, 20, "the flooders being cut")
     for raw in sockets:
         raw.socket.close()
+
+
+@pytest.mark.parametrize("kind", ["unknown", "ack", "progress", "empty", "pong"])
+def test_a_flood_of_what_is_skipped_leaves_the_others_their_turn(kind, start_room, say):
+    """There is one thread for all, and the flood ends only when somebody else was served."""
+    room = start_room(server__threads=1)
+    frames = {
+        "unknown": parlour_v1.raw_frame(200, b""),
+        "ack": parlour_v1.frame(Kind.ACK, received=0),
+        "progress": parlour_v1.frame(Kind.PROGRESS, id=99),
+    }
+    if kind in frames:
+        flood = websocket_frame(BINARY, frames[kind] * (MIB // len(frames[kind])))
+    else:
+        flood = websocket_frame({"empty": BINARY, "pong": PONG}[kind]) * 10_000
+    served = threading.Event()
+    with RawSocket(room, *CHANNEL, timeout=60) as flooder:
+        hello = parlour_v1.frame(Kind.HELLO, name="flooder", version=1, feature="resume")
+        flooder.send(websocket_frame(BINARY, hello))
+        assert flooder.frame()[0] == BINARY
+
+        def send():
+            sent = 0
+            while not served.is_set() and flooder.send(flood):
+                sent += len(flood)
+            return sent
+
+        with ThreadPoolExecutor(1) as pool:
+            sending = pool.submit(send)
+            try:
+                for _ in range(20):
+                    assert room.answers()
+                still_on = not sending.done()
+            finally:
+                served.set()
+            say(f"{sending.result() / MIB:.0f} MiB sent while others were served 20 times")
+    assert still_on, "the flood went on all the while"
 
 
 def test_a_peer_that_vanishes_in_the_middle_of_a_frame_leaves_nothing_behind(room):

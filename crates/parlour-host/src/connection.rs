@@ -17,7 +17,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::config::{limits, timeouts};
 use crate::exchange::{Exchange, Origin, Published, Ticket};
-use crate::link::{FRAMES_AT_ONCE, Link, Received, Resumption, Sendable};
+use crate::link::{Link, Received, Resumption, Sendable};
 use crate::peer::{Close, Dispatched, OVERHEAD, Outgoing, Peer, RETRY_AFTER, ReplyTo};
 
 /// A channel's task.
@@ -277,7 +277,7 @@ impl<L: Link> Connection<L> {
                     }
                     received => {
                         heard = true;
-                        let is_full = frames.len() >= FRAMES_AT_ONCE;
+                        let is_full = matches!(received, Received::Heard { more: true });
                         for frame in frames.drain(..) {
                             // Nothing is heard any more of a peer that broke the protocol.
                             if !self.refused

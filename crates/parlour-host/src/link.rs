@@ -70,8 +70,9 @@ pub(crate) trait Link: Send {
 /// What [`Link::receive`] returns with.
 #[derive(Debug)]
 pub(crate) enum Received {
-    /// The peer is alive; its frames, if any, were taken.
-    Heard,
+    /// The peer is alive; its frames, if any, were taken. If there is `more`, the others get their turn
+    /// first.
+    Heard { more: bool },
     /// There is room to send more.
     Room,
     /// The peer said something that ends the channel.
@@ -164,7 +165,7 @@ const FULL_BATCH: usize = 32 * 1024;
 /// What a WebSocket frame adds to a payload of common size (RFC 6455 §5.2).
 const FRAME_HEADER: usize = 4;
 /// Frames taken before what they ask for is begun.
-pub(crate) const FRAMES_AT_ONCE: usize = 256;
+const FRAMES_AT_ONCE: usize = 256;
 /// How long, and for how many bytes, a closed peer may go on sending before the socket goes.
 const LINGER: (Duration, usize) = (Duration::from_secs(1), 8 * 1024 * 1024);
 
@@ -255,9 +256,12 @@ impl<P: Protocol> WebSocketLink<P> {
             return Poll::Pending;
         }
         let mut heard = false;
-        while frames.len() < FRAMES_AT_ONCE {
+        // Counts also what is skipped, and what is the link's own.
+        let mut taken = 0;
+        while taken < FRAMES_AT_ONCE {
             if !self.undecoded.is_empty() {
                 heard = true;
+                taken += 1;
                 match self.protocol.decode(&mut self.undecoded) {
                     Ok(frame) => frames.extend(frame),
                     Err(close) => {
@@ -281,14 +285,14 @@ impl<P: Protocol> WebSocketLink<P> {
                 }
                 Poll::Ready(Some(Err(error))) => {
                     if self.failed || matches!(error, Error::Io(_)) {
-                        return Poll::Ready(self.ended(&error));
-                    }
-                    self.failed = true;
-                }
                         // What came before counts as received, and the socket ends again.
                         if !frames.is_empty() {
                             break;
                         }
+                        return Poll::Ready(self.ended(&error));
+                    }
+                    self.failed = true;
+                }
                 Poll::Ready(Some(Ok(message))) => {
                     heard = true;
                     if message.is_text() || message.is_binary() {
@@ -304,10 +308,12 @@ impl<P: Protocol> WebSocketLink<P> {
                         self.pongs += message.as_payload().len() + FRAME_HEADER;
                         break;
                     }
+                    taken += usize::from(self.undecoded.is_empty());
                 }
             }
         }
-        if heard { Poll::Ready(Received::Heard) } else { Poll::Pending }
+        let more = taken >= FRAMES_AT_ONCE;
+        if heard { Poll::Ready(Received::Heard { more }) } else { Poll::Pending }
     }
 
     fn ended(&self, error: &Error) -> Received {

@@ -38,10 +38,15 @@ async def serving(room, agent_type: str, url=None, **fields):
     return worker, session
 
 
+def named(room, name):
+    """What the host says of the workers of this name."""
+    return [w for w in room.get("/v1/workers")["workers"] if w["name"] == name]
+
+
 def seen(room, name):
-    """What the host says of the worker of this name."""
-    workers = room.get("/v1/workers")["workers"]
-    return next(worker for worker in workers if worker["name"] == name)
+    """The same of the one worker of this name."""
+    (worker,) = named(room, name)
+    return worker
 
 
 async def back(room, worker, session):
@@ -257,6 +262,23 @@ async def test_a_worker_that_is_started_anew_takes_over_from_its_former_self(roo
         assert (await caller.answer(ran)).fault == "worker_lost"
         await worker.reply(await worker.next(Kind.CALL))
         assert (await caller.answer(waited)).kind == Kind.REPLY
+    await worker.close()
+
+
+async def test_a_worker_takes_over_from_sessions_alone(start_room):
+    """A client of the older dialect that waits for its socket is nobody's former self."""
+    room = start_room()
+    registered = room.rpc("runtime.register_agent", {"type": "older-dialect"}, client="waits")
+    assert registered["result"]
+    workers = room.get("/v1/workers")["workers"]
+    name = next(w["name"] for w in workers if "older-dialect" in w["agent_types"])
+    former, _ = await serving(room, "former", name=name)
+    former.kill()
+    await former.closed()
+    eventually(lambda: not any(w["connected"] for w in named(room, name)), what="the loss")
+    worker, _ = await serving(room, "former", name=name)
+    eventually(lambda: len(named(room, name)) == 2, what="the end of the former session")
+    assert "older-dialect" in [agent["type"] for agent in room.get("/v1/agents")["agents"]]
     await worker.close()
 
 

@@ -220,19 +220,22 @@ impl Exchange {
             return;
         }
         let name = peer.name();
-        for other in self.peers() {
-            let is_former = other.id != peer.id
+        let is_former = |other: &&Peer| {
+            other.id != peer.id
                 && !name.is_empty()
                 && other.name() == name
                 && other.principal == peer.principal
-                && !other.connected.load(Relaxed);
-            if is_former {
-                let _peers = self.0.peers.lock();
-                self.change(|directory| directory.remove(other.id));
-                drop(_peers);
-                let close = Close::new(Close::GOING_AWAY, "the worker was started anew");
-                other.push(Outgoing::Close(Box::new(close)));
-            }
+                && !other.connected.load(Relaxed)
+        };
+        let mut former: Vec<_> =
+            self.0.sessions.lock().values().filter(is_former).cloned().collect();
+        former.sort_unstable_by_key(|peer| peer.id);
+        for other in former {
+            let _peers = self.0.peers.lock();
+            self.change(|directory| directory.remove(other.id));
+            drop(_peers);
+            let close = Close::new(Close::GOING_AWAY, "the worker was started anew");
+            other.push(Outgoing::Close(Box::new(close)));
         }
     }
 

@@ -88,6 +88,8 @@ async def test_a_fault_says_in_words_what_is_wrong(room):
         ("hello?", "expected"),
         ('{"kind":"helo"}', "helo"),
         ('{"kind":"ping","number":1}', "number"),
+        ('{"kind":"ping","id":1,"id":1}', "twice"),
+        ('{"kind":"reply","id":1,"payload":"a","payload_base64":"YQ=="}', "one payload"),
         ('{"kind":"call","id":1,"agent_type":"a"}', "CALL needs `key`"),
         ("[" * 1000, "nests"),
     ],

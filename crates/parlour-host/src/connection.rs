@@ -518,6 +518,7 @@ impl<L: Link> Connection<L> {
             }
             Frame::Drain => self.exchange.drain(&self.peer),
             Frame::Hello(_) => return Err(Close::new(Close::PROTOCOL, "a second HELLO")),
+            Frame::Ack(_) => return Err(Close::new(Close::PROTOCOL, "an ACK without a session")),
             _ => return Err(Close::new(Close::PROTOCOL, "a frame that only a host sends")),
         }
         Ok(())

@@ -1,6 +1,9 @@
 //! `parlour.v1+json`: the frames of `parlour.v1` as JSON, one in each text message, for people who
 //! look at a channel or type into one.
 
+use std::collections::HashSet;
+use std::fmt;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
@@ -8,6 +11,7 @@ use parlour_core::Fault;
 use parlour_core::wire::{
     self, FIELDS, FieldType, Frame, Hello, KINDS, RawFrame, RawValue, Welcome,
 };
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::{Map, Value};
 use tokio_websockets::Message;
 
@@ -72,13 +76,48 @@ impl Protocol for Text {
     }
 }
 
+/// The members of an object, each name once.
+struct Members(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct MembersVisitor;
+
+        impl<'de> Visitor<'de> for MembersVisitor {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                let (mut members, mut names) = (Vec::new(), HashSet::new());
+                while let Some((name, value)) = map.next_entry::<String, Value>()? {
+                    if !names.insert(name.clone()) {
+                        let name = name.escape_debug();
+                        return Err(A::Error::custom(format_args!("`{name}` stands twice")));
+                    }
+                    members.push((name, value));
+                }
+                Ok(Members(members))
+            }
+        }
+
+        deserializer.deserialize_map(MembersVisitor)
+    }
+}
+
 /// The bytes of the frame that `text` describes.
 fn read(text: &[u8], max_depth: usize) -> Result<Bytes, String> {
-    let object: Map<String, Value> = json::parse(text, max_depth)
+    let Members(members) = json::parse(text, max_depth)
         .map_err(|error| format!("a message is the JSON object of one frame: {error}"))?;
     let mut frame = RawFrame::default();
-    let mut has_kind = false;
-    for (name, value) in object {
+    let (mut has_kind, mut has_payload) = (false, false);
+    for (name, value) in members {
+        let is_payload = name.starts_with("payload");
+        if is_payload && std::mem::replace(&mut has_payload, true) {
+            return Err("a frame has one payload, in `payload` or in `payload_base64`".into());
+        }
         match &*name {
             "kind" => {
                 let kind = value.as_str().unwrap_or_default();
@@ -240,6 +279,14 @@ mod tests {
             (r#"{"kind":"call","agent":"a"}"#, "there is no field `agent`"),
             (r#"{"kind":"ping","id":"one"}"#, "id cannot be \"one\""),
             (r#"{"kind":"reply","payload_base64":"?"}"#, "payload_base64 is not base64"),
+            (
+                r#"{"kind":"reply","id":1,"payload":"a","payload_base64":"Yg=="}"#,
+                "a frame has one payload, in `payload` or in `payload_base64`",
+            ),
+            (
+                r#"{"kind":"ping","id":1,"id":2}"#,
+                "a message is the JSON object of one frame: `id` stands twice at line 1 column 29",
+            ),
         ] {
             assert_eq!(frame(json).unwrap_err(), reason);
         }

@@ -23,6 +23,8 @@ class Proxy:
         """How much passes in each direction, if there is a bound."""
         self.opened = 0
         self.pieces = 0
+        self.held = 0
+        """How many pieces came to where nothing passes any more."""
         self._server = None
         self._links: set[asyncio.Task] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -98,6 +100,7 @@ class Proxy:
                 if self.one_by_one:
                     size = 1 if passed < self.one_by_one else random.choice(SIZES)
                 piece, data = data[:size], data[size:]
+                self.held += not opened.is_set()
                 await opened.wait()
                 if self.bytes_per_second:
                     piece, data = piece[:4096], piece[4096:] + data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -149,6 +150,15 @@ def eventually(holds, timeout=10.0, what="it"):
             return result
         assert time.monotonic() < deadline, f"{what} did not happen within {timeout} s"
         time.sleep(0.02)
+
+
+async def soon(holds, timeout=10.0, what="it"):
+    """The same without holding up what else runs on the loop."""
+    deadline = time.monotonic() + timeout
+    while not (result := await asyncio.to_thread(holds)):
+        assert time.monotonic() < deadline, f"{what} did not happen within {timeout} s"
+        await asyncio.sleep(0.02)
+    return result
 
 
 class Honest:

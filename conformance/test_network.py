@@ -13,7 +13,7 @@ import pytest
 
 from parlour_v1 import Channel, Field, Kind
 from proxy import Proxy
-from room import BINARY, Room
+from room import BINARY, soon
 
 HEARTBEAT = "1s"
 
@@ -137,12 +137,10 @@ async def test_a_call_that_runs_through_a_cut_runs_once(room, tmp_path):
         assert log.read_text().split() == ["0", "1", "2", "3", "4"]
 
 
-async def test_after_a_killed_host_every_worker_is_back_soon(say):
+async def test_after_a_killed_host_every_worker_is_back_soon(start_room, say):
     """N5 in small: the host is killed and started again at the same address."""
     workers = 40
-    first = Room()
-    port = first.port
-    second = None
+    first = start_room()
     async with contextlib.AsyncExitStack() as stack:
         for number in range(4):
             await stack.enter_async_context(worker(first.url, f"storm{number}"))
@@ -155,13 +153,11 @@ async def test_after_a_killed_host_every_worker_is_back_soon(say):
         for session in sessions:
             await session.closed()
         began = time.monotonic()
-        second = Room(port=port)
+        second = start_room(port=first.port)
         async with await Channel.open(second.url) as caller:
             for number in range(4):
                 await served(caller, f"storm{number}/k", patience=30)
         say(f"4 workers were back {time.monotonic() - began:.1f} s after the host was")
-        assert time.monotonic() - began < 30
-        assert second.stop() == 0
 
 
 async def test_a_slow_line_carries_heartbeats_beside_a_large_payload(start_room):
@@ -187,13 +183,13 @@ async def test_a_killed_worker_is_given_up_after_the_grace_time(start_room, say)
         worker(room.url, "victim", "--", "sleep", "60") as process,
         await Channel.open(room.url) as caller,
     ):
+
+        def one_of(key):
+            return any(w[key] for w in room.get("/v1/workers")["workers"])
+
+        await soon(lambda: one_of("agent_types"), what="the registration")
         number = await caller.begin_call("victim/k")
-        await asyncio.sleep(0)
-        while not [w for w in room.get("/v1/workers")["workers"] if w["in_flight"]]:
-            await asyncio.sleep(0.02)
-            if caller.inbox:
-                caller.inbox.clear()
-                number = await caller.begin_call("victim/k")
+        await soon(lambda: one_of("in_flight"), what="the call")
         process.kill()
         killed = time.monotonic()
         fault = await caller.answer(number)

@@ -98,6 +98,8 @@ class Frame:
     kind: int
     fields: list[tuple[int, int | bytes]] = field(default_factory=list)
     payload: bytes = b""
+    size: int = field(default=0, compare=False)
+    """How many bytes it had on the wire."""
 
     def all(self, number: Field) -> list[int | str]:
         """Every value of a field; bytes as the text they are."""
@@ -200,13 +202,13 @@ def decode(message: bytes) -> list[Frame]:
     """The frames of a message."""
     frames, at = [], 0
     while at < len(message):
-        kind = message[at]
+        begin, kind = at, message[at]
         length, at = read_varint(message, at + 1)
         header, at = message[at : at + length], at + length
         length, at = read_varint(message, at)
         payload, at = message[at : at + length], at + length
         assert len(payload) == length, "the message ends in the middle of a frame"
-        frames.append(Frame(kind, list(read_fields(header)), payload))
+        frames.append(Frame(kind, list(read_fields(header)), payload, at - begin))
     return frames
 
 
@@ -219,7 +221,9 @@ class Session:
     acknowledged: int = 0
     said: int = 0
     """How many of those that were received the host knows of."""
+    unsaid_bytes: int = 0
     window: int = 0
+    window_bytes: int = 0
     kept: list[bytes] = field(default_factory=list)
     """Frames that were sent and not acknowledged."""
 
@@ -227,7 +231,16 @@ class Session:
         self.kept += [one for one in frames if one[0] not in OF_SOCKET]
 
     def came(self, one: Frame):
-        self.received += one.kind not in OF_SOCKET
+        if one.kind not in OF_SOCKET:
+            self.received += 1
+            self.unsaid_bytes += one.size
+
+    def is_due(self) -> bool:
+        """Whether a quarter of the window came."""
+        return (
+            self.received - self.said > self.window // 4
+            or self.unsaid_bytes >= self.window_bytes // 4
+        )
 
     def acknowledge(self, received: int):
         del self.kept[: received - self.acknowledged]
@@ -338,7 +351,9 @@ class Channel:
         """Begins a session anew: nothing of an earlier one counts."""
         if self.session is not None:
             begun = Session(
-                name=welcome.get(Field.SESSION), window=welcome.get(Field.WINDOW_MESSAGES, 0)
+                name=welcome.get(Field.SESSION),
+                window=welcome.get(Field.WINDOW_MESSAGES, 0),
+                window_bytes=welcome.get(Field.WINDOW_BYTES, 0),
             )
             self.session.__dict__.update(begun.__dict__)
 
@@ -347,8 +362,8 @@ class Channel:
         session = self.session
         if session is None or not self.acks:
             return
-        if not due or session.received - session.said > session.window // 4:
-            session.said = session.received
+        if not due or session.is_due():
+            session.said, session.unsaid_bytes = session.received, 0
             await self.websocket.send(frame(Kind.ACK, received=session.received))
 
     async def send(self, *frames: bytes):

@@ -340,6 +340,23 @@ async def test_no_more_is_sent_than_there_is_credit_for(room):
     await worker.close()
 
 
+async def test_credit_is_in_bytes_too(room):
+    worker, session = await serving(room, "narrow", window_bytes=1000)
+    worker.acks = False
+    async with await Channel.open(room.url) as caller:
+        # One that is larger than the window goes out, and uses it up.
+        for payload in (bytes(100_000), b"x", b"y"):
+            await caller.begin_call("narrow/k", payload)
+        await worker.next(Kind.CALL)
+        shown = await soon(lambda: (one := seen(room, "narrow"))["queued"] == 2 and one)
+        assert (shown["credit"], worker.inbox) == (0, [])
+        worker.acks = True
+        await worker.acknowledge()
+        await worker.next(Kind.CALL)
+        await worker.next(Kind.CALL)
+    await worker.close()
+
+
 async def test_one_that_acknowledges_nothing_is_cut(start_room):
     room = start_room(timeouts__stalled_write="300ms")
     worker, _ = await serving(room, "mute", window_messages=1)

@@ -12,6 +12,7 @@ import time
 import h2.config
 import h2.connection
 import h2.events
+import h2.settings
 import pytest
 
 from agents import Agents
@@ -466,8 +467,9 @@ class H2:
         self.answers[stream] = ([], bytearray())
         return stream
 
-    def wait(self, stream) -> tuple[dict, bytes]:
+    def wait(self, stream, goes_on=lambda body: True) -> tuple[dict, bytes]:
         while stream not in self.ended:
+            assert goes_on(self.answers[stream][1]), "heard enough"
             data = self.socket.recv(65536)
             assert data, "the connection ended"
             for event in self.h2.receive_data(data):
@@ -504,6 +506,25 @@ def test_a_stream_that_is_reset_cancels_its_call(room, agents):
     client.h2.reset_stream(stream)
     client.socket.sendall(client.h2.data_to_send())
     assert agents.next(Kind.CANCEL).id == call.id
+    client.close()
+
+
+@pytest.mark.parametrize("reads", [False, True], ids=["stalls", "control: reads"])
+def test_a_stream_of_events_over_http2_that_nobody_reads_ends(start_room, reads):
+    """The window holds it back, while its socket takes all there is."""
+    room = start_room(timeouts__stalled_write="300ms", timeouts__heartbeat="1s")
+    client = H2(room)
+    if not reads:
+        client.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    stream = client.send("GET", "/v1/topics/news/events")
+    if reads:
+        # Resting between two heartbeats, it stays for longer than a part of it may wait.
+        with pytest.raises(AssertionError, match="heard enough"):
+            client.wait(stream, lambda body: body.count(b"heartbeat") < 2)
+    else:
+        patience = time.monotonic() + 10
+        with pytest.raises((AssertionError, ConnectionError), match="ended|reset"):
+            client.wait(stream, lambda _: time.monotonic() < patience)
     client.close()
 
 

@@ -158,7 +158,12 @@ impl Body for Content {
 pub(crate) struct Tracked {
     body: Content,
     answering: Answering,
+    /// Of a stream that has to move: what it said and was not asked for yet.
+    said: Option<Bytes>,
 }
+
+/// How much of a stream is given at a time, so that a slow peer is seen to take it.
+const PART: usize = 16 * 1024;
 
 impl Tracked {
     /// With `watch` the body has to move: over HTTP/1 the socket sees to that.
@@ -167,11 +172,13 @@ impl Tracked {
         mut answering: Answering,
         watch: bool,
     ) -> http::Response<Self> {
-        // A stream of events has no length, and may rest.
-        if watch && response.body().size_hint().exact().is_some_and(|length| length > 0) {
+        // A stream of events has no length.
+        let length = response.body().size_hint().exact();
+        if watch && length != Some(0) {
             answering.begin_sending();
         }
-        response.map(|body| Self { body, answering })
+        let said = (watch && length.is_none()).then(Bytes::new);
+        response.map(|body| Self { body, answering, said })
     }
 }
 
@@ -183,13 +190,29 @@ impl Body for Tracked {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
-        self.answering.moved();
-        frame
+        let Self { body, answering, said } = &mut *self;
+        let Some(said) = said else {
+            let frame = Pin::new(body).poll_frame(cx);
+            answering.moved();
+            return frame;
+        };
+        if said.is_empty() {
+            match Pin::new(body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => *said = frame.into_data().unwrap_or_default(),
+                Poll::Ready(end) => return Poll::Ready(end),
+                Poll::Pending => {
+                    answering.rest();
+                    return Poll::Pending;
+                }
+            }
+        }
+        answering.begin_sending();
+        let part = said.split_to(said.len().min(PART));
+        Poll::Ready(Some(Ok(Frame::data(part))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.said.as_ref().is_none_or(Bytes::is_empty) && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

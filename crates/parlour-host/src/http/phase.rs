@@ -42,9 +42,17 @@ pub(crate) struct Answering {
 impl Answering {
     /// The answer's body is on its way from here on, and has to move.
     pub(crate) fn begin_sending(&mut self) {
-        self.sending = true;
-        self.phase.sending.fetch_add(1, Relaxed);
+        if !std::mem::replace(&mut self.sending, true) {
+            self.phase.sending.fetch_add(1, Relaxed);
+        }
         self.moved();
+    }
+
+    /// All that there is of it was taken, and more may come at any time.
+    pub(crate) fn rest(&mut self) {
+        if std::mem::take(&mut self.sending) {
+            self.phase.sending.fetch_sub(1, Relaxed);
+        }
     }
 
     /// A part of it was taken.

@@ -374,6 +374,9 @@ impl<L: Link> Connection<L> {
                 self.peer.released(OVERHEAD);
                 self.resumption = Some(resumption);
             }
+            item @ Outgoing::Reply(..) if parlour_core::bug!("progress_overtaken") => {
+                self.outbox.push_front(item);
+            }
             item => self.outbox.push_back(item),
         }
     }

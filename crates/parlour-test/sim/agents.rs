@@ -28,6 +28,8 @@ pub(crate) enum Work {
     Sleep(u64),
     /// Answers with so many bytes.
     Grow(usize),
+    /// Tells of its progress so many times, and then answers how often it did.
+    Tell(u64),
     Fail,
     /// Never answers.
     Hang,
@@ -37,14 +39,20 @@ pub(crate) enum Work {
 
 impl Work {
     pub(crate) fn draw(rng: &mut fastrand::Rng) -> Self {
-        match rng.u8(..20) {
+        match rng.u8(..24) {
             0..8 => Self::Echo,
             8..13 => Self::Sleep(rng.u64(1..3000)),
             13..15 => Self::Grow(rng.usize(1..60_000)),
             15 => Self::Fail,
             16 => Self::Hang,
+            17..21 => Self::Tell(rng.u64(..40)),
             _ => Self::Ask,
         }
+    }
+
+    /// Whether a caller of this asks for progress; now and then for that of what has none to tell.
+    pub(crate) fn draw_asks(self, rng: &mut fastrand::Rng) -> bool {
+        rng.u8(..8) < if matches!(self, Self::Tell(_)) { 6 } else { 1 }
     }
 
     /// The message that asks for it.
@@ -53,6 +61,7 @@ impl Work {
             Self::Echo => ("echo", 0),
             Self::Sleep(millis) => ("sleep", millis),
             Self::Grow(bytes) => ("grow", bytes as u64),
+            Self::Tell(times) => ("tell", times),
             Self::Fail => ("fail", 0),
             Self::Hang => ("hang", 0),
             Self::Ask => ("ask", 0),
@@ -69,6 +78,7 @@ impl Work {
             "echo" => Self::Echo,
             "sleep" => Self::Sleep(number),
             "grow" => Self::Grow(number as usize),
+            "tell" => Self::Tell(number),
             "fail" => Self::Fail,
             "hang" => Self::Hang,
             "ask" => Self::Ask,
@@ -97,6 +107,16 @@ impl Actor {
             Work::Sleep(millis) => sleep(Duration::from_millis(millis)).await,
             Work::Grow(bytes) => {
                 return Ok(Payload::text(format!("{token} {}", "x".repeat(bytes))));
+            }
+            Work::Tell(times) => {
+                for number in 1..=times {
+                    // Some one after the other, and some after a pause.
+                    if number % 4 == 0 {
+                        sleep(Duration::from_millis(30 * (number % 5))).await;
+                    }
+                    cx.progress(update_text(token, number)).await?;
+                }
+                return Ok(Payload::text(told_text(token, times)));
             }
             Work::Fail => return Err("as asked".into()),
             Work::Hang => std::future::pending().await,
@@ -145,6 +165,16 @@ impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         self.book.gives_up(self.token);
     }
+}
+
+/// What the agent says of a call for the `number`th time.
+pub(crate) fn update_text(token: Token, number: u64) -> String {
+    format!("{token} {number}")
+}
+
+/// The reply to a call of which the agent has spoken so many times.
+pub(crate) fn told_text(token: Token, times: u64) -> String {
+    format!("{token} told {times}")
 }
 
 /// The message of an event.

@@ -10,6 +10,7 @@ use parlour::{Error, ErrorKind, FaultKind};
 use tokio::time::Instant;
 
 use super::Report;
+use super::agents::update_text;
 
 /// How late the end of a call may be: timers count in milliseconds.
 const SLACK: Duration = Duration::from_millis(20);
@@ -62,6 +63,9 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Call {
     deadline: Option<Instant>,
+    /// Its caller asked for progress, and heard it so many times.
+    asks: bool,
+    updates: u64,
     ended: bool,
     succeeded: bool,
     runs: Vec<u32>,
@@ -156,6 +160,30 @@ impl Book {
         inner.calls.insert(token, Call { deadline, ..Call::default() });
     }
 
+    /// The caller of this call wants to hear of its progress.
+    pub(crate) fn asks_for_progress(&self, token: Token) {
+        self.0.lock().calls.entry(token).or_default().asks = true;
+    }
+
+    /// A caller hears of a call's progress.
+    pub(crate) fn progresses(&self, token: Token, text: &str) {
+        let mut inner = self.0.lock();
+        inner.note(&format!("{token} hears {text}"));
+        *inner.counts.entry("updates of progress").or_default() += 1;
+        let call = inner.calls.entry(token).or_default();
+        call.updates += 1;
+        let (asks, ended, number) = (call.asks, call.ended, call.updates);
+        if !asks {
+            inner.violation(format!("{token} heard of progress, and had not asked"));
+        }
+        if ended {
+            inner.violation(format!("{token} heard of progress after its end"));
+        }
+        if text != update_text(token, number) {
+            inner.violation(format!("{token} heard `{text}` as update {number}"));
+        }
+    }
+
     /// A call has until `deadline` to end.
     pub(crate) fn extends(&self, token: Token, deadline: Instant) {
         self.0.lock().calls.entry(token).or_default().deadline = Some(deadline);
@@ -177,6 +205,7 @@ impl Book {
         let call = inner.calls.entry(token).or_default();
         call.succeeded = true;
         let (ran, overtaken) = (call.runs.len(), call.overtaken.take());
+        let (asks, updates) = (call.asks, call.updates);
         overtaken.into_iter().for_each(|text| inner.violation(text));
         if ran != 1 {
             inner.violation(format!("{token} has a reply and ran {ran} times"));
@@ -184,6 +213,10 @@ impl Book {
         if text.split(' ').next() != Some(&token.to_string()) {
             let text: String = text.chars().take(40).collect();
             inner.violation(format!("{token} got the reply of another call: {text}"));
+        }
+        let told = text.split_once(" told ").and_then(|(_, times)| times.parse().ok());
+        if asks && updates != told.unwrap_or(0) {
+            inner.violation(format!("{token} heard {updates} updates of {told:?}"));
         }
     }
 

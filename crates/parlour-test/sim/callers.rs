@@ -17,19 +17,67 @@ use super::referee::RAW;
 pub(crate) const TOPICS: [&str; 4] = ["news.x", "news.y", "log.x", "other"];
 pub(crate) const FILTERS: [&str; 4] = ["news.*", "news.x", "log.*", "*"];
 
-/// Makes a call and books how it ends. Given up after `patience`.
-pub(crate) async fn call(
-    book: Book,
-    client: Client,
-    token: Token,
-    target: String,
-    work: Work,
-    limit: Duration,
-    patience: Option<Duration>,
-) {
-    book.calls(token, &format!("{target} to {work:?}"), limit);
-    let request = client.call(target, work.message(token)).timeout(limit).into_future();
-    let reply = match patience {
+/// What a call is about.
+pub(crate) struct Errand {
+    pub(crate) token: Token,
+    pub(crate) target: String,
+    pub(crate) work: Work,
+    /// Whether the caller asks for progress.
+    pub(crate) asks: bool,
+    pub(crate) limit: Duration,
+    /// When the caller gives it up, if it does.
+    pub(crate) patience: Option<Duration>,
+}
+
+impl Errand {
+    /// One that is waited for.
+    pub(crate) fn new(token: Token, target: String, work: Work, limit: Duration) -> Self {
+        let asks = matches!(work, Work::Tell(_));
+        Self { token, target, work, asks, limit, patience: None }
+    }
+
+    /// Notes that the call begins.
+    pub(crate) fn begin(&self, book: &Book, door: &str) {
+        let Self { token, target, work, asks, limit, .. } = self;
+        let asks_for = if *asks { " with progress" } else { "" };
+        book.calls(*token, &format!("{target} to {work:?}{asks_for}{door}"), *limit);
+        if *asks {
+            book.asks_for_progress(*token);
+        }
+    }
+
+    /// Books a reply that says `text`.
+    pub(crate) fn replied(&self, book: &Book, text: &str) {
+        let Self { token, work, .. } = self;
+        book.replied(*token, text);
+        match work {
+            Work::Fail | Work::Hang => {
+                book.violation(format!("{token} has a reply to {work:?}"));
+            }
+            Work::Grow(bytes) if text.len() < *bytes => {
+                book.violation(format!("{token} got {} bytes of {bytes}", text.len()));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Makes a call and books how it ends.
+pub(crate) async fn call(book: Book, client: Client, errand: Errand) {
+    errand.begin(&book, "");
+    let Errand { token, work, limit, .. } = errand;
+    let request = client.call(errand.target.as_str(), work.message(token)).timeout(limit);
+    let request = async {
+        if !errand.asks {
+            return request.await;
+        }
+        let mut progress = request.with_progress();
+        while let Some(update) = progress.next().await {
+            book.progresses(token, update.to_text().unwrap_or_default());
+        }
+        progress.reply().await
+    };
+    let reply = match errand.patience {
         None => request.await,
         Some(patience) => match timeout(patience, request).await {
             Ok(reply) => reply,
@@ -37,19 +85,7 @@ pub(crate) async fn call(
         },
     };
     match reply {
-        Ok(reply) => {
-            let text = reply.to_text().unwrap_or_default();
-            book.replied(token, text);
-            match work {
-                Work::Fail | Work::Hang => {
-                    book.violation(format!("{token} has a reply to {work:?}"));
-                }
-                Work::Grow(bytes) if text.len() < bytes => {
-                    book.violation(format!("{token} got {} bytes of {bytes}", text.len()));
-                }
-                _ => {}
-            }
-        }
+        Ok(reply) => errand.replied(&book, reply.to_text().unwrap_or_default()),
         Err(error) => book.failed(token, &error),
     }
 }
@@ -120,7 +156,10 @@ pub(crate) async fn work(stage: Arc<Stage>, index: usize, mut rng: Rng) {
             let patience = (rng.u8(..8) == 0).then(|| Duration::from_millis(rng.u64(..2000)));
             let (book, client) = (stage.book.clone(), caller.client.clone());
             let work = Work::draw(&mut rng);
-            open.spawn(call(book, client, token, target.clone(), work, limit, patience));
+            let asks = work.draw_asks(&mut rng);
+            let target = target.clone();
+            let errand = Errand { token, target, work, asks, limit, patience };
+            open.spawn(call(book, client, errand));
         }
     }
     while open.join_next().await.is_some() {}

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::agents::{COMMON, Work, event_text};
 use super::book::Token;
-use super::callers::{TOPICS, call};
+use super::callers::{Errand, TOPICS, call};
 use super::slots::Order;
 use super::{RECOVERY, Stage};
 
@@ -84,18 +84,19 @@ async fn calls(stage: &Arc<Stage>, rng: &mut Rng) {
     let mut open = JoinSet::new();
     for caller in &stage.callers {
         for _ in 0..4 {
-            let work = match rng.u8(..4) {
+            let work = match rng.u8(..5) {
                 0 => Work::Ask,
                 1 => Work::Sleep(rng.u64(1..100)),
                 2 => Work::Grow(rng.usize(1..20_000)),
+                3 => Work::Tell(rng.u64(..10)),
                 _ => Work::Echo,
             };
             let target = format!("{COMMON}/{}", rng.u8(..8));
             let token = Token { caller: caller.number, number: stage.book.next_number() };
             let (book, client) = (stage.book.clone(), caller.client.clone());
-            let limit = Duration::from_secs(10);
+            let errand = Errand::new(token, target, work, Duration::from_secs(10));
             open.spawn(async move {
-                call(book, client, token, target, work, limit, None).await;
+                call(book, client, errand).await;
                 token
             });
         }
@@ -138,9 +139,9 @@ async fn cancels(stage: &Stage, rng: &mut Rng) {
         let token = Token { caller: caller.number, number: stage.book.next_number() };
         let (book, client) = (stage.book.clone(), caller.client.clone());
         let target = format!("{COMMON}/{}", rng.u8(..8));
-        let limit = Duration::from_secs(60);
         let patience = Some(Duration::from_millis(rng.u64(100..1000)));
-        call(book, client, token, target, Work::Hang, limit, patience).await;
+        let errand = Errand::new(token, target, Work::Hang, Duration::from_secs(60));
+        call(book, client, Errand { patience, ..errand }).await;
         sleep(PROMPTLY).await;
         if stage.book.run_ended(token).is_none() {
             stage.book.violation(format!("{token} was given up, and its handler goes on"));
@@ -157,8 +158,9 @@ async fn drain(stage: &Arc<Stage>, rng: &mut Rng) {
             let (book, client) = (stage.book.clone(), caller.client.clone());
             let work = Work::Sleep(rng.u64(500..2000));
             let target = format!("{COMMON}/{key}");
+            let errand = Errand::new(token, target, work, Duration::from_secs(10));
             open.spawn(async move {
-                call(book, client, token, target, work, Duration::from_secs(10), None).await;
+                call(book, client, errand).await;
                 token
             });
         }

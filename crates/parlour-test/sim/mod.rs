@@ -158,6 +158,8 @@ pub(crate) const MISTAKES: &[&str] = &[
     "resume_without_deduplication",
     "resume_without_resending",
     "credit_never_returned",
+    "progress_left_out",
+    "progress_overtaken",
 ];
 
 /// What must have happened somewhere in any fifty seeds, or they show nothing.
@@ -174,6 +176,7 @@ pub(crate) const FAULTS: &[&str] = &[
     "sessions resumed by the referee",
     "sessions that the host no longer knew",
     "slow readers",
+    "updates of progress",
     "worker crashes",
     "worker drains",
 ];

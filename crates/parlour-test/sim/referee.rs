@@ -19,8 +19,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_websockets::{ClientBuilder, Message, WebSocketStream};
 
 use super::Stage;
-use super::agents::{COMMON, Work};
+use super::agents::{COMMON, Work, told_text, update_text};
 use super::book::{Running, Token};
+use super::callers::Errand;
 
 /// What it serves.
 pub(crate) const RAW: &str = "raw";
@@ -377,6 +378,13 @@ impl Session {
                         Err(fault) => self.stage.book.failed(token, &Error::from(fault)),
                     }
                 }
+                Ok(Some(Frame::Progress(id, payload))) => match self.open.get(&id.0) {
+                    Some(&(token, _)) => {
+                        let text = payload.to_text().unwrap_or_default();
+                        self.stage.book.progresses(token, text);
+                    }
+                    None => self.violation(format!("progress of call {}, which is not open", id.0)),
+                },
                 Ok(Some(Frame::Call(call))) => self.run(&call),
                 Ok(Some(Frame::Cancel(id))) => drop(self.runs.remove(&id.0)),
                 Ok(Some(Frame::Ack(received))) => self.acknowledged(received),
@@ -408,14 +416,15 @@ impl Session {
             _ => format!("{COMMON}/{}", rng.u8(..4)),
         };
         let until = limit + 2 * LAZY;
-        self.stage.book.calls(token, &format!("{target} to {work:?}"), until);
+        let errand = Errand { asks: work.draw_asks(rng), ..Errand::new(token, target, work, until) };
+        errand.begin(&self.stage.book, "");
         let id = self.name_call();
         self.open.insert(id.0, (token, Instant::now() + until));
         self.push(Frame::Call(CallFrame {
             id,
-            target: AgentId::parse(&target).expect("a good name"),
+            target: AgentId::parse(&errand.target).expect("a good name"),
             timeout: Some(limit),
-            progress: false,
+            progress: errand.asks,
             resent: false,
             header: HeaderFields::default(),
             payload: Payload::text(work.message(token)),
@@ -433,14 +442,24 @@ impl Session {
             Work::Echo | Work::Ask => (Some(now), text),
             Work::Sleep(millis) => (Some(now + Duration::from_millis(millis)), text),
             Work::Grow(bytes) => (Some(now), format!("{text} {}", "x".repeat(bytes))),
-            Work::Fail | Work::Hang => (None, text),
+            Work::Fail | Work::Hang | Work::Tell(_) => (None, text),
         };
-        if matches!(work, Work::Fail) {
-            let fault = Fault::new(FaultKind::AgentFailed, "as asked");
-            self.push(Frame::Reply(call.id, Err(fault)));
-        } else {
-            self.runs.insert(call.id.0, (running, at, Payload::text(text)));
+        match work {
+            Work::Fail => {
+                let fault = Fault::new(FaultKind::AgentFailed, "as asked");
+                self.push(Frame::Reply(call.id, Err(fault)));
+            }
+            Work::Tell(times) => self.tell(call.id, token, times),
+            _ => drop(self.runs.insert(call.id.0, (running, at, Payload::text(text)))),
         }
+    }
+
+    /// Tells of a call's progress, asked or not, and once more when it has answered.
+    fn tell(&mut self, id: CallId, token: Token, times: u64) {
+        let update = |number| Frame::Progress(id, Payload::text(update_text(token, number)));
+        (1..=times).for_each(|number| self.push(update(number)));
+        self.push(Frame::Reply(id, Ok(Payload::text(told_text(token, times)))));
+        self.push(update(times + 1));
     }
 
     /// Answers what it has run.

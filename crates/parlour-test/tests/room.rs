@@ -1,8 +1,11 @@
 //! What the room in memory promises to the tests that use it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use parlour::{Agent, Client, Error, ErrorKind, FaultKind, Payload, Worker, WorkerBuilder};
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use parlour::{Agent, Client, Error, ErrorKind, FaultKind, Payload, State, Worker, WorkerBuilder};
 use parlour_test::{Config, Direction, Room};
 use tokio::time::{Instant, sleep};
 
@@ -123,4 +126,30 @@ async fn a_worker_that_the_host_refuses_says_so() {
     let _first = room.worker(only(&room)).await.unwrap();
     let refused = room.worker(only(&room)).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Fault(FaultKind::Conflict));
+}
+
+type Heard = Arc<Mutex<Vec<String>>>;
+
+#[tokio::test(start_paused = true)]
+async fn what_one_task_sends_at_once_comes_in_the_order_in_which_it_was_sent() {
+    let room = Room::open();
+    let heard = Heard::default();
+    let log = heard.clone();
+    let agent = Agent::new(move |_key| log.clone())
+        .on_call(async |State(log): State<Heard>, number: String| log.lock().push(number))
+        .on_event(async |State(log): State<Heard>, number: String| log.lock().push(number));
+    let worker = Worker::builder(room.url()).agent("log", agent).subscribe("log", "log");
+    let _worker = room.worker(worker).await.unwrap();
+    let client = room.client().await.unwrap();
+    let numbers: Vec<_> = (0..500).map(|number| number.to_string()).collect();
+
+    let calls = numbers.iter().map(|number| client.call("log/k", number.as_str()).into_future());
+    assert!(join_all(calls).await.iter().all(Result::is_ok));
+    assert_eq!(std::mem::take(&mut *heard.lock()), numbers);
+
+    let events =
+        numbers.iter().map(|number| client.publish("log/k", number.as_str()).into_future());
+    assert!(join_all(events).await.iter().all(Result::is_ok));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(*heard.lock(), numbers);
 }

@@ -197,6 +197,9 @@ impl Handle {
     ) -> Result<OwnedSemaphorePermit, Error> {
         let bytes = payload.weight().clamp(QUEUE_BYTES / QUEUE_MESSAGES, QUEUE_BYTES) as u32;
         let permit = Arc::clone(&self.0.queue).acquire_many_owned(bytes);
+        // What one task asks for at once is sent in that order: tokio wakes those whom it makes pause for
+        // the sake of other tasks in the opposite one.
+        let permit = tokio::task::unconstrained(permit);
         match tokio::time::timeout_at(deadline.into(), permit).await {
             Ok(permit) => permit.map_err(|_| Error::closed()),
             Err(_) => Err(Error::new(

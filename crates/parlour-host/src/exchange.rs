@@ -545,6 +545,7 @@ impl Exchange {
                 Ok(()) => {
                     published.recipients += count;
                 }
+                Err(Refused::Full(..)) if parlour_core::bug!("refusal_not_named") => {}
                 Err(Refused::Full(Outgoing::Event(event, recipients), (key, _))) => {
                     metrics.limit_hit(key);
                     metrics.events_dropped.inc_by(count);
@@ -674,7 +675,9 @@ impl Future for Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        if let Some(ticket) = &self.ticket {
+        if let Some(ticket) = &self.ticket
+            && !parlour_core::bug!("waiter_forgotten")
+        {
             ticket.cancel();
         }
     }

@@ -182,10 +182,10 @@ pub(crate) fn event_text(publisher: u32, number: u64) -> String {
     format!("{publisher} {number}")
 }
 
-/// Publisher and number of an event's message.
+/// Publisher and number of an event's message, whatever comes behind them.
 pub(crate) fn event(text: &str) -> Option<(u32, u64)> {
-    let (publisher, number) = text.split_once(' ')?;
-    Some((publisher.parse().ok()?, number.parse().ok()?))
+    let mut words = text.split(' ');
+    Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
 }
 
 /// A worker of slot `slot`, as process `process`.

@@ -1,6 +1,6 @@
 //! What happened in a run, and what of it must not have.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,8 +56,10 @@ struct Inner {
     events: BTreeMap<(u32, u32), u64>,
     /// How many events came, by publisher and number.
     deliveries: BTreeMap<(u32, u64), usize>,
-    /// How many agents had an event.
-    agent_events: BTreeMap<(u32, u64), usize>,
+    /// The agents that had an event.
+    agent_events: BTreeMap<(u32, u64), BTreeSet<String>>,
+    /// The last event that an agent in a process had of a publisher.
+    agent_latest: BTreeMap<(String, u32, u32), u64>,
 }
 
 #[derive(Debug, Default)]
@@ -97,6 +99,7 @@ impl Book {
             events: BTreeMap::new(),
             deliveries: BTreeMap::new(),
             agent_events: BTreeMap::new(),
+            agent_latest: BTreeMap::new(),
         })))
     }
 
@@ -351,14 +354,25 @@ impl Book {
     pub(crate) fn agent_hears(&self, process: u32, agent: &str, publisher: u32, number: u64) {
         let mut inner = self.0.lock();
         inner.note(&format!("{agent} in process {process} hears {publisher}-{number}"));
-        *inner.agent_events.entry((publisher, number)).or_default() += 1;
+        let heard = inner.agent_events.entry((publisher, number)).or_default();
+        if !heard.insert(agent.to_owned()) {
+            inner.violation(format!("{agent} heard {publisher}-{number} twice"));
+        }
+        let latest = inner.agent_latest.entry((agent.to_owned(), process, publisher)).or_default();
+        let before = std::mem::replace(latest, number);
+        if before > number {
+            inner.violation(format!(
+                "{agent} in process {process} heard {publisher}-{number} after {publisher}-{before}"
+            ));
+        }
     }
 
     /// How many subscriptions and how many agents had an event.
     pub(crate) fn heard(&self, publisher: u32, number: u64) -> (usize, usize) {
         let inner = self.0.lock();
-        let count = |map: &BTreeMap<_, usize>| map.get(&(publisher, number)).copied().unwrap_or(0);
-        (count(&inner.deliveries), count(&inner.agent_events))
+        let event = (publisher, number);
+        let agents = inner.agent_events.get(&event).map_or(0, BTreeSet::len);
+        (inner.deliveries.get(&event).copied().unwrap_or(0), agents)
     }
 
     /// What can only be said at the end.

@@ -11,6 +11,7 @@ use tokio::time::{sleep, timeout};
 use super::Stage;
 use super::agents::{COMMON, FIRST, Work, event, event_text};
 use super::book::{Book, Token};
+use super::old::OLD;
 use super::referee::RAW;
 
 /// Topics that are published to, and what subscriptions ask for.
@@ -145,7 +146,8 @@ pub(crate) async fn work(stage: Arc<Stage>, index: usize, mut rng: Rng) {
             continue;
         }
         // One after the other to the same agent, without waiting in between.
-        let target = match rng.u8(..8) {
+        let target = match rng.u8(..9) {
+            2 => format!("{OLD}/{}", rng.u8(..4)),
             1 => format!("{RAW}/{}", rng.u8(..4)),
             0 => format!("{FIRST}/{}", rng.u8(..2)),
             _ => format!("{COMMON}/{}", rng.u8(..4)),

@@ -6,6 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fastrand::Rng;
+use futures_util::future::join_all;
+use parlour_test::Direction;
 use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -13,7 +15,9 @@ use tokio::time::{Instant, sleep};
 use super::agents::{COMMON, Work, event_text};
 use super::book::Token;
 use super::callers::{Errand, TOPICS, call};
+use super::old::OLD;
 use super::slots::Order;
+use super::web::{Door, Web};
 use super::{RECOVERY, Stage};
 
 /// How long a message and its consequences may be under way.
@@ -41,6 +45,17 @@ async fn missing(stage: &Stage) -> Option<String> {
     let workers: Value = serde_json::from_str(&workers).unwrap_or_default();
     let mut workers = workers["workers"].as_array().cloned().unwrap_or_default();
     workers.retain(|it| it["name"] != "referee");
+    let (olds, mut workers): (Vec<_>, Vec<_>) = workers.into_iter().partition(is_old);
+    let is_up = stage.is_old_up.load(Ordering::Relaxed);
+    if olds.len() != 1 || !is_up || olds[0]["connected"] != true || olds[0]["agent_types"][0] != OLD
+    {
+        return Some(format!("clients of the dialect are {olds:?}"));
+    }
+    let listeners = workers.iter().filter(|it| it["protocol"] == "sse").count();
+    if listeners != 1 {
+        return Some(format!("{listeners} listeners are there"));
+    }
+    workers.retain(|it| it["protocol"] != "sse");
     let mut names: Vec<_> = workers.iter().filter_map(|it| it["name"].as_str()).collect();
     names.sort_unstable();
     let slots = stage.slots.iter().map(|slot| format!("slot {}", slot.number));
@@ -62,8 +77,53 @@ async fn missing(stage: &Stage) -> Option<String> {
     let subscriptions = stage.room.get("/v1/subscriptions").await.unwrap_or_default();
     let subscriptions: Value = serde_json::from_str(&subscriptions).unwrap_or_default();
     let count = subscriptions["subscriptions"].as_array().map_or(0, Vec::len);
-    let wanted = stage.slots.len() + stage.book.subscriptions();
+    // That of the dialect's client is one.
+    let wanted = stage.slots.len() + 1 + stage.book.subscriptions();
     (count != wanted).then(|| format!("{count} subscriptions instead of {wanted}"))
+}
+
+/// More events at once than some take: each reaches whom it is for, or they are named.
+async fn flood(stage: &Stage, rng: &mut Rng) {
+    let publisher = &stage.callers[rng.usize(..stage.callers.len())];
+    let slow = &stage.callers[rng.usize(..stage.callers.len())].network;
+    slow.narrow(Direction::FromHost, 100_000, 4096);
+    let topic = TOPICS[rng.usize(..TOPICS.len())];
+    let events = (0..rng.usize(50..150)).map(|_| {
+        let number = stage.book.next_number();
+        let text = format!("{} {}", event_text(publisher.number, number), "x".repeat(1000));
+        let request = publisher.client.publish(format!("{topic}/flood"), text);
+        async move { (number, request.timeout(Duration::from_secs(60)).await) }
+    });
+    stage.book.note(format_args!("{} floods {topic}", publisher.number));
+    let events = join_all(events).await;
+    slow.heal();
+    sleep(Duration::from_secs(5)).await;
+    let wanted = agents_of(topic) + stage.book.listeners(topic);
+    for (number, published) in events {
+        let (listeners, agents) = stage.book.heard(publisher.number, number);
+        match published {
+            Ok(published)
+                if listeners + agents == published.recipients as usize
+                    && listeners + agents + published.dropped.len() == wanted =>
+            {
+                stage.book.counts_many("recipients named", published.dropped.len() as u64);
+            }
+            other => stage.book.violation(format!(
+                "{}-{number} reached {} of {wanted}: {other:?}",
+                publisher.number,
+                listeners + agents
+            )),
+        }
+    }
+}
+
+/// How many agents an event of this topic is for: one in a process, and one of the dialect.
+fn agents_of(topic: &str) -> usize {
+    if topic.starts_with("news.") { 2 } else { 0 }
+}
+
+fn is_old(worker: &Value) -> bool {
+    worker["protocol"] == "autogen-0.1.0"
 }
 
 /// A round in which everything must succeed.
@@ -73,6 +133,7 @@ pub(crate) async fn check(stage: &Arc<Stage>, rng: &mut Rng) {
         calls(stage, rng).await;
         events(stage, rng).await;
     }
+    flood(stage, rng).await;
     cancels(stage, rng).await;
     if stage.slots.len() > 1 {
         drain(stage, rng).await;
@@ -82,6 +143,23 @@ pub(crate) async fn check(stage: &Arc<Stage>, rng: &mut Rng) {
 /// Calls that must succeed, some at once.
 async fn calls(stage: &Arc<Stage>, rng: &mut Rng) {
     let mut open = JoinSet::new();
+    let web = Arc::new(Web::new(stage));
+    for door in [Door::Rest, Door::Rest, Door::Rpc] {
+        let work = Work::Tell(rng.u64(..10));
+        let limit = match door {
+            Door::Rest => Duration::from_secs(10),
+            Door::Rpc => stage.default_timeout,
+        };
+        let types = [COMMON, OLD];
+        let target = format!("{}/calm-{}", types[rng.usize(..2)], rng.u8(..8));
+        let errand = Errand::new(web.token(), target, work, limit);
+        let asks = door == Door::Rest;
+        let (web, errand) = (web.clone(), Errand { asks, ..errand });
+        open.spawn(async move {
+            web.call(door, &errand).await;
+            errand.token
+        });
+    }
     for caller in &stage.callers {
         for _ in 0..4 {
             let work = match rng.u8(..5) {
@@ -91,7 +169,8 @@ async fn calls(stage: &Arc<Stage>, rng: &mut Rng) {
                 3 => Work::Tell(rng.u64(..10)),
                 _ => Work::Echo,
             };
-            let target = format!("{COMMON}/{}", rng.u8(..8));
+            let types = [COMMON, COMMON, COMMON, OLD];
+            let target = format!("{}/calm-{}", types[rng.usize(..4)], rng.u8(..8));
             let token = Token { caller: caller.number, number: stage.book.next_number() };
             let (book, client) = (stage.book.clone(), caller.client.clone());
             let errand = Errand::new(token, target, work, Duration::from_secs(10));
@@ -115,7 +194,7 @@ async fn events(stage: &Stage, rng: &mut Rng) {
         let target = format!("{topic}/{}", rng.u8(..3));
         stage.book.note(format_args!("{}-{number} is published on {topic}", caller.number));
         let published = caller.client.publish(target, event_text(caller.number, number)).await;
-        let agents = usize::from(topic.starts_with("news."));
+        let agents = agents_of(topic);
         let listeners = stage.book.listeners(topic);
         match published {
             Ok(published) if published.recipients == (agents + listeners) as u64 => {}
@@ -135,16 +214,31 @@ async fn events(stage: &Stage, rng: &mut Rng) {
 
 /// Calls that are given up, or come to their deadline, end in the worker too.
 async fn cancels(stage: &Stage, rng: &mut Rng) {
+    let web = Web::new(stage);
     for caller in &stage.callers {
-        let token = Token { caller: caller.number, number: stage.book.next_number() };
-        let (book, client) = (stage.book.clone(), caller.client.clone());
-        let target = format!("{COMMON}/{}", rng.u8(..8));
-        let patience = Some(Duration::from_millis(rng.u64(100..1000)));
-        let errand = Errand::new(token, target, Work::Hang, Duration::from_secs(60));
-        call(book, client, Errand { patience, ..errand }).await;
-        sleep(PROMPTLY).await;
-        if stage.book.run_ended(token).is_none() {
-            stage.book.violation(format!("{token} was given up, and its handler goes on"));
+        for door in [None, Some(Door::Rest), Some(Door::Rpc)] {
+            let token = match door {
+                None => Token { caller: caller.number, number: stage.book.next_number() },
+                Some(_) => web.token(),
+            };
+            let target = format!("{COMMON}/calm-{}", rng.u8(..8));
+            let asks = door != Some(Door::Rpc) && rng.bool();
+            let limit = Duration::from_millis(rng.u64(100..1000));
+            let errand = if rng.bool() {
+                let (work, patience) = (Work::Hang, Some(limit));
+                Errand { token, target, work, asks, limit: Duration::from_secs(60), patience }
+            } else {
+                let limit = if door == Some(Door::Rpc) { stage.default_timeout } else { limit };
+                Errand { token, target, work: Work::Hang, asks, limit, patience: None }
+            };
+            match door {
+                None => call(stage.book.clone(), caller.client.clone(), errand).await,
+                Some(door) => web.call(door, &errand).await,
+            }
+            sleep(PROMPTLY).await;
+            if stage.book.run_ended(token).is_none() {
+                stage.book.violation(format!("{token} is over, and its handler goes on"));
+            }
         }
     }
 }
@@ -157,7 +251,7 @@ async fn drain(stage: &Arc<Stage>, rng: &mut Rng) {
             let token = Token { caller: caller.number, number: stage.book.next_number() };
             let (book, client) = (stage.book.clone(), caller.client.clone());
             let work = Work::Sleep(rng.u64(500..2000));
-            let target = format!("{COMMON}/{key}");
+            let target = format!("{COMMON}/calm-{key}");
             let errand = Errand::new(token, target, work, Duration::from_secs(10));
             open.spawn(async move {
                 call(book, client, errand).await;

@@ -9,11 +9,14 @@ mod book;
 mod callers;
 mod calm;
 mod chaos;
+mod old;
 mod referee;
 mod slots;
+mod web;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -24,6 +27,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use book::Book;
+use old::Old;
 use slots::Slot;
 
 /// What became of one seed.
@@ -43,6 +47,10 @@ struct Stage {
     book: Book,
     slots: Vec<Slot>,
     callers: Vec<Caller>,
+    /// How long a call may take that states no deadline.
+    default_timeout: Duration,
+    /// Whether the client of the dialect has its socket.
+    is_old_up: AtomicBool,
 }
 
 /// A program that calls, publishes and subscribes.
@@ -86,6 +94,7 @@ pub(crate) fn run(seed: u64, print: bool) -> Report {
 async fn simulate(seed: u64, book: &Book) {
     let mut rng = Rng::with_seed(seed);
     let config = config(&mut rng);
+    let default_timeout = config.calls.default_timeout;
     let room = Room::with_config(config);
     let slots: Vec<_> =
         (0..rng.usize(1..=4)).map(|number| Slot::start(number, &room, book)).collect();
@@ -97,7 +106,10 @@ async fn simulate(seed: u64, book: &Book) {
             Err(error) => book.violation(format!("caller {number} cannot connect: {error}")),
         }
     }
-    let stage = Arc::new(Stage { room, book: book.clone(), slots, callers });
+    let is_old_up = AtomicBool::new(false);
+    let stage = Stage { room, book: book.clone(), slots, callers, default_timeout, is_old_up };
+    let stage = Arc::new(stage);
+    let (old, listener) = (Old::start(&stage, rng.fork()), web::Listener::start(&stage, &mut rng));
     calm::recover(&stage).await;
 
     let mut work = JoinSet::new();
@@ -106,11 +118,13 @@ async fn simulate(seed: u64, book: &Book) {
     for index in 0..stage.callers.len() {
         work.spawn(callers::work(stage.clone(), index, rng.fork()));
     }
+    work.spawn(web::work(stage.clone(), rng.fork()));
     // One seed in ten sees nothing but good weather.
     if rng.u8(..10) > 0 {
         chaos::storm(&stage, rng.fork()).await;
     }
     chaos::end(&stage).await;
+    old.stay();
     let ended =
         timeout(Duration::from_secs(600), async { while work.join_next().await.is_some() {} });
     if ended.await.is_err() {
@@ -119,13 +133,16 @@ async fn simulate(seed: u64, book: &Book) {
     calm::recover(&stage).await;
     calm::check(&stage, &mut rng).await;
     referee.stop().await;
+    old.stop().await;
+    listener.stop().await;
     calm::leave(stage).await;
 }
 
 /// A host whose limits are met now and then.
 fn config(rng: &mut Rng) -> Config {
     let mut config = Config::default();
-    let choices: [(&str, &[&str]); 7] = [
+    let choices: [(&str, &[&str]); 8] = [
+        ("calls.default_timeout", &["5s", "10s", "30s"]),
         ("timeouts.grace", &["100ms", "1s", "5s", "5s"]),
         ("timeouts.heartbeat", &["2s", "5s", "15s"]),
         ("timeouts.stalled_write", &["2s", "10s"]),
@@ -160,6 +177,8 @@ pub(crate) const MISTAKES: &[&str] = &[
     "credit_never_returned",
     "progress_left_out",
     "progress_overtaken",
+    "waiter_forgotten",
+    "refusal_not_named",
 ];
 
 /// What must have happened somewhere in any fifty seeds, or they show nothing.
@@ -172,10 +191,12 @@ pub(crate) const FAULTS: &[&str] = &[
     "leaps of the clock",
     "one-way partitions",
     "partitions",
+    "recipients named",
     "sessions resumed",
     "sessions resumed by the referee",
     "sessions that the host no longer knew",
     "slow readers",
+    "sockets that the dialect left",
     "updates of progress",
     "worker crashes",
     "worker drains",

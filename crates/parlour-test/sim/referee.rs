@@ -22,6 +22,7 @@ use super::Stage;
 use super::agents::{COMMON, Work, told_text, update_text};
 use super::book::{Running, Token};
 use super::callers::Errand;
+use super::old::OLD;
 
 /// What it serves.
 pub(crate) const RAW: &str = "raw";
@@ -413,10 +414,12 @@ impl Session {
         let (work, limit) = (Work::draw(rng), Duration::from_millis(rng.u64(50..10_000)));
         let target = match rng.u8(..8) {
             0 => format!("{RAW}/{}", rng.u8(..4)),
+            1 => format!("{OLD}/{}", rng.u8(..4)),
             _ => format!("{COMMON}/{}", rng.u8(..4)),
         };
         let until = limit + 2 * LAZY;
-        let errand = Errand { asks: work.draw_asks(rng), ..Errand::new(token, target, work, until) };
+        let errand =
+            Errand { asks: work.draw_asks(rng), ..Errand::new(token, target, work, until) };
         errand.begin(&self.stage.book, "");
         let id = self.name_call();
         self.open.insert(id.0, (token, Instant::now() + until));

@@ -60,6 +60,11 @@ class Proxy:
             if down:
                 downwards.clear()
 
+    def resume(self):
+        """What `silence` held back passes, and whatever comes after it."""
+        for way in (way for ways in self._ways for way in ways):
+            way.set()
+
     async def _accept(self, reader, writer):
         self.opened += 1
         if self.refusing:

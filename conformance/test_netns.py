@@ -1,29 +1,25 @@
-"""N1 and N2 without a proxy: host and worker in network namespaces of their own, and a cable between them.
+"""N1, N2 and N3 without a proxy: host and worker in network namespaces of their own, and a cable between
+them, which is pulled, or a wire that loses and reorders packets.
 
 Needs root and `ip` (Debian: iproute2). Where the cable is pulled nobody sends a FIN or an RST.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import re
 import shutil
-import signal
 import subprocess
 import time
 import uuid
 
 import pytest
 
+from loss import rough, storm
 from room import BINARY, eventually
+from wire import Missing, Wire, inside, ip, program, said
 
 HOST, WORKER = "10.231.7.1", "10.231.7.2"
-
-
-def ip(*arguments):
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -52,35 +48,6 @@ def cable():
     finally:
         for name in made:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
-
-
-@contextlib.contextmanager
-def program(namespace, *arguments):
-    """`parlour` in a namespace. Its lines on stderr are read up to the first that holds a text."""
-    process = subprocess.Popen(
-        ["ip", "netns", "exec", namespace, str(BINARY), *arguments],
-        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stderr.close()
-
-
-def said(process, pattern):
-    for line in process.stderr:
-        if found := re.search(pattern, line):
-            return found
-    raise AssertionError(f"ended without a word of {pattern}")
-
-
-def inside(namespace, *arguments, timeout=30):
-    return subprocess.run(
-        ["ip", "netns", "exec", namespace, str(BINARY), *arguments],
-        capture_output=True, text=True, timeout=timeout, check=False,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("back", [True, False], ids=["cable back", "control: cable stays out"])
@@ -124,3 +91,23 @@ def test_a_pulled_cable_is_found_and_what_ran_is_heard_of_if_it_is_back_in_time(
                 assert json.loads(out)["data"].startswith("hello"), out
             else:
                 assert call.returncode != 0 and "worker_lost" in error, error
+
+
+@pytest.mark.parametrize("comes_through", [True, False], ids=["rough", "control: nothing comes through"])
+def test_what_a_rough_network_loses_doubles_and_reorders_nobody_hears_of(say, comes_through):
+    try:
+        with Wire() as wire:
+            if comes_through:
+                wire.loss, wire.twice, wire.delay = 0.2, 0.05, (0.0, 0.1)
+            else:
+                wire.loss = 1.0
+            ended = storm(wire, 10, patience=60 if comes_through else 3, at_least=12)
+            say(rough(wire, ended))
+    except Missing as missing:
+        pytest.skip(str(missing))
+    assert wire.lost > 0
+    if comes_through:
+        assert wire.doubled > 0 and wire.overtook > 0 and ended.resent > 0
+        assert ended.failed == [] and ended.answered >= 12
+    else:
+        assert ended.failed and ended.answered == 0

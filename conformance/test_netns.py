@@ -93,7 +93,7 @@ def test_a_pulled_cable_is_found_and_what_ran_is_heard_of_if_it_is_back_in_time(
                 assert call.returncode != 0 and "worker_lost" in error, error
 
 
-@pytest.mark.parametrize("comes_through", [True, False], ids=["rough", "control: nothing comes through"])
+@pytest.mark.parametrize("comes_through", [True, False], ids=["rough", "control: nothing passes"])
 def test_what_a_rough_network_loses_doubles_and_reorders_nobody_hears_of(say, comes_through):
     try:
         with Wire() as wire:

@@ -257,7 +257,7 @@ impl Client {
     fn miss(&mut self, now: Instant) {
         let book = &self.stage.book;
         self.open.retain(|_, (errand, at)| {
-            let is_late = book.latest(*at) < now;
+            let is_late = book.latest(*at) <= now;
             if is_late {
                 book.overdue(errand.token);
             }

@@ -258,7 +258,9 @@ impl Web {
         let kind = problem["kind"].as_str().and_then(FaultKind::from_name);
         let kind = kind.map_or(ErrorKind::Protocol, ErrorKind::Fault);
         let may_have_run = problem["may_have_run"].as_bool().unwrap_or(true);
-        self.book.faulted(token, kind, may_have_run, &problem.to_string());
+        // Not the rest, such as the name of the conversation: it differs from run to run.
+        let detail = problem["detail"].as_str().unwrap_or_default();
+        self.book.faulted(token, kind, may_have_run, detail);
     }
 
     /// Publishes an event, and returns what the host says of it.

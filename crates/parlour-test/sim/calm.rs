@@ -117,6 +117,19 @@ async fn flood(stage: &Stage, rng: &mut Rng) {
     }
 }
 
+/// A caller that reads more slowly than an agent speaks hears all, or that it was too slow.
+async fn listens(stage: &Stage, rng: &mut Rng) {
+    let caller = &stage.callers[rng.usize(..stage.callers.len())];
+    let token = Token { caller: caller.number, number: stage.book.next_number() };
+    let (target, limit) = (format!("{COMMON}/calm-slow"), Duration::from_secs(60));
+    let errand = Errand::new(token, target, Work::Tell(400), limit);
+    caller.network.narrow(Direction::FromHost, 1000, 512);
+    call(stage.book.clone(), caller.client.clone(), errand).await;
+    caller.network.heal();
+    // What waited for it comes.
+    sleep(Duration::from_secs(5)).await;
+}
+
 /// How many agents an event of this topic is for: one in a process, and one of the dialect.
 fn agents_of(topic: &str) -> usize {
     if topic.starts_with("news.") { 2 } else { 0 }
@@ -134,6 +147,7 @@ pub(crate) async fn check(stage: &Arc<Stage>, rng: &mut Rng) {
         events(stage, rng).await;
     }
     flood(stage, rng).await;
+    listens(stage, rng).await;
     cancels(stage, rng).await;
     if stage.slots.len() > 1 {
         drain(stage, rng).await;

@@ -54,7 +54,7 @@ mod codec {
     fn decode_publish(bencher: Bencher, payload: usize) {
         let (topic, header) = (topic(), header());
         let payload = bytes(payload);
-        decode(bencher, &Frame::Publish(PublishFrame { request: None, topic, header, payload }));
+        decode(bencher, &Frame::from(PublishFrame { request: None, topic, header, payload }));
     }
 
     /// The part of an event that all its recipients share.
@@ -80,7 +80,7 @@ mod codec {
         let (topic, header, payload) = (topic(), header(), bytes(100));
         let event =
             EventFrame { agents: Vec::new(), subscriptions: vec![1], topic, header, payload };
-        decode(bencher, &Frame::Event(event));
+        decode(bencher, &Frame::from(event));
     }
 
     fn encode(bencher: Bencher, frame: &Frame) {
@@ -101,7 +101,7 @@ mod codec {
     }
 
     fn call(payload: usize) -> Frame {
-        Frame::Call(CallFrame {
+        Frame::from(CallFrame {
             id: CallId(1 << 28),
             target: agent(7),
             timeout: Some(Duration::from_secs(30)),

@@ -4,10 +4,15 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use bytestring::ByteString;
-use imbl::{HashMap, Vector};
+use foldhash::fast::RandomState;
+use imbl::Vector;
+use imbl::shared_ptr::DefaultSharedPtr;
 use thiserror::Error;
 
 use crate::{AgentId, AgentType, Key, TopicId, TopicType};
+
+/// A map whose copies share their entries, seeded at random against chosen names.
+type HashMap<K, V> = imbl::GenericHashMap<K, V, RandomState, DefaultSharedPtr>;
 
 /// Who serves which agents, and who wants which topics.
 ///
@@ -495,9 +500,8 @@ impl<P: Clone> Directory<P> {
         P: 'a,
     {
         let mut found: Vec<(WorkerId, P, Arc<Recipients>)> = Vec::new();
-        let mut indices =
-            std::collections::HashMap::<WorkerId, usize, foldhash::fast::RandomState>::default();
-        let mut seen: std::collections::HashSet<&AgentType> = Default::default();
+        let mut indices = std::collections::HashMap::<WorkerId, usize, RandomState>::default();
+        let mut seen = std::collections::HashSet::<&AgentType, RandomState>::default();
         for owned in matching {
             let (id, peer) = match &owned.subscription.target {
                 Target::Listener(_) => (owned.owner, owned.peer.clone()),
@@ -645,12 +649,12 @@ impl<P: Clone> Default for Topic<P> {
 impl<P> Default for Directory<P> {
     fn default() -> Self {
         Self {
-            pools: HashMap::new(),
-            instances: HashMap::new(),
-            subscriptions: HashMap::new(),
-            topics: HashMap::new(),
+            pools: HashMap::default(),
+            instances: HashMap::default(),
+            subscriptions: HashMap::default(),
+            topics: HashMap::default(),
             prefixes: 0,
-            workers: HashMap::new(),
+            workers: HashMap::default(),
         }
     }
 }

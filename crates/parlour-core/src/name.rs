@@ -68,13 +68,13 @@ name! {
     /// # Ok::<(), parlour_core::InvalidName>(())
     /// ```
     AgentType, "agent type", 128 bytes, "1 to 128 of A-Z a-z 0-9 _ - ., and not `.` or `..`",
-    |name| is_word(name, b"-.") && !matches!(name, "." | "..")
+    |name| is_word(name, &AGENT_TYPE)
 }
 
 name! {
     /// The kind of a topic, such as `order.paid`.
     TopicType, "topic type", 128 bytes, "1 to 128 of A-Z a-z 0-9 _ - . : =, and not `.` or `..`",
-    |name| is_word(name, b"-.:=") && !matches!(name, "." | "..")
+    |name| is_word(name, &TOPIC_TYPE)
 }
 
 name! {
@@ -169,20 +169,37 @@ impl InvalidName {
     }
 }
 
-/// `\w` of the names' grammar is ASCII: letters, digits and `_`.
-fn is_word(name: &str, more: &[u8]) -> bool {
-    !name.is_empty()
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || more.contains(&b))
+static AGENT_TYPE: [bool; 256] = alphabet(b"_-.");
+static TOPIC_TYPE: [bool; 256] = alphabet(b"_-.:=");
+
+/// ASCII letters and digits, and `more`.
+const fn alphabet(more: &[u8]) -> [bool; 256] {
+    let mut all = [false; 256];
+    let mut byte = 0;
+    while byte < all.len() {
+        all[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut i = 0;
+    while i < more.len() {
+        all[more[i] as usize] = true;
+        i += 1;
+    }
+    all
+}
+
+fn is_word(name: &str, alphabet: &[bool; 256]) -> bool {
+    let is_word = name.bytes().all(|byte| alphabet[usize::from(byte)]);
+    is_word && !matches!(name, "" | "." | "..")
 }
 
 fn is_free(name: &str) -> bool {
-    if name.is_ascii() {
-        // Without a branch for each byte, which the compiler turns into vector instructions.
-        let controls = name.bytes().fold(false, |found, b| found | (b < 0x20) | (b == 0x7f));
-        !name.is_empty() && !controls
-    } else {
-        !name.chars().any(char::is_control)
-    }
+    // Without a branch for each byte, which the compiler turns into vector instructions.
+    let (controls, any) = name.bytes().fold((false, 0), |(controls, any), byte| {
+        (controls | (byte < 0x20) | (byte == 0x7f), any | byte)
+    });
+    // Beyond ASCII there are more of them.
+    !name.is_empty() && !controls && (any < 0x80 || !name.chars().any(char::is_control))
 }
 
 /// An error repeats no more of a bad name than a reader needs to recognise it.

@@ -1,4 +1,5 @@
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::fmt;
 use std::time::Instant;
 
@@ -11,6 +12,9 @@ pub struct CallId(pub u64);
 
 /// Something for each of the calls on one connection, seeded at random against chosen numbers.
 pub type CallMap<V> = HashMap<CallId, V, foldhash::fast::RandomState>;
+
+/// How many deadlines of calls that ended are kept at least before they are looked for.
+const SPARE: usize = 64;
 
 /// The calls meant for one peer that have not ended yet. Each one ends exactly once: by a reply, by
 /// its deadline, by being cancelled, or with the connection.
@@ -27,8 +31,9 @@ pub type CallMap<V> = HashMap<CallId, V, foldhash::fast::RandomState>;
 pub struct Session<R> {
     max_in_flight: usize,
     in_flight: CallMap<InFlight<R>>,
-    /// Ordered by time, so that the next deadline is the first entry.
-    deadlines: BTreeSet<(Instant, CallId)>,
+    /// The earliest first. Calls that ended are among them, but no more than about as many as are in
+    /// flight: a call that is answered in time, as most are, costs its deadline no search.
+    deadlines: BinaryHeap<Reverse<(Instant, CallId)>>,
     settled: VecDeque<Settled<R>>,
 }
 
@@ -38,7 +43,7 @@ impl<R> Session<R> {
         Self {
             max_in_flight,
             in_flight: CallMap::default(),
-            deadlines: BTreeSet::new(),
+            deadlines: BinaryHeap::new(),
             settled: VecDeque::new(),
         }
     }
@@ -50,9 +55,13 @@ impl<R> Session<R> {
         if self.in_flight.len() >= self.max_in_flight {
             return Err(reply_to);
         }
-        let earlier = self.in_flight.insert(id, InFlight { reply_to, deadline, sent: false });
+        let earlier = self.in_flight.insert(id, InFlight { reply_to, sent: false });
         debug_assert!(earlier.is_none(), "call ids are never reused");
-        self.deadlines.insert((deadline, id));
+        let in_flight = &self.in_flight;
+        if self.deadlines.len() > 2 * in_flight.len() + SPARE {
+            self.deadlines.retain(|Reverse((_, id))| in_flight.contains_key(id));
+        }
+        self.deadlines.push(Reverse((deadline, id)));
         Ok(())
     }
 
@@ -103,9 +112,10 @@ impl<R> Session<R> {
 
     /// Ends every call whose deadline is not after `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
-        while let Some(&(at, id)) = self.deadlines.first()
+        while let Some(&Reverse((at, id))) = self.deadlines.peek()
             && at <= now
         {
+            self.deadlines.pop();
             self.settle(id, |sent| deadline_exceeded().may_have_run_if(sent));
         }
     }
@@ -134,11 +144,12 @@ impl<R> Session<R> {
         self.settled.pop_front()
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) next has something to do. Calling it early is
-    /// harmless.
+    /// When to call [`handle_timeout`](Self::handle_timeout) at the latest. Calling it early is harmless,
+    /// and it may find that the call in question has ended.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let deadline = self.deadlines.first().map(|&(at, _)| at);
+        let deadline = self.deadlines.peek().map(|&Reverse((at, _))| at);
+        let deadline = deadline.filter(|_| !self.in_flight.is_empty());
         deadline.filter(|_| !crate::bug!("deadline_not_enforced"))
     }
 
@@ -156,7 +167,9 @@ impl<R> Session<R> {
 
     fn remove(&mut self, id: CallId) -> Option<InFlight<R>> {
         let call = self.in_flight.remove(&id)?;
-        self.deadlines.remove(&(call.deadline, id));
+        if self.in_flight.is_empty() {
+            self.deadlines.clear();
+        }
         Some(call)
     }
 }
@@ -186,7 +199,6 @@ pub struct Settled<R> {
 
 struct InFlight<R> {
     reply_to: R,
-    deadline: Instant,
     sent: bool,
 }
 

@@ -286,7 +286,7 @@ mod tests {
     fn call(id: u64) -> Frame {
         let (target, header) = (AgentId::parse("a/k").unwrap(), HeaderFields::default());
         let payload = Payload::text("hello");
-        Frame::Call(CallFrame {
+        Frame::from(CallFrame {
             id: CallId(id),
             target,
             timeout: None,

@@ -228,8 +228,11 @@ impl<L: Link> Connection<L> {
                 }
             }
             self.hand_on_settled();
+            // Looked at each time round: a socket that always has more to read would never let the
+            // timer have its turn.
+            let now = Instant::now();
             if closed.is_none() {
-                closed = self.fill(link);
+                closed = self.fill(link, now);
                 if closed.is_some() {
                     clock.close();
                 }
@@ -237,9 +240,6 @@ impl<L: Link> Connection<L> {
             // What this protocol could not carry has ended too.
             self.hand_on_settled();
 
-            // Looked at each time round: a socket that always has more to read would never let the
-            // timer have its turn.
-            let now = Instant::now();
             if std::mem::take(&mut heard) {
                 clock.hear(now);
                 link.has_moved();
@@ -277,12 +277,13 @@ impl<L: Link> Connection<L> {
                     }
                     received => {
                         heard = true;
+                        let now = Instant::now();
                         let is_full = matches!(received, Received::Heard { more: true });
                         for frame in frames.drain(..) {
                             // Nothing is heard any more of a peer that broke the protocol.
                             if !self.refused
                                 && closed.is_none()
-                                && let Err(close) = self.handle(frame)
+                                && let Err(close) = self.handle(frame, now)
                             {
                                 self.refuse(close);
                             }
@@ -402,14 +403,14 @@ impl<L: Link> Connection<L> {
     }
 
     /// Moves what waits onto the link, as far as it has room. Returns the close if that was written.
-    fn fill(&mut self, link: &mut L) -> Option<Box<Close>> {
+    fn fill(&mut self, link: &mut L, now: Instant) -> Option<Box<Close>> {
         // Why a channel ends is told also to a peer that gave no credit.
         while (self.refused || link.has_room())
             && let Some(item) = self.outbox.pop_front()
         {
             self.peer.released(item.weight());
             match item {
-                Outgoing::Call(dispatched) => self.send_call(link, &dispatched),
+                Outgoing::Call(dispatched) => self.send_call(link, &dispatched, now),
                 Outgoing::Withdraw(id) => self.send(link, Sendable::Withdraw(id)),
                 Outgoing::Reply(id, reply) => {
                     self.made.remove(&id);
@@ -434,9 +435,9 @@ impl<L: Link> Connection<L> {
         None
     }
 
-    fn send_call(&mut self, link: &mut L, dispatched: &Dispatched) {
+    fn send_call(&mut self, link: &mut L, dispatched: &Dispatched, now: Instant) {
         let Dispatched { id, call, .. } = dispatched;
-        let remaining = Instant::from_std(call.deadline).duration_since(Instant::now());
+        let remaining = Instant::from_std(call.deadline).duration_since(now);
         // One whose time is up is not begun; the session ends it.
         if !remaining.is_zero()
             && self.session.send(*id)
@@ -455,7 +456,7 @@ impl<L: Link> Connection<L> {
 
     // What the peer says.
 
-    fn handle(&mut self, frame: Frame) -> Result<(), Close> {
+    fn handle(&mut self, frame: Frame, now: Instant) -> Result<(), Close> {
         if !self.greeted {
             return match frame {
                 Frame::Hello(hello) => self.greet(&hello),
@@ -463,7 +464,7 @@ impl<L: Link> Connection<L> {
             };
         }
         match frame {
-            Frame::Call(call) => return self.handle_call(call),
+            Frame::Call(call) => return self.handle_call(*call, now),
             Frame::Reply(id, reply) => {
                 let id = CallId(id.0 ^ u64::from(parlour_core::bug!("ids_mixed")));
                 if !self.session.handle_reply(id, self.checked(reply)) {
@@ -477,7 +478,7 @@ impl<L: Link> Connection<L> {
                     ticket.cancel();
                 }
             }
-            Frame::Publish(publish) => self.handle_publish(publish),
+            Frame::Publish(publish) => self.handle_publish(*publish, now),
             Frame::Register(register) => {
                 let Register { request, agent_type, key, registration } = register;
                 let done = match key {
@@ -571,14 +572,14 @@ impl<L: Link> Connection<L> {
             self.name = Some(self.exchange.name_session(&self.peer));
             welcome.session = self.name.clone();
         }
-        self.push(Outgoing::Frame(Box::new(Frame::Welcome(welcome))));
+        self.push(Outgoing::Frame(Box::new(welcome.into())));
         if self.exchange.is_draining() {
             self.push(Outgoing::Drain);
         }
         Ok(())
     }
 
-    fn handle_call(&mut self, frame: CallFrame) -> Result<(), Close> {
+    fn handle_call(&mut self, frame: CallFrame, now: Instant) -> Result<(), Close> {
         let CallFrame { id, target, timeout, progress, header, payload, .. } = frame;
         if self.made.contains_key(&id) {
             let reason = format!("call {} is in flight already", id.0);
@@ -595,10 +596,10 @@ impl<L: Link> Connection<L> {
             reply_to.send(Err(metrics.limit_met(limits::caller_in_flight, Some(limit), fault)));
             return Ok(());
         }
-        let header = self.exchange.stamp(header, &self.origin);
-        let deadline = self.exchange.deadline(timeout).into_std();
+        let header = self.exchange.stamp(header, &self.origin, now);
+        let deadline = self.exchange.deadline(timeout, now).into_std();
         let call = Call { header, target, deadline, progress, payload };
-        let ticket = self.exchange.dispatch(call, reply_to);
+        let ticket = self.exchange.dispatch(call, reply_to, now);
         self.made.insert(id, ticket);
         Ok(())
     }
@@ -612,12 +613,12 @@ impl<L: Link> Connection<L> {
         }
     }
 
-    fn handle_publish(&mut self, frame: PublishFrame) {
-        let header = self.exchange.stamp(frame.header, &self.origin);
+    fn handle_publish(&mut self, frame: PublishFrame, now: Instant) {
+        let header = self.exchange.stamp(frame.header, &self.origin, now);
         let event = Event { header, topic: frame.topic, payload: frame.payload };
         // The dialect's publishers get nothing of their own.
         let except = (!L::GREETS).then_some(self.peer.id);
-        let published = self.exchange.publish(event, except);
+        let published = self.exchange.publish(event, except, now);
         let Some(request) = frame.request else { return };
         match published {
             Ok(Published { recipients, dropped, .. }) => {
@@ -686,7 +687,7 @@ impl<L: Link> Connection<L> {
             if let Outgoing::Call(dispatched) = item
                 && let Some(reply_to) = self.session.take_unsent(dispatched.id)
             {
-                self.exchange.move_on(&self.peer, dispatched.id, dispatched.call, reply_to);
+                self.exchange.move_on(&self.peer, dispatched, reply_to);
             }
         }
         if !parlour_core::bug!("reply_to_dropped") {
@@ -702,7 +703,7 @@ impl<L: Link> Connection<L> {
             match item {
                 Outgoing::Call(mut dispatched) => {
                     if let Some(reply_to) = dispatched.reply_to.take() {
-                        self.exchange.move_on(&self.peer, dispatched.id, dispatched.call, reply_to);
+                        self.exchange.move_on(&self.peer, dispatched, reply_to);
                     }
                 }
                 Outgoing::Cancel(id) => self.peer.cancel_moved(id),

@@ -27,7 +27,9 @@ use crate::Config;
 use crate::config::limits;
 use crate::event::SharedEvent;
 use crate::metrics::Metrics;
-use crate::peer::{Bounds, Close, Outgoing, Peer, ProgressTo, RETRY_AFTER, Refused, ReplyTo};
+use crate::peer::{
+    Bounds, Close, Dispatched, Outgoing, Peer, ProgressTo, RETRY_AFTER, Refused, ReplyTo,
+};
 use moves::{Moves, Moving};
 
 pub(crate) use moves::Stay;
@@ -137,9 +139,9 @@ impl Exchange {
         &self.0.metrics
     }
 
-    /// The time of day, since the Unix epoch.
-    pub(crate) fn unix_time(&self) -> Duration {
-        self.0.clock.started_unix + self.0.clock.started.elapsed()
+    /// The time of day at `now`, since the Unix epoch.
+    fn unix_time(&self, now: Instant) -> Duration {
+        self.0.clock.started_unix + now.duration_since(self.0.clock.started)
     }
 
     /// From now on only calls are taken that running ones depend on.
@@ -424,8 +426,8 @@ impl Exchange {
     // Messages.
 
     /// Completes what a client says of a message with what only the host knows.
-    pub(crate) fn stamp(&self, fields: HeaderFields, origin: &Origin) -> Header {
-        let id = fields.id.unwrap_or_else(|| self.new_message_id());
+    pub(crate) fn stamp(&self, fields: HeaderFields, origin: &Origin, now: Instant) -> Header {
+        let id = fields.id.unwrap_or_else(|| self.new_message_id(now));
         let sender = fields.sender.filter(|sender| {
             let directory = self.0.directory.load();
             let serves = origin.worker.is_some_and(|worker| directory.serves(worker, sender));
@@ -447,8 +449,8 @@ impl Exchange {
     }
 
     /// A new name for a message: a UUID of version 7 (RFC 9562).
-    fn new_message_id(&self) -> MessageId {
-        let millis = self.unix_time().as_millis() as u64;
+    fn new_message_id(&self, now: Instant) -> MessageId {
+        let millis = self.unix_time(now).as_millis() as u64;
         let mut random = [0; 10];
         fastrand::fill(&mut random);
         let uuid = uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid();
@@ -460,17 +462,20 @@ impl Exchange {
     }
 
     /// The deadline of a call that asks for `timeout` now.
-    pub(crate) fn deadline(&self, timeout: Option<Duration>) -> Instant {
+    pub(crate) fn deadline(&self, timeout: Option<Duration>, now: Instant) -> Instant {
         let calls = &self.0.config.calls;
-        Instant::now() + timeout.unwrap_or(calls.default_timeout).min(calls.max_timeout)
+        now + timeout.unwrap_or(calls.default_timeout).min(calls.max_timeout)
     }
 
     /// Sends `call` on its way; its reply will go to `reply_to`, exactly once and by its deadline.
     ///
     /// Returns the ticket by which it can be given up, unless it has ended already.
-    pub(crate) fn dispatch(&self, call: Call, reply_to: ReplyTo) -> Option<Ticket> {
-        match self.admit(&call) {
-            Ok(()) => self.send_call(self.next_call(), call, reply_to),
+    pub(crate) fn dispatch(&self, call: Call, reply_to: ReplyTo, now: Instant) -> Option<Ticket> {
+        match self.admit(&call, now) {
+            Ok(()) => {
+                let work = Dispatched { id: self.next_call(), call, reply_to: None };
+                self.send_call(Box::new(work), reply_to)
+            }
             Err(fault) => {
                 reply_to.send(Err(fault));
                 None
@@ -479,9 +484,9 @@ impl Exchange {
     }
 
     /// Sends a call on, under its name, that its worker left without having had it.
-    pub(crate) fn move_on(&self, from: &Peer, id: CallId, call: Call, reply_to: ReplyTo) {
-        if self.0.directory.load().route(&call.target).is_some() {
-            if let Some(ticket) = self.send_call(id, call, reply_to) {
+    pub(crate) fn move_on(&self, from: &Peer, work: Box<Dispatched>, reply_to: ReplyTo) {
+        if self.0.directory.load().route(&work.call.target).is_some() {
+            if let Some(ticket) = self.send_call(work, reply_to) {
                 from.moved(ticket);
             }
             return;
@@ -500,7 +505,7 @@ impl Exchange {
     /// What comes before it goes to `progress`, if the call asks for it.
     pub(crate) fn call(&self, call: Call, progress: Option<ProgressTo>) -> Waiting {
         let (reply_to, reply) = ReplyTo::waiter(&self.0.metrics, progress);
-        Waiting { ticket: self.dispatch(call, reply_to), reply }
+        Waiting { ticket: self.dispatch(call, reply_to, Instant::now()), reply }
     }
 
     /// Sends `event` to every recipient but those at the connection `except`.
@@ -508,6 +513,7 @@ impl Exchange {
         &self,
         event: Event,
         except: Option<WorkerId>,
+        now: Instant,
     ) -> Result<Published, Fault> {
         self.admit_message(&event.header, &event.payload)?;
         let metrics = &self.0.metrics;
@@ -534,7 +540,7 @@ impl Exchange {
             recipients: 0,
             dropped: Vec::new(),
         };
-        let event = Arc::new(SharedEvent::new(event, self.unix_time()));
+        let event = Arc::new(SharedEvent::new(event, self.unix_time(now)));
         let mut unnamed = 0;
         for (id, peer, recipients) in &*found {
             if Some(*id) == except {
@@ -582,9 +588,9 @@ impl Exchange {
         Ok(published)
     }
 
-    fn admit(&self, call: &Call) -> Result<(), Fault> {
+    fn admit(&self, call: &Call, now: Instant) -> Result<(), Fault> {
         self.admit_message(&call.header, &call.payload)?;
-        if call.deadline <= Instant::now().into_std() {
+        if call.deadline <= now.into_std() {
             return Err(Fault::new(
                 FaultKind::DeadlineExceeded,
                 "the deadline had passed when the call arrived",

@@ -174,6 +174,8 @@ pub(crate) struct WebSocketLink<P> {
     socket: WebSocketStream<Socket>,
     protocol: P,
     outbox: Outbox,
+    /// How long the last batch was: room for the next.
+    usual: usize,
     /// What of a message has not been decoded yet.
     undecoded: Bytes,
     /// Bytes that the socket will have written when all that it was given is out.
@@ -196,8 +198,8 @@ struct Moved {
 
 impl<P: Protocol> WebSocketLink<P> {
     pub(crate) fn new(socket: WebSocketStream<Socket>, protocol: P) -> Self {
-        let (outbox, undecoded, given, failed, goodbye, pongs, moved) = Default::default();
-        Self { socket, protocol, outbox, undecoded, given, failed, goodbye, pongs, moved }
+        let (usual, outbox, undecoded, given, failed, goodbye, pongs, moved) = Default::default();
+        Self { socket, protocol, outbox, usual, undecoded, given, failed, goodbye, pongs, moved }
     }
 
     /// Gives the socket up to the session that goes on over it.
@@ -217,6 +219,7 @@ impl<P: Protocol> WebSocketLink<P> {
         }
         let batch = self.protocol.seal(std::mem::take(&mut self.outbox.batch));
         if !batch.is_empty() {
+            self.usual = batch.len();
             self.write(batch);
         }
         if std::mem::take(&mut self.outbox.ping) {
@@ -346,6 +349,9 @@ impl<P: Protocol> Link for WebSocketLink<P> {
     }
 
     fn send(&mut self, item: Sendable<'_>) -> Result<(), Fault> {
+        if self.outbox.batch.capacity() == 0 {
+            self.outbox.batch.reserve(self.usual);
+        }
         self.protocol.encode(item, &mut self.outbox)?;
         if self.outbox.batch.len() >= FULL_BATCH || !self.outbox.texts.is_empty() {
             self.seal();

@@ -144,7 +144,7 @@ async fn open(stage: &Stage, network: &Network, session: &Session) -> Option<(So
         received: session.received,
         credit: session.offered,
     };
-    if !send(&mut socket, &Frame::Hello(hello)).await {
+    if !send(&mut socket, &Frame::from(hello)).await {
         return None;
     }
     let first = timeout(Duration::from_secs(30), socket.next()).await.ok()??.ok()?;
@@ -156,7 +156,7 @@ async fn open(stage: &Stage, network: &Network, session: &Session) -> Option<(So
     if !bytes.is_empty() {
         stage.book.violation("WELCOME came with other frames in its message".to_owned());
     }
-    Some((socket, welcome))
+    Some((socket, *welcome))
 }
 
 async fn send(socket: &mut Socket, frame: &Frame) -> bool {
@@ -423,7 +423,7 @@ impl Session {
         errand.begin(&self.stage.book, "");
         let id = self.name_call();
         self.open.insert(id.0, (token, Instant::now() + until));
-        self.push(Frame::Call(CallFrame {
+        self.push(Frame::from(CallFrame {
             id,
             target: AgentId::parse(&errand.target).expect("a good name"),
             timeout: Some(limit),

@@ -412,7 +412,7 @@ impl<C: Connect> Driver<C> {
                 Frame::Call(call) => {
                     let id = call.id;
                     let unwritten = self.state.unwritten_replies();
-                    if let Err(fault) = self.handlers.call(call, unwritten) {
+                    if let Err(fault) = self.handlers.call(*call, unwritten) {
                         self.state.push_reply(id, Err(fault));
                     }
                 }

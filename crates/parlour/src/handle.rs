@@ -119,7 +119,7 @@ impl Handle {
         let permit = self.place(&payload, deadline).await?;
         let id = CallId(self.0.ids.next());
         // The time left is filled in when the frame is written.
-        let frame = Frame::Call(CallFrame {
+        let frame = Frame::from(CallFrame {
             id,
             target,
             timeout: None,
@@ -154,7 +154,7 @@ impl Handle {
     ) -> Result<Done, Error> {
         let permit = self.place(&payload, deadline).await?;
         let id = CallId(self.0.ids.next());
-        let frame = Frame::Publish(PublishFrame { request: Some(id), topic, header, payload });
+        let frame = Frame::from(PublishFrame { request: Some(id), topic, header, payload });
         let request = Request { id, frame, _permit: Some(permit) };
         self.request(request, deadline, Waiting::Publish).await
     }

@@ -103,7 +103,7 @@ impl Endpoint {
         let read = Arc::new(AtomicU64::new(0));
         let mut socket = self.upgrade(Counted { io, read: Arc::clone(&read) }).await?;
         let mut greeting = BytesMut::new();
-        wire::encode(&Frame::Hello(hello), &mut greeting);
+        wire::encode(&Frame::from(hello), &mut greeting);
         socket.send(Message::binary(greeting)).await.map_err(|error| self.hung_up(error))?;
         loop {
             let message = match socket.next().await {
@@ -127,7 +127,7 @@ impl Endpoint {
                         let largest = usize::try_from(welcome.max_payload).unwrap_or(usize::MAX);
                         let limit = largest.saturating_add(MESSAGE_SLACK).max(MIN_MESSAGE_LIMIT);
                         socket.limits_mut().set_max_payload_len(Some(limit));
-                        return Ok(Link { socket, read, welcome, rest: frames });
+                        return Ok(Link { socket, read, welcome: *welcome, rest: frames });
                     }
                     Some(Frame::Reply(CallId(0), Err(fault))) => return Err(fault.into()),
                     Some(_) => {

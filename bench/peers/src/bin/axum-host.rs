@@ -113,7 +113,7 @@ async fn serve(socket: WebSocket, workers: Workers) -> Option<()> {
                             }
                             continue;
                         }
-                        Some(Frame::Hello(_)) => Frame::Welcome(welcome()),
+                        Some(Frame::Hello(_)) => Frame::from(welcome()),
                         Some(Frame::Register(register)) => {
                             lock(&workers).insert(register.agent_type, calls.clone());
                             let request = register.request;
@@ -132,7 +132,7 @@ async fn serve(socket: WebSocket, workers: Workers) -> Option<()> {
                         let id = CallId(last_id);
                         waiting.insert(id, reply);
                         let header = HeaderFields::default();
-                        Frame::Call(CallFrame {
+                        Frame::from(CallFrame {
                             id,
                             target,
                             timeout: None,

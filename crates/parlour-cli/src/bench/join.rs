@@ -46,7 +46,7 @@ impl Joiner {
             }
             Door::Raw => VecDeque::from([Step { say: request("/", None), hear: upgraded }]),
             _ => {
-                let hello = Frame::Hello(Hello {
+                let hello = Frame::from(Hello {
                     name: agent_type.as_str().into(),
                     versions: wire::VERSIONS.to_vec(),
                     ..Hello::default()
@@ -157,7 +157,7 @@ mod tests {
         joiner.begin(&mut tally, &mut output);
         assert!(output.starts_with(b"GET /open_channel "));
 
-        let welcome = Frame::Welcome(Welcome {
+        let welcome = Frame::from(Welcome {
             version: 1,
             name: "room".into(),
             max_payload: 1,

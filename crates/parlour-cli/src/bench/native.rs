@@ -72,7 +72,7 @@ impl Caller {
         in_flight: usize,
     ) -> Result<Self, InvalidName> {
         let placeholder = "~".repeat(KEY_DIGITS);
-        let frame = message(&Frame::Call(CallFrame {
+        let frame = message(&Frame::from(CallFrame {
             id: CallId(FIRST_ID),
             target: AgentId::new(agent_type.clone(), Key::parse(placeholder.clone())?),
             timeout: None,
@@ -93,7 +93,7 @@ impl Caller {
         in_flight: usize,
         recipients: u64,
     ) -> Self {
-        let frame = message(&Frame::Publish(PublishFrame {
+        let frame = message(&Frame::from(PublishFrame {
             request: Some(CallId(FIRST_ID)),
             topic,
             header: HeaderFields::default(),
@@ -266,7 +266,7 @@ impl Peer for Worker {
 pub(super) fn publishes(topic: TopicId, payload: Payload, batch: usize, coalesce: bool) -> Batch {
     let length = payload.bytes.len();
     let header = HeaderFields::default();
-    let frame = message(&Frame::Publish(PublishFrame { request: None, topic, header, payload }));
+    let frame = message(&Frame::from(PublishFrame { request: None, topic, header, payload }));
     let most = if coalesce { (MESSAGE / frame.len()).max(1) } else { 1 };
     let mut all = Batch::default();
     let mut left = batch;
@@ -439,7 +439,7 @@ mod tests {
                 let Frame::Call(call) = call else { panic!("{call:?}") };
                 assert_eq!((call.id, call.target.key.as_str()), (CallId(id), key));
 
-                let call = Frame::Call(CallFrame { id: CallId(300), ..call });
+                let call = Frame::from(CallFrame { id: CallId(300), ..*call });
                 let mut reply = hear(&mut worker, &[call], &mut tally);
                 let reply = wire::decode(&mut unframe(&mut reply)).unwrap().unwrap();
                 assert_eq!(reply, Frame::Reply(CallId(300), Ok(payload.clone())));

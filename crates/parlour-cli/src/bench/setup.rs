@@ -64,7 +64,7 @@ impl Host {
         link.upgrade(&self.authority, "/open_channel", Some(wire::SUBPROTOCOL))?;
         let hello =
             Hello { name: name.into(), versions: wire::VERSIONS.to_vec(), ..Hello::default() };
-        link.ask(&[Frame::Hello(hello)], |answer| match answer {
+        link.ask(&[Frame::from(hello)], |answer| match answer {
             Frame::Welcome(_) => Ok(()),
             other => Err(refused("parlour.v1", &format!("{other:?}"))),
         })?;

@@ -59,26 +59,45 @@ pub fn split_frame(message: &mut Bytes) -> Result<Bytes, DecodeError> {
 
 /// How long the frame is that `message` begins with.
 pub fn frame_length(message: &[u8]) -> Result<usize, DecodeError> {
-    let mut rest = message.get(1..).ok_or(DecodeError::Truncated("kind"))?;
-    for what in ["header", "payload"] {
-        let (length, behind) = read_varint(rest, what)?;
-        let length = usize::try_from(length).unwrap_or(usize::MAX);
-        rest = behind.get(length..).ok_or(DecodeError::Truncated(what))?;
-    }
-    Ok(message.len() - rest.len())
+    measure(message).map(|Measured { length, .. }| length)
 }
 
-/// Takes the next frame off `message`, as what it is made of.
-pub(super) fn parts(message: &mut Bytes) -> Result<(u8, Fields, Bytes), DecodeError> {
-    if message.is_empty() {
-        return Err(DecodeError::Truncated("kind"));
-    }
-    let kind = message.get_u8();
-    let header = take(message, "header")?;
-    if header.len() > MAX_HEADER {
+/// Where the parts of a frame are.
+struct Measured {
+    /// Of the header: its first byte, and the one behind its last.
+    header: (usize, usize),
+    payload: usize,
+    length: usize,
+}
+
+fn measure(message: &[u8]) -> Result<Measured, DecodeError> {
+    let part = |rest, what| {
+        let (length, rest) = read_varint(rest, what)?;
+        let begin = message.len() - rest.len();
+        let end = usize::try_from(length).ok().and_then(|length| begin.checked_add(length));
+        match end.and_then(|end| Some((end, message.get(end..)?))) {
+            Some((end, rest)) => Ok(((begin, end), rest)),
+            None => Err(DecodeError::Truncated(what)),
+        }
+    };
+    let rest = message.get(1..).ok_or(DecodeError::Truncated("kind"))?;
+    let (header, rest) = part(rest, "header")?;
+    let ((payload, length), _) = part(rest, "payload")?;
+    Ok(Measured { header, payload, length })
+}
+
+/// Takes the next frame off `message`, as what it is made of: kind, header and payload.
+pub(super) fn parts(message: &mut Bytes) -> Result<(u8, Bytes, Bytes), DecodeError> {
+    let Measured { header: (begin, end), payload, length } = measure(message)?;
+    if end - begin > MAX_HEADER {
         return Err(DecodeError::TooLong("the header", MAX_HEADER));
     }
-    Ok((kind, Fields(header), take(message, "payload")?))
+    let mut frame = message.split_to(length);
+    let kind = frame[0];
+    let payload = frame.split_off(payload);
+    frame.truncate(end);
+    frame.advance(begin);
+    Ok((kind, frame, payload))
 }
 
 /// Takes the next frame off `message`. Payload and texts are slices of it, not copies.
@@ -86,11 +105,12 @@ pub(super) fn parts(message: &mut Bytes) -> Result<(u8, Fields, Bytes), DecodeEr
 /// Returns `None` for a frame of an unknown kind, which is to be skipped. Call it until `message` is
 /// empty.
 pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
-    let (kind, fields, payload) = parts(message)?;
+    let (kind, header, payload) = parts(message)?;
+    let fields = Fields::new(&header);
     let missing = |number| move || DecodeError::Missing(kind, number);
     Ok(Some(match kind {
-        kind::HELLO => Frame::Hello(hello(fields)?),
-        kind::WELCOME => Frame::Welcome(welcome(fields)?),
+        kind::HELLO => hello(fields)?.into(),
+        kind::WELCOME => welcome(fields)?.into(),
         kind::REGISTER | kind::UNREGISTER => {
             let (mut request, mut agent_type, mut key) = (None, None, None);
             let mut registration = Registration::default();
@@ -181,7 +201,7 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
                 let field = field?;
                 match field.number {
                     field::ID => id = Some(CallId(field.number()?)),
-                    _ => payload_field(&mut payload, field)?,
+                    _ => payload_field(&mut payload, &field)?,
                 }
             }
             let id = id.ok_or_else(missing(field::ID))?;
@@ -225,7 +245,7 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
     }))
 }
 
-fn hello(fields: Fields) -> Result<Hello, DecodeError> {
+fn hello(fields: Fields<'_>) -> Result<Hello, DecodeError> {
     let mut hello = Hello::default();
     for field in fields {
         let field = field?;
@@ -243,7 +263,7 @@ fn hello(fields: Fields) -> Result<Hello, DecodeError> {
     Ok(hello)
 }
 
-fn welcome(fields: Fields) -> Result<Welcome, DecodeError> {
+fn welcome(fields: Fields<'_>) -> Result<Welcome, DecodeError> {
     let mut welcome = Welcome::default();
     for field in fields {
         let field = field?;
@@ -266,7 +286,7 @@ fn welcome(fields: Fields) -> Result<Welcome, DecodeError> {
 }
 
 /// Call, publish and event share most of their fields.
-fn message_frame(kind: u8, fields: Fields, payload: Bytes) -> Result<Frame, DecodeError> {
+fn message_frame(kind: u8, fields: Fields<'_>, payload: Bytes) -> Result<Frame, DecodeError> {
     let missing = |number| move || DecodeError::Missing(kind, number);
     let (mut id, mut timeout) = (None, None);
     let (mut progress, mut resent) = (false, false);
@@ -302,7 +322,7 @@ fn message_frame(kind: u8, fields: Fields, payload: Bytes) -> Result<Frame, Deco
             field::IDEMPOTENCY_KEY => {
                 header.idempotency_key = Some(field.short_text("idempotency_key")?);
             }
-            _ => payload_field(&mut payload, field)?,
+            _ => payload_field(&mut payload, &field)?,
         }
     }
     if let (Some(agent_type), Some(key)) = (sender_type, sender_key) {
@@ -311,7 +331,7 @@ fn message_frame(kind: u8, fields: Fields, payload: Bytes) -> Result<Frame, Deco
     if kind == kind::CALL {
         let agent_type = agent_type.ok_or_else(missing(field::AGENT_TYPE))?;
         let key = key.ok_or_else(missing(field::KEY))?;
-        return Ok(Frame::Call(CallFrame {
+        return Ok(Frame::from(CallFrame {
             id: id.ok_or_else(missing(field::ID))?,
             target: AgentId { agent_type, key },
             timeout,
@@ -326,19 +346,19 @@ fn message_frame(kind: u8, fields: Fields, payload: Bytes) -> Result<Frame, Deco
         source: source.ok_or_else(missing(field::SOURCE))?,
     };
     Ok(match kind {
-        kind::PUBLISH => Frame::Publish(PublishFrame { request: id, topic, header, payload }),
-        _ => Frame::Event(EventFrame { agents, subscriptions, topic, header, payload }),
+        kind::PUBLISH => PublishFrame { request: id, topic, header, payload }.into(),
+        _ => EventFrame { agents, subscriptions, topic, header, payload }.into(),
     })
 }
 
 /// Takes `field` if it describes a payload.
-fn payload_field(payload: &mut Payload, field: Field) -> Result<(), DecodeError> {
+fn payload_field(payload: &mut Payload, field: &Field<'_>) -> Result<(), DecodeError> {
     match field.number {
         field::CONTENT_TYPE => payload.content_type = field.text()?,
         field::DATA_TYPE => payload.data_type = field.text()?,
         field::METADATA => {
             let (mut name, mut value) = (ByteString::new(), ByteString::new());
-            for part in Fields(field.bytes()?) {
+            for part in field.parts()? {
                 let part = part?;
                 match part.number {
                     field::ENTRY_NAME => name = part.text()?,
@@ -353,7 +373,7 @@ fn payload_field(payload: &mut Payload, field: Field) -> Result<(), DecodeError>
     Ok(())
 }
 
-fn fault(fields: Fields) -> Result<(Option<CallId>, Fault), DecodeError> {
+fn fault(fields: Fields<'_>) -> Result<(Option<CallId>, Fault), DecodeError> {
     let (mut id, mut kind, mut detail) = (None, FaultKind::Internal, ByteString::new());
     let (mut hint, mut may_have_run, mut retry_after) = (None, true, None);
     let (mut config_key, mut limit) = (None, None);
@@ -388,49 +408,74 @@ fn fault(fields: Fields) -> Result<(Option<CallId>, Fault), DecodeError> {
 }
 
 /// The fields of a header, one after the other.
-pub(super) struct Fields(pub(super) Bytes);
-
-pub(super) struct Field {
-    pub(super) number: u64,
-    pub(super) value: Value,
+pub(super) struct Fields<'a> {
+    header: &'a Bytes,
+    rest: &'a [u8],
 }
 
-pub(super) enum Value {
+pub(super) struct Field<'a> {
+    header: &'a Bytes,
+    pub(super) number: u64,
+    pub(super) value: Value<'a>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Value<'a> {
     Number(u64),
-    Bytes(Bytes),
+    Bytes(&'a [u8]),
     Skipped,
 }
 
-impl Iterator for Fields {
-    type Item = Result<Field, DecodeError>;
+impl<'a> Iterator for Fields<'a> {
+    type Item = Result<Field<'a>, DecodeError>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        (!self.0.is_empty()).then(|| self.field())
+        (!self.rest.is_empty()).then(|| self.field())
     }
 }
 
-impl Fields {
-    fn field(&mut self) -> Result<Field, DecodeError> {
-        let tag = varint(&mut self.0, "field")?;
+impl<'a> Fields<'a> {
+    pub(super) fn new(header: &'a Bytes) -> Self {
+        Self { header, rest: header }
+    }
+
+    #[inline]
+    fn field(&mut self) -> Result<Field<'a>, DecodeError> {
+        let tag = self.varint()?;
         let number = tag >> 3;
         let value = match tag & 7 {
-            0 => Value::Number(varint(&mut self.0, "field")?),
-            2 => Value::Bytes(take(&mut self.0, "field")?),
+            0 => Value::Number(self.varint()?),
+            2 => {
+                let length = self.varint()?;
+                Value::Bytes(self.take(usize::try_from(length).unwrap_or(usize::MAX))?)
+            }
             kind @ (1 | 5) => {
-                let length = if kind == 1 { 8 } else { 4 };
-                if self.0.len() < length {
-                    return Err(DecodeError::Truncated("field"));
-                }
-                self.0.advance(length);
+                self.take(if kind == 1 { 8 } else { 4 })?;
                 Value::Skipped
             }
             _ => return Err(DecodeError::FieldType(number)),
         };
-        Ok(Field { number, value })
+        Ok(Field { header: self.header, number, value })
+    }
+
+    #[inline]
+    fn varint(&mut self) -> Result<u64, DecodeError> {
+        let (value, rest) = read_varint(self.rest, "field")?;
+        self.rest = rest;
+        Ok(value)
+    }
+
+    #[inline]
+    fn take(&mut self, length: usize) -> Result<&'a [u8], DecodeError> {
+        let (taken, rest) =
+            self.rest.split_at_checked(length).ok_or(DecodeError::Truncated("field"))?;
+        self.rest = rest;
+        Ok(taken)
     }
 }
 
-impl Field {
+impl<'a> Field<'a> {
     fn number(&self) -> Result<u64, DecodeError> {
         match self.value {
             Value::Number(value) => Ok(value),
@@ -438,11 +483,16 @@ impl Field {
         }
     }
 
-    fn bytes(self) -> Result<Bytes, DecodeError> {
+    fn bytes(&self) -> Result<&'a [u8], DecodeError> {
         match self.value {
             Value::Bytes(value) => Ok(value),
             _ => Err(DecodeError::FieldType(self.number)),
         }
+    }
+
+    /// The fields that its value consists of.
+    fn parts(&self) -> Result<Fields<'a>, DecodeError> {
+        Ok(Fields { header: self.header, rest: self.bytes()? })
     }
 
     /// The number of a request: any but 0.
@@ -450,31 +500,18 @@ impl Field {
         Ok(Some(CallId(self.number()?)).filter(|id| id.0 != 0))
     }
 
-    fn short_text(self, what: &'static str) -> Result<ByteString, DecodeError> {
-        let text = self.text()?;
-        if text.len() <= MAX_TEXT { Ok(text) } else { Err(DecodeError::TooLong(what, MAX_TEXT)) }
+    fn short_text(&self, what: &'static str) -> Result<ByteString, DecodeError> {
+        if self.bytes()?.len() > MAX_TEXT {
+            return Err(DecodeError::TooLong(what, MAX_TEXT));
+        }
+        self.text()
     }
 
-    fn text(self) -> Result<ByteString, DecodeError> {
-        let number = self.number;
-        ByteString::try_from(self.bytes()?).map_err(|_| DecodeError::Utf8(number))
+    /// Its text: a slice of the header.
+    fn text(&self) -> Result<ByteString, DecodeError> {
+        let text = self.header.slice_ref(self.bytes()?);
+        ByteString::try_from(text).map_err(|_| DecodeError::Utf8(self.number))
     }
-}
-
-/// Takes a length and as many bytes.
-fn take(from: &mut Bytes, what: &'static str) -> Result<Bytes, DecodeError> {
-    let length = varint(from, what)?;
-    match usize::try_from(length) {
-        Ok(length) if length <= from.len() => Ok(from.split_to(length)),
-        _ => Err(DecodeError::Truncated(what)),
-    }
-}
-
-fn varint(from: &mut Bytes, what: &'static str) -> Result<u64, DecodeError> {
-    let (value, rest) = read_varint(from, what)?;
-    let taken = from.len() - rest.len();
-    from.advance(taken);
-    Ok(value)
 }
 
 /// The number that `bytes` begin with, and what stands behind it.

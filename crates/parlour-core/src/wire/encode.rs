@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 
 use super::decode::{DecodeError, decode};
-use super::frame::{CallFrame, Frame, HeaderFields, SharedEvent};
+use super::frame::{Frame, HeaderFields, SharedEvent};
 use super::number::{field, kind};
 use crate::{
     AgentId, AgentType, Call, CallId, Credit, Event, Fault, Key, MessageId, Payload, Principal,
@@ -172,8 +172,9 @@ pub fn is_counted(frame: &[u8]) -> bool {
 pub(crate) fn resend(mut frame: Bytes, out: &mut BytesMut) -> Result<(), DecodeError> {
     if frame.first() != Some(&kind::CALL) {
         out.extend_from_slice(&frame);
-    } else if let Some(Frame::Call(call)) = decode(&mut frame)? {
-        encode(&Frame::Call(CallFrame { resent: true, ..call }), out);
+    } else if let Some(Frame::Call(mut call)) = decode(&mut frame)? {
+        call.resent = true;
+        encode(&Frame::Call(call), out);
     }
     Ok(())
 }
@@ -398,7 +399,17 @@ pub(super) fn put_varint(value: u64, out: &mut BytesMut) {
 }
 
 /// Appends up to two numbers.
+#[inline]
 fn put_varints<const N: usize>(values: [u64; N], out: &mut BytesMut) {
+    // Most are small.
+    if values.iter().all(|&value| value < 0x80) {
+        out.extend_from_slice(&values.map(|value| value as u8));
+    } else {
+        put_large(values, out);
+    }
+}
+
+fn put_large<const N: usize>(values: [u64; N], out: &mut BytesMut) {
     let mut bytes = [0; 2 * MAX_VARINT];
     let mut length = 0;
     for mut value in values {

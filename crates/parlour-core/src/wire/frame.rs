@@ -15,9 +15,9 @@ use crate::{
 #[non_exhaustive]
 pub enum Frame {
     /// Client, first of all: who it is and what it speaks.
-    Hello(Hello),
+    Hello(Box<Hello>),
     /// Host, in answer: what both will speak.
-    Welcome(Welcome),
+    Welcome(Box<Welcome>),
     /// Client: it serves an agent type, or one agent.
     Register(Register),
     /// Client: it no longer serves that.
@@ -41,13 +41,13 @@ pub enum Frame {
     /// Host: a request other than a call has been carried out.
     Done(Done),
     /// Either: a call to one agent.
-    Call(CallFrame),
+    Call(Box<CallFrame>),
     /// Either: how a call ended. Host: also why another request was refused.
     Reply(CallId, Reply),
     /// Client: an event for whoever subscribes.
-    Publish(PublishFrame),
+    Publish(Box<PublishFrame>),
     /// Host: an event for agents or subscriptions of this client.
-    Event(EventFrame),
+    Event(Box<EventFrame>),
     /// Either: nobody waits for this call any more.
     Cancel(CallId),
     /// Either: asks for a [`Frame::Pong`] with the same number.
@@ -63,6 +63,19 @@ pub enum Frame {
     /// Host: this client gets no new work; it should end what it has, and leave.
     Leave,
 }
+
+/// The large ones are boxed, so that a frame is cheap to hand on.
+macro_rules! boxed {
+    ($($kind:ident($frame:ident)),*) => {
+        $(impl From<$frame> for Frame {
+            fn from(frame: $frame) -> Self {
+                Self::$kind(Box::new(frame))
+            }
+        })*
+    };
+}
+
+boxed!(Hello(Hello), Welcome(Welcome), Call(CallFrame), Publish(PublishFrame), Event(EventFrame));
 
 /// What a client begins with.
 #[derive(Clone, Debug, Default, PartialEq)]

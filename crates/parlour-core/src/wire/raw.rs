@@ -30,8 +30,8 @@ pub enum RawValue {
 impl RawFrame {
     /// Takes the next frame off `message`. Fields of the two types that are not used are left out.
     pub fn decode(message: &mut Bytes) -> Result<Self, DecodeError> {
-        let (kind, fields, payload) = parts(message)?;
-        Ok(Self { kind, fields: known(fields)?, payload })
+        let (kind, header, payload) = parts(message)?;
+        Ok(Self { kind, fields: fields(&header)?, payload })
     }
 
     /// Appends the frame to `out`.
@@ -46,19 +46,16 @@ impl RawFrame {
     }
 }
 
-/// The fields that `bytes` are.
-pub fn fields(bytes: Bytes) -> Result<Vec<(u64, RawValue)>, DecodeError> {
-    known(Fields(bytes))
-}
-
-/// All but those of the two types that are not used.
-fn known(fields: Fields) -> Result<Vec<(u64, RawValue)>, DecodeError> {
+/// The fields that `bytes` are, but for those of the two types that are not used.
+pub fn fields(bytes: &Bytes) -> Result<Vec<(u64, RawValue)>, DecodeError> {
     let mut known = Vec::new();
-    for field in fields {
+    for field in Fields::new(bytes) {
         let field = field?;
         match field.value {
             Value::Number(value) => known.push((field.number, RawValue::Number(value))),
-            Value::Bytes(bytes) => known.push((field.number, RawValue::Bytes(bytes))),
+            Value::Bytes(value) => {
+                known.push((field.number, RawValue::Bytes(bytes.slice_ref(value))));
+            }
             Value::Skipped => {}
         }
     }

@@ -42,7 +42,7 @@ fn every_kind_of_frame_survives_the_wire() {
     let registration =
         Registration { exclusive: true, capacity: 300, capabilities: vec!["sum".into()] };
     let frames = [
-        Frame::Hello(Hello {
+        Frame::from(Hello {
             name: "me".into(),
             versions: vec![1, 2],
             features: vec!["resume".into()],
@@ -50,7 +50,7 @@ fn every_kind_of_frame_survives_the_wire() {
             received: 12,
             credit: crate::Credit { messages: 1024, bytes: 1 << 20 },
         }),
-        Frame::Welcome(Welcome {
+        Frame::from(Welcome {
             version: 1,
             features: vec![],
             name: "room".into(),
@@ -77,7 +77,7 @@ fn every_kind_of_frame_survives_the_wire() {
         }),
         Frame::Unsubscribe { request: CallId(4), subscription: 7 },
         Frame::Done(Done { request: CallId(4), recipients: 2, dropped: vec!["a/b".into()] }),
-        Frame::Call(CallFrame {
+        Frame::from(CallFrame {
             id: CallId(u64::MAX),
             target: AgentId::parse("upper/1").unwrap(),
             timeout: Some(Duration::from_millis(1500)),
@@ -88,13 +88,13 @@ fn every_kind_of_frame_survives_the_wire() {
         }),
         Frame::Reply(CallId(5), Ok(payload.clone())),
         Frame::Reply(CallId(6), Err(fault)),
-        Frame::Publish(PublishFrame {
+        Frame::from(PublishFrame {
             request: None,
             topic: topic.clone(),
             header: HeaderFields::default(),
             payload: payload.clone(),
         }),
-        Frame::Event(EventFrame {
+        Frame::from(EventFrame {
             agents: vec![agent_type],
             subscriptions: vec![7, 300],
             topic,
@@ -197,7 +197,7 @@ fn what_a_host_sends_on_is_written_like_the_frame() {
         progress: true,
         payload: payload.clone(),
     };
-    let frame = Frame::Call(CallFrame {
+    let frame = Frame::from(CallFrame {
         id: CallId(7),
         target,
         timeout: Some(timeout),

@@ -65,7 +65,7 @@ impl Protocol for Dialect {
                 self.next_id += 1;
                 let call = frame.into_call(id, &bytes).map_err(|error| broken(&error))?;
                 self.requests.insert(id, name);
-                Some(Frame::Call(call))
+                Some(call.into())
             }
             // A name the host never gave cannot be in flight: the session drops and counts it.
             "response" => {
@@ -73,7 +73,7 @@ impl Protocol for Dialect {
                 Some(Frame::Reply(id, frame.into_reply(&bytes)))
             }
             "cloud_event" => {
-                Some(Frame::Publish(frame.into_publish(&bytes).map_err(|error| broken(&error))?))
+                Some(frame.into_publish(&bytes).map_err(|error| broken(&error))?.into())
             }
             other => {
                 tracing::debug!(kind = other, "skipped a frame of an unknown type");

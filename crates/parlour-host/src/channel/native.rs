@@ -118,7 +118,7 @@ impl Protocol for Native {
         let again = windows.resume(hello.received).map_err(wrong_count)?;
         let (received, credit) = (windows.received(), windows.whole_credit());
         let mut greeting = BytesMut::new();
-        wire::encode(&Frame::Welcome(Welcome { received, credit, ..welcome }), &mut greeting);
+        wire::encode(&Frame::from(Welcome { received, credit, ..welcome }), &mut greeting);
         Ok(std::iter::once(greeting.freeze()).chain(again).collect())
     }
 }

@@ -219,7 +219,7 @@ fn write(frame: &RawFrame) -> Value {
 
 /// Name and value of an entry of metadata.
 fn pair(entry: &Bytes) -> Option<(String, String)> {
-    let fields = wire::fields(entry.clone()).ok()?;
+    let fields = wire::fields(entry).ok()?;
     let text = |wanted| {
         let value = fields.iter().find(|(number, _)| *number == wanted);
         match value {
@@ -246,7 +246,7 @@ mod tests {
         let json = r#"{"agent_type":"upper","id":7,"key":"k","kind":"call","metadata":{"a":"b","c":""},"payload":"hi","progress":true,"timeout_ms":50}"#;
         let bytes = read(json.as_bytes(), 8).unwrap();
         let Some(Frame::Call(call)) = wire::decode(&mut bytes.clone()).unwrap() else { panic!() };
-        let CallFrame { id, target, progress, payload, header, .. } = call;
+        let CallFrame { id, target, progress, payload, header, .. } = *call;
         assert_eq!((id, target, progress), (CallId(7), AgentId::parse("upper/k").unwrap(), true));
         assert_eq!((payload.bytes, header), (Payload::text("hi").bytes, HeaderFields::default()));
         assert_eq!(payload.metadata.get("a"), Some("b"));

@@ -9,8 +9,8 @@ use std::sync::{Arc, OnceLock};
 use foldhash::fast::RandomState;
 use parking_lot::{Mutex, MutexGuard};
 use parlour_core::{
-    AgentId, AgentType, Call, CallId, Directory, Fault, FaultKind, Places, Recipients, Standing,
-    Way, WorkerId,
+    AgentId, AgentType, CallId, Directory, Fault, FaultKind, Places, Recipients, Standing, Way,
+    WorkerId,
 };
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
@@ -66,7 +66,7 @@ struct Held {
 
 enum Message {
     Call {
-        call: Box<Call>,
+        work: Box<Dispatched>,
         reply_to: ReplyTo,
         /// Where its caller finds it once it has been sent.
         sent_to: Arc<OnceLock<Peer>>,
@@ -128,10 +128,10 @@ impl Exchange {
     /// One that was at a worker before has `reply_to` from there.
     pub(super) fn send_call(
         &self,
-        id: CallId,
-        call: Call,
+        mut work: Box<Dispatched>,
         mut reply_to: ReplyTo,
     ) -> Option<Ticket> {
+        let Dispatched { id, ref call, .. } = *work;
         let directory = self.0.directory.load();
         let Some((home, home_peer)) = directory.route(&call.target) else {
             reply_to.send(Err(unknown_agent(&call.target.agent_type)));
@@ -149,7 +149,7 @@ impl Exchange {
                 (worker, peer.clone())
             }
             Way::Waits(queue) => {
-                let held = self.hold_call(queue, agent, id, call, reply_to);
+                let held = self.hold_call(queue, agent, work, reply_to);
                 drop(places);
                 drop(former);
                 return match held {
@@ -165,8 +165,8 @@ impl Exchange {
         reply_to.stay = Some(Stay { exchange: self.clone(), agent, worker });
         drop(former);
         let ticket = Ticket { id, to: To::Peer(peer.clone()) };
-        let work = Outgoing::Call(Box::new(Dispatched { id, call, reply_to: Some(reply_to) }));
-        match peer.offer(work) {
+        work.reply_to = Some(reply_to);
+        match peer.offer(Outgoing::Call(work)) {
             Ok(()) => Some(ticket),
             Err(refused) => {
                 self.refuse(refused);
@@ -271,10 +271,10 @@ impl Exchange {
         &self,
         queue: &mut Vec<Held>,
         agent: u64,
-        id: CallId,
-        call: Call,
+        work: Box<Dispatched>,
         reply_to: ReplyTo,
     ) -> Result<Ticket, (ReplyTo, Fault)> {
+        let Dispatched { id, ref call, .. } = *work;
         let room = match self.room(call.payload.weight() + call.header.weight()) {
             Ok(room) => room,
             Err(fault) => return Err((reply_to, fault)),
@@ -292,7 +292,7 @@ impl Exchange {
         let sent_to = Arc::<OnceLock<Peer>>::default();
         let moving = Moving { exchange: self.clone(), agent, sent_to: sent_to.clone() };
         let timer = timer.abort_handle();
-        let message = Message::Call { call: Box::new(call), reply_to, sent_to, timer };
+        let message = Message::Call { work, reply_to, sent_to, timer };
         push(queue, Held { id, message, _room: room });
         Ok(Ticket { id, to: To::Moving(moving) })
     }
@@ -349,26 +349,27 @@ impl Exchange {
 
     fn send_held(&self, places: &mut Places<Held>, agent: u64, held: Held) -> Option<Unsent> {
         let Held { id, message, _room } = held;
-        let (call, mut reply_to, sent_to, timer) = match message {
+        let (mut work, mut reply_to, sent_to, timer) = match message {
             Message::Event(event, agent_type) => {
                 return self.send_event(places, agent, &event, &agent_type);
             }
-            Message::Call { call, reply_to, sent_to, timer } => (call, reply_to, sent_to, timer),
+            Message::Call { work, reply_to, sent_to, timer } => (work, reply_to, sent_to, timer),
         };
+        let target = &work.call.target;
         let directory = self.0.directory.load();
-        let Some((home, home_peer)) = directory.route(&call.target) else {
+        let Some((home, home_peer)) = directory.route(target) else {
             timer.abort();
-            return Some(Unsent::Call(reply_to, unknown_agent(&call.target.agent_type)));
+            return Some(Unsent::Call(reply_to, unknown_agent(&target.agent_type)));
         };
-        let standing = |worker| self.standing(&directory, worker, &call.target);
+        let standing = |worker| self.standing(&directory, worker, target);
         let (worker, peer) = match places.begin(agent, home, standing) {
             Way::Home => (home, home_peer),
             Way::There(worker) => {
-                (worker, directory.served_by(worker, &call.target).unwrap_or(home_peer))
+                (worker, directory.served_by(worker, target).unwrap_or(home_peer))
             }
             // Another agent of the same number has just begun elsewhere.
             Way::Waits(queue) => {
-                let message = Message::Call { call, reply_to, sent_to, timer };
+                let message = Message::Call { work, reply_to, sent_to, timer };
                 push(queue, Held { id, message, _room });
                 return None;
             }
@@ -377,9 +378,8 @@ impl Exchange {
         reply_to.stay = Some(Stay { exchange: self.clone(), agent, worker });
         // Set once: a call waits in one queue at a time, and leaves it for good when it is sent.
         let _ = sent_to.set(peer.clone());
-        let work =
-            Outgoing::Call(Box::new(Dispatched { id, call: *call, reply_to: Some(reply_to) }));
-        peer.offer(work).err().map(Unsent::Refused)
+        work.reply_to = Some(reply_to);
+        peer.offer(Outgoing::Call(work)).err().map(Unsent::Refused)
     }
 
     fn send_event(

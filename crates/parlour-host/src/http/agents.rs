@@ -8,6 +8,7 @@ use bytestring::ByteString;
 use parlour_core::wire::HeaderFields;
 use parlour_core::{AgentId, AgentType, Call, FaultKind, Key, Payload};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::answer::{Answer, json as json_answer};
 use super::rest::{DEADLINE_MS, number, origin};
@@ -46,9 +47,10 @@ pub(crate) async fn one(
         // An agent there would take it for a message like any other.
         Err(format!("its worker speaks {}, which has no descriptions", dialect::NAME))
     } else {
+        let now = Instant::now();
         let payload = Payload { data_type: DESCRIBE, ..Payload::default() };
-        let header = app.exchange.stamp(HeaderFields::default(), &origin(&request));
-        let deadline = app.exchange.deadline(timeout.or(Some(DESCRIBE_TIME))).into_std();
+        let header = app.exchange.stamp(HeaderFields::default(), &origin(&request), now);
+        let deadline = app.exchange.deadline(timeout.or(Some(DESCRIBE_TIME)), now).into_std();
         let call = Call { header, target: agent, deadline, progress: false, payload };
         match app.exchange.call(call, None).await {
             Ok(payload) => serde_json::from_slice::<Value>(&payload.bytes)

@@ -1,6 +1,7 @@
 //! The REST door: calls, events, and what is in the room.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
@@ -13,7 +14,7 @@ use parlour_core::{
     Principal, Target, TopicFilter, TopicId, WorkerId,
 };
 use serde_json::{Map, Value, json};
-use std::sync::atomic::Ordering::Relaxed;
+use tokio::time::Instant;
 
 use super::answer::{Answer, Refusal, bad_name, invalid, json as json_answer};
 use super::body;
@@ -43,8 +44,9 @@ pub(crate) async fn call(
     let (parts, body) = request.into_parts();
     let timeout = number(&parts.headers, &DEADLINE_MS)?.map(Duration::from_millis);
     // The caller's patience begins when it asks, not when its body has come.
-    let deadline = app.exchange.deadline(timeout).into_std();
-    let header = app.exchange.stamp(header_fields(&parts.headers)?, &origin);
+    let now = Instant::now();
+    let deadline = app.exchange.deadline(timeout, now).into_std();
+    let header = app.exchange.stamp(header_fields(&parts.headers)?, &origin, now);
     let conversation = header.conversation.clone();
     let payload = payload(&app, &parts.headers, body).await?;
     let progress = sse::is_wanted(&parts.headers);
@@ -93,9 +95,10 @@ pub(crate) async fn publish_to_events(
 async fn publish_to(app: &App, topic: TopicId, request: Request) -> Answer {
     let origin = origin(&request);
     let (parts, body) = request.into_parts();
-    let header = app.exchange.stamp(header_fields(&parts.headers)?, &origin);
+    let now = Instant::now();
+    let header = app.exchange.stamp(header_fields(&parts.headers)?, &origin, now);
     let payload = payload(app, &parts.headers, body).await?;
-    let published = app.exchange.publish(Event { header, topic, payload }, None)?;
+    let published = app.exchange.publish(Event { header, topic, payload }, None, now)?;
     Ok(json_answer(&json!({
         "id": published.id.as_str(),
         "conversation": published.conversation.as_str(),

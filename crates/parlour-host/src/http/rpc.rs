@@ -12,6 +12,7 @@ use parlour_core::{
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
+use tokio::time::Instant;
 
 use super::answer::{Content, Refusal, invalid};
 use super::body;
@@ -274,10 +275,10 @@ impl Caller<'_> {
     fn begin_call(&self, call: Message<'_>, body: &Bytes) -> Result<Begun, Failure> {
         let frame = call.into_call(CallId(0), body).map_err(Failure::params)?;
         let origin = self.origin()?;
-        let exchange = self.exchange();
-        let header = exchange.stamp(frame.header, &origin);
+        let (exchange, now) = (self.exchange(), Instant::now());
+        let header = exchange.stamp(frame.header, &origin, now);
         let id = header.id.clone();
-        let deadline = exchange.deadline(None).into_std();
+        let deadline = exchange.deadline(None, now).into_std();
         let (target, payload) = (frame.target, frame.payload);
         let call = Call { header, target, deadline, progress: false, payload };
         Ok(Begun { id, reply: exchange.call(call, None) })
@@ -287,9 +288,10 @@ impl Caller<'_> {
         let event: Message<'_> = serde_json::from_str(params).map_err(Failure::params)?;
         let frame = event.into_publish(body).map_err(Failure::params)?;
         let origin = self.origin()?;
-        let header = self.exchange().stamp(frame.header, &origin);
+        let now = Instant::now();
+        let header = self.exchange().stamp(frame.header, &origin, now);
         let event = Event { header, topic: frame.topic, payload: frame.payload };
-        self.exchange().publish(event, origin.worker)?;
+        self.exchange().publish(event, origin.worker, now)?;
         Ok(())
     }
 

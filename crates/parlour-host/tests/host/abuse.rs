@@ -109,7 +109,7 @@ async fn a_deadline_holds_while_its_workers_socket_is_never_silent() {
         let topic = TopicId::new(TopicType::parse("t").unwrap(), Key::parse("s").unwrap());
         for _ in 0..200_000 {
             worker
-                .send(Frame::Publish(PublishFrame {
+                .send(Frame::from(PublishFrame {
                     request: None,
                     topic: topic.clone(),
                     header: Default::default(),

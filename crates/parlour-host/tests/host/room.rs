@@ -86,7 +86,7 @@ impl Room {
     pub(crate) async fn greeted(&self, hello: Hello) -> (Channel, Welcome) {
         let mut channel = self.begun(hello).await;
         match channel.next().await {
-            Some(Frame::Welcome(welcome)) => (channel, welcome),
+            Some(Frame::Welcome(welcome)) => (channel, *welcome),
             other => panic!("not greeted: {other:?}"),
         }
     }
@@ -99,7 +99,7 @@ impl Room {
             .unwrap();
         let (socket, _) = builder.connect_on(self.connect()).await.unwrap();
         let mut channel = Channel { socket, received: Bytes::new() };
-        channel.send(Frame::Hello(hello)).await;
+        channel.send(Frame::from(hello)).await;
         channel
     }
 
@@ -146,12 +146,12 @@ impl Channel {
     pub(crate) async fn call(&mut self, id: u64, agent: &str, text: &str, limit: Option<Duration>) {
         let payload = Payload::text(text);
         let frame = CallFrame { timeout: limit, payload, ..call_frame(id, agent) };
-        self.send(Frame::Call(frame)).await;
+        self.send(Frame::from(frame)).await;
     }
 
     /// Calls `agent`, and asks for its progress or does not.
     pub(crate) async fn call_with_progress(&mut self, id: u64, agent: &str, progress: bool) {
-        self.send(Frame::Call(CallFrame { progress, ..call_frame(id, agent) })).await;
+        self.send(Frame::from(CallFrame { progress, ..call_frame(id, agent) })).await;
     }
 
     /// The next frame but for pings and acknowledgements; none once the channel is closed.
@@ -175,7 +175,7 @@ impl Channel {
     /// The next frame, which must be a call.
     pub(crate) async fn next_call(&mut self) -> CallFrame {
         match self.next().await {
-            Some(Frame::Call(call)) => call,
+            Some(Frame::Call(call)) => *call,
             other => panic!("not a call: {other:?}"),
         }
     }

@@ -29,7 +29,7 @@ fn handlers() -> Handlers {
 
 fn begin(handlers: &mut Handlers, id: u64, text: &str) {
     let Frame::Call(call) = call(id, "a/k", text) else { unreachable!() };
-    handlers.call(call, 0).unwrap();
+    handlers.call(*call, 0).unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -19,7 +19,7 @@ async fn a_client_takes_times_too_long_for_the_clock() {
         let (mut peer, ..) = host.accept_hello().await;
         let Frame::Welcome(usual) = welcome() else { unreachable!() };
         let heartbeat = Duration::from_millis(u64::MAX);
-        peer.send(&[Frame::Welcome(Welcome { heartbeat, ..usual })]).await;
+        peer.send(&[Frame::from(Welcome { heartbeat, ..*usual })]).await;
         peer
     };
     let (client, mut peer) = join(connect, script).await;
@@ -63,8 +63,8 @@ async fn a_worker_takes_times_too_long_for_the_clock() {
     peer.confirm().await;
     let Frame::Call(usual) = call(1, "a/k", "hi") else { unreachable!() };
     let timeout = Some(Duration::from_millis(u64::MAX));
-    let unbounded = CallFrame { id: CallId(2), timeout: None, ..usual.clone() };
-    peer.send(&[Frame::Call(CallFrame { timeout, ..usual }), Frame::Call(unbounded)]).await;
+    let unbounded = CallFrame { id: CallId(2), timeout: None, ..CallFrame::clone(&usual) };
+    peer.send(&[Frame::from(CallFrame { timeout, ..*usual }), Frame::from(unbounded)]).await;
     shutdown.send(()).unwrap();
     assert_eq!(peer.next().await, Frame::Drain);
     for _ in 0..2 {

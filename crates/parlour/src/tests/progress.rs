@@ -9,7 +9,7 @@ use crate::{AgentError, Client, Cx, ErrorKind, PayloadExt};
 
 fn asking(id: u64) -> Frame {
     match call(id, "a/k", "") {
-        Frame::Call(call) => Frame::Call(CallFrame { progress: true, ..call }),
+        Frame::Call(call) => Frame::from(CallFrame { progress: true, ..*call }),
         other => other,
     }
 }

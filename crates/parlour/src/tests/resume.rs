@@ -31,7 +31,7 @@ fn welcome(credit: Credit) -> Welcome {
 async fn begin(host: &mut Host, credit: Credit) -> Peer {
     let (mut peer, hello, _) = host.accept_hello().await;
     assert_eq!((hello.features, hello.session), (vec![RESUME.into()], None));
-    peer.send(&[Frame::Welcome(welcome(credit))]).await;
+    peer.send(&[Frame::from(welcome(credit))]).await;
     peer
 }
 
@@ -41,7 +41,7 @@ async fn resume(host: &mut Host, received: u64) -> (Peer, u64) {
     let (mut peer, hello, _) = host.accept_hello().await;
     assert_eq!(hello.session.as_deref(), Some("s"));
     let resumed = Welcome { resumed: true, received, ..welcome(WIDE) };
-    peer.send(&[Frame::Welcome(resumed)]).await;
+    peer.send(&[Frame::from(resumed)]).await;
     (peer, hello.received)
 }
 
@@ -137,7 +137,7 @@ async fn if_the_host_knows_the_session_no_more_what_runs_is_aborted_and_all_is_r
     drop(peer);
     let (mut peer, hello, _) = host.accept_hello().await;
     assert!(hello.session.is_some());
-    peer.send(&[Frame::Welcome(welcome(WIDE))]).await;
+    peer.send(&[Frame::from(welcome(WIDE))]).await;
     assert_eq!(seen.recv().await, Some("dropped"));
     assert!(matches!(peer.confirm().await, Frame::Register(_)));
 }

@@ -54,7 +54,7 @@ impl Host {
             let mut peer = Peer { socket, frames: VecDeque::new() };
             match peer.message().await {
                 Ok(frames) => match &frames[..] {
-                    [Frame::Hello(hello)] => return (peer, hello.clone(), request),
+                    [Frame::Hello(hello)] => return (peer, Hello::clone(hello), request),
                     other => panic!("not a hello: {other:?}"),
                 },
                 Err(_) => continue,
@@ -71,7 +71,7 @@ impl Host {
 }
 
 pub(super) fn welcome() -> Frame {
-    Frame::Welcome(Welcome {
+    Frame::from(Welcome {
         version: 1,
         name: "scripted".into(),
         max_payload: MAX_PAYLOAD,
@@ -127,7 +127,7 @@ impl Peer {
 
     pub(super) async fn next_call(&mut self) -> CallFrame {
         match self.next().await {
-            Frame::Call(call) => call,
+            Frame::Call(call) => *call,
             other => panic!("not a call: {other:?}"),
         }
     }
@@ -160,7 +160,7 @@ impl Peer {
 }
 
 pub(super) fn call(id: u64, agent: &str, text: &str) -> Frame {
-    Frame::Call(CallFrame {
+    Frame::from(CallFrame {
         id: CallId(id),
         target: AgentId::parse(agent).unwrap(),
         timeout: Some(Duration::from_secs(10)),
@@ -173,7 +173,7 @@ pub(super) fn call(id: u64, agent: &str, text: &str) -> Frame {
 
 pub(super) fn event(agents: &[&str], subscriptions: &[u64], text: &str) -> Frame {
     use parlour_core::{AgentType, Key, TopicId, TopicType};
-    Frame::Event(EventFrame {
+    Frame::from(EventFrame {
         agents: agents.iter().map(|&name| AgentType::parse(name).unwrap()).collect(),
         subscriptions: subscriptions.to_vec(),
         topic: TopicId::new(TopicType::parse("news.tech").unwrap(), Key::parse("paper").unwrap()),

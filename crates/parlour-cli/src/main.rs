@@ -26,6 +26,9 @@ use crate::args::{Args, Verb};
 use crate::exit::{Code, Failure};
 use crate::output::{Color, Mode, Output};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
     let args = match parse(&words) {

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 
-use crate::wire::{self, DecodeError};
+use crate::wire::{self, DecodeError, Frame};
 
 /// How many frames, and bytes of frames, may be unacknowledged.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -178,12 +178,15 @@ impl Received {
         Self { credit, ..Self::default() }
     }
 
-    /// Counts a frame.
-    pub fn push(&mut self, frame: &[u8]) {
-        if wire::is_counted(frame) {
+    /// Takes the next frame off `message` (see [`wire::decode`]), and counts it.
+    pub fn decode(&mut self, message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
+        let (is_counted, length) = (wire::is_counted(message), message.len());
+        let frame = wire::decode(message)?;
+        if is_counted {
             self.frames += 1;
-            self.bytes += frame.len() as u64;
+            self.bytes += (length - message.len()) as u64;
         }
+        Ok(frame)
     }
 
     /// How many frames came since the session began.
@@ -219,9 +222,9 @@ impl Windows {
         Self { sent: Sent::new(credit), received: Received::new(credit) }
     }
 
-    /// Counts a frame that came.
-    pub fn receive(&mut self, frame: &[u8]) {
-        self.received.push(frame);
+    /// Takes the next frame off `message` (see [`wire::decode`]), and counts it.
+    pub fn decode(&mut self, message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
+        self.received.decode(message)
     }
 
     /// How many frames came since the session began.
@@ -260,7 +263,7 @@ impl Windows {
         if (at_once || self.received.is_due())
             && let Some(received) = self.received.acknowledge()
         {
-            wire::encode(&wire::Frame::Ack(received), out);
+            wire::encode(&Frame::Ack(received), out);
         }
     }
 
@@ -377,8 +380,7 @@ mod tests {
             let mut deliver = |network: &mut VecDeque<Bytes>, received: &mut Received, n: usize| {
                 for _ in 0..n {
                     let Some(mut frame) = network.pop_front() else { break };
-                    received.push(&frame);
-                    if let Some(Frame::Call(call)) = wire::decode(&mut frame).unwrap() {
+                    if let Some(Frame::Call(call)) = received.decode(&mut frame).unwrap() {
                         arrived.push(call.id.0);
                     }
                 }

@@ -174,7 +174,7 @@ pub(crate) struct WebSocketLink<P> {
     socket: WebSocketStream<Socket>,
     protocol: P,
     outbox: Outbox,
-    /// How long the last batch was: room for the next.
+    /// How long the last batches were: room for the next.
     usual: usize,
     /// What of a message has not been decoded yet.
     undecoded: Bytes,
@@ -219,7 +219,7 @@ impl<P: Protocol> WebSocketLink<P> {
         }
         let batch = self.protocol.seal(std::mem::take(&mut self.outbox.batch));
         if !batch.is_empty() {
-            self.usual = batch.len();
+            self.usual = batch.len().max(self.usual / 2);
             self.write(batch);
         }
         if std::mem::take(&mut self.outbox.ping) {

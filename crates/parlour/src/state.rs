@@ -260,11 +260,11 @@ impl State {
     /// Takes the next frame off a message. `None` for one that is the session's own, or of a kind that
     /// is not known here.
     pub(crate) fn receive(&mut self, message: &mut Bytes) -> Result<Option<Frame>, Error> {
-        let mut frame = wire::split_frame(message).map_err(protocol)?;
-        if let Some(Kept { windows, .. }) = &mut self.kept {
-            windows.receive(&frame);
-        }
-        match wire::decode(&mut frame).map_err(protocol)? {
+        let frame = match &mut self.kept {
+            Some(Kept { windows, .. }) => windows.decode(message),
+            None => wire::decode(message),
+        };
+        match frame.map_err(protocol)? {
             Some(Frame::Ack(received)) => {
                 if let Some(Kept { windows, .. }) = &mut self.kept {
                     windows.handle_ack(received).map_err(wrong_count)?;

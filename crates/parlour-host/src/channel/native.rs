@@ -18,9 +18,9 @@ const RECIPIENTS: usize = 64;
 #[derive(Debug, Default)]
 pub(crate) struct Native {
     pings: u64,
-    /// What is left of frames that were copied out of the message, and how long they were together.
-    copied: Bytes,
-    copied_length: usize,
+    /// What is left of the frames of the message that are decoded now, and how long they were together.
+    frames: Bytes,
+    frames_length: usize,
     session: Option<Windows>,
 }
 
@@ -28,7 +28,7 @@ impl Protocol for Native {
     const GREETS: bool = true;
 
     fn begin(&mut self, is_text: bool) -> Result<(), &'static str> {
-        self.copied = Bytes::new();
+        self.frames = Bytes::new();
         if is_text {
             Err("parlour.v1 is binary: send binary messages, or ask for parlour.v1+json")
         } else {
@@ -38,11 +38,18 @@ impl Protocol for Native {
 
     fn decode(&mut self, message: &mut Bytes) -> Result<Option<Frame>, Close> {
         let broken = |error: DecodeError| Close::new(Close::PROTOCOL, error.to_string());
-        let mut frame = self.split(message).map_err(broken)?;
-        if let Some(windows) = &mut self.session {
-            windows.receive(&frame);
+        if self.frames.is_empty() {
+            self.frames = own(message).map_err(broken)?;
+            self.frames_length = self.frames.len();
         }
-        let frame = wire::decode(&mut frame).map_err(broken)?;
+        let frame = match &mut self.session {
+            Some(windows) => windows.decode(&mut self.frames),
+            None => wire::decode(&mut self.frames),
+        };
+        let frame = frame.map_err(broken)?;
+        if self.frames.is_empty() {
+            message.advance(self.frames_length);
+        }
         if let (Some(Frame::Ack(received)), Some(windows)) = (&frame, &mut self.session) {
             windows.handle_ack(*received).map_err(wrong_count)?;
             return Ok(None);
@@ -124,40 +131,32 @@ impl Protocol for Native {
 }
 
 impl Native {
-    /// Takes the next frame off `message`.
-    ///
-    /// What is read from a frame are slices of it, which keep all memory around it: so small frames
-    /// are copied out of their message, a few at a time.
-    fn split(&mut self, message: &mut Bytes) -> Result<Bytes, DecodeError> {
-        if self.copied.is_empty() {
-            let first = wire::frame_length(message)?;
-            if first >= SMALL {
-                let is_small_part = first < message.len() / 4;
-                let frame = message.split_to(first);
-                return Ok(if is_small_part { Bytes::copy_from_slice(&frame) } else { frame });
-            }
-            let mut end = first;
-            while let Ok(length) = wire::frame_length(&message[end..])
-                && end + length <= SMALL
-            {
-                end += length;
-            }
-            self.copied = Bytes::copy_from_slice(&message[..end]);
-            self.copied_length = end;
-        }
-        let frame = wire::split_frame(&mut self.copied)?;
-        if self.copied.is_empty() {
-            message.advance(self.copied_length);
-        }
-        Ok(frame)
-    }
-
     /// Counts what was just encoded.
     fn count(&mut self, frame: &[u8]) {
         if let Some(windows) = &mut self.session {
             windows.add(frame);
         }
     }
+}
+
+/// The next frame of `message`, or the next few, to be decoded.
+///
+/// What is read from a frame are slices of it, which keep all memory around it: so small frames are
+/// copied out of their message, a few at a time.
+fn own(message: &Bytes) -> Result<Bytes, DecodeError> {
+    let first = wire::frame_length(message)?;
+    if first >= SMALL {
+        let frame = message.slice(..first);
+        let is_small_part = first < message.len() / 4;
+        return Ok(if is_small_part { Bytes::copy_from_slice(&frame) } else { frame });
+    }
+    let mut end = first;
+    while let Ok(length) = wire::frame_length(&message[end..])
+        && end + length <= SMALL
+    {
+        end += length;
+    }
+    Ok(Bytes::copy_from_slice(&message[..end]))
 }
 
 fn wrong_count(error: WrongCount) -> Close {

@@ -162,6 +162,8 @@ const ROOM: usize = 64 * 1024;
 /// A binary message is not filled further than this: with one frame more it stays below what a peer
 /// takes at the least.
 const FULL_BATCH: usize = 32 * 1024;
+/// Room beside that for what a frame asks for before it knows how long it is.
+const SPARE: usize = 512;
 /// What a WebSocket frame adds to a payload of common size (RFC 6455 §5.2).
 const FRAME_HEADER: usize = 4;
 /// Frames taken before what they ask for is begun.
@@ -350,7 +352,7 @@ impl<P: Protocol> Link for WebSocketLink<P> {
 
     fn send(&mut self, item: Sendable<'_>) -> Result<(), Fault> {
         if self.outbox.batch.capacity() == 0 {
-            self.outbox.batch.reserve(self.usual);
+            self.outbox.batch.reserve(self.usual + SPARE);
         }
         self.protocol.encode(item, &mut self.outbox)?;
         if self.outbox.batch.len() >= FULL_BATCH || !self.outbox.texts.is_empty() {

@@ -69,6 +69,9 @@ impl Protocol for Native {
                 wire::encode(&Frame::Progress(id, payload.clone()), batch);
             }
             Sendable::Reply(id, reply) => wire::encode_reply(id, reply, batch),
+            Sendable::Event(event, to) if to.agents.is_empty() && to.listeners.len() == 1 => {
+                event.write_to(to.listeners[0], batch);
+            }
             Sendable::Event(event, to) => {
                 let mut listeners = &to.listeners[..];
                 let mut agents = to.agents.chunks(RECIPIENTS);

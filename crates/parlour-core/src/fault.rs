@@ -76,9 +76,7 @@ impl Fault {
             }
         };
         cut(&mut self.0.detail);
-        if let Some(hint) = &mut self.0.hint {
-            cut(hint);
-        }
+        [&mut self.0.hint, &mut self.0.config_key].into_iter().flatten().for_each(cut);
         self
     }
 

@@ -25,7 +25,7 @@ mod raw;
 #[cfg(test)]
 mod tests;
 
-pub use decode::{DecodeError, MAX_HEADER, decode, frame_length, split_frame};
+pub use decode::{DecodeError, MAX_HEADER, MAX_TEXT, decode, frame_length, split_frame};
 pub(crate) use encode::resend;
 pub use encode::{encode, encode_call, encode_event, encode_reply, is_counted};
 pub use frame::{

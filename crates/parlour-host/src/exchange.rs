@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use bytestring::ByteString;
 use parking_lot::Mutex;
-use parlour_core::wire::{Frame, HeaderFields};
+use parlour_core::wire::{Frame, HeaderFields, MAX_TEXT};
 use parlour_core::{
     AgentId, AgentType, Call, CallId, Directory, Event, Fault, FaultKind, Header, MessageId,
     Payload, Principal, RegisterError, Registration, Reply, Subscription, SubscriptionId, TopicId,
@@ -612,6 +612,13 @@ impl Exchange {
             let fault = Fault::new(FaultKind::Invalid, detail)
                 .hint("do agents call each other in a loop? If not, raise the limit");
             return Err(self.0.metrics.limit_met(limits::hops, Some(limits.hops), fault));
+        }
+        let texts = [&header.traceparent, &header.idempotency_key];
+        if texts.into_iter().flatten().any(|text| text.len() > MAX_TEXT) {
+            // No frame can carry it.
+            let detail =
+                format!("a trace context or idempotency key is longer than {MAX_TEXT} bytes");
+            return Err(Fault::new(FaultKind::Invalid, detail).hint("send a shorter one"));
         }
         self.admit_payload(payload)
     }

@@ -49,7 +49,7 @@ pub enum DecodeError {
 /// The most bytes of a header.
 pub const MAX_HEADER: usize = 32 * 1024;
 /// The most bytes of a text that has no narrower rule: trace context and idempotency key.
-const MAX_TEXT: usize = 1024;
+pub const MAX_TEXT: usize = 1024;
 
 /// Takes the bytes of the next frame off `message`.
 pub fn split_frame(message: &mut Bytes) -> Result<Bytes, DecodeError> {

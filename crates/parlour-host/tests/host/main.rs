@@ -9,3 +9,4 @@ mod patience;
 mod pools;
 mod resume;
 mod room;
+mod texts;

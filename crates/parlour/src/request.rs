@@ -3,7 +3,7 @@ use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
 use futures_util::future::{BoxFuture, join_all};
-use parlour_core::wire::HeaderFields;
+use parlour_core::wire::{HeaderFields, MAX_TEXT};
 use parlour_core::{AgentId, ByteString, MessageId, Payload, TopicId};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
@@ -153,16 +153,20 @@ impl<To, Reply> Request<To, Reply> {
         self
     }
 
-    /// W3C trace context, passed on as it is.
-    pub fn traceparent(mut self, traceparent: impl Into<ByteString>) -> Self {
-        self.origin.header.traceparent = Some(traceparent.into());
-        self
+    /// W3C trace context, passed on as it is; at most 1,024 bytes.
+    pub fn traceparent(self, traceparent: impl Into<ByteString>) -> Self {
+        self.checked(|header, _| {
+            header.traceparent = Some(short("trace context", traceparent.into())?);
+            Ok(())
+        })
     }
 
-    /// A name for the work, so that doing it twice can be avoided.
-    pub fn idempotency_key(mut self, key: impl Into<ByteString>) -> Self {
-        self.origin.header.idempotency_key = Some(key.into());
-        self
+    /// A name for the work, so that doing it twice can be avoided; at most 1,024 bytes.
+    pub fn idempotency_key(self, key: impl Into<ByteString>) -> Self {
+        self.checked(|header, _| {
+            header.idempotency_key = Some(short("idempotency key", key.into())?);
+            Ok(())
+        })
     }
 
     fn payload(mut self, change: impl FnOnce(&mut Payload)) -> Self {
@@ -189,6 +193,15 @@ impl<To, Reply> Request<To, Reply> {
         let deadline = after(self.timeout);
         self.origin.latest.map_or(deadline, |latest| latest.min(deadline))
     }
+}
+
+/// Refuses a text that no frame can carry.
+fn short(what: &str, text: ByteString) -> Result<ByteString, Error> {
+    if text.len() <= MAX_TEXT {
+        return Ok(text);
+    }
+    let error = format!("the {what} is longer than {MAX_TEXT} bytes");
+    Err(Error::new(ErrorKind::Invalid, error).with_hint("give a shorter one"))
 }
 
 impl<To> Request<To> {

@@ -4,7 +4,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use parlour_core::wire::{self, Done, EventFrame, Frame, Hello, Register, Subscribe, Welcome};
+use parlour_core::wire::{
+    self, Done, EventFrame, Frame, Hello, MAX_TEXT, Register, Subscribe, Welcome,
+};
 use parlour_core::{
     AgentType, CallId, Event, Fault, FaultKind, Header, Payload, Registration, Reply, Session,
     Settled, TopicFilter,
@@ -105,7 +107,7 @@ impl State {
             }
             // One of a session that is over goes nowhere.
             Command::Progress { call, payload, permit } if self.in_session => {
-                if let Some(fault) = self.too_large(&payload) {
+                if let Some(fault) = self.refused_payload(&payload) {
                     tracing::warn!(%fault, "progress is left out");
                     return;
                 }
@@ -379,7 +381,7 @@ impl State {
 
     /// Queues the answer to a call of the host.
     pub(crate) fn push_reply(&mut self, id: CallId, reply: Reply) {
-        let reply = reply.and_then(|payload| match self.too_large(&payload) {
+        let reply = reply.and_then(|payload| match self.refused_payload(&payload) {
             // It ran, whatever became of its answer.
             Some(fault) => Err(fault.may_have_run_if(true)),
             None => Ok(payload),
@@ -420,12 +422,12 @@ impl State {
                     wire::encode(&frame, &mut message);
                 }
                 Some(Outgoing::Request { mut request, deadline }) => {
-                    let too_large =
-                        payload(&request.frame).and_then(|payload| self.too_large(payload));
+                    let refused =
+                        payload(&request.frame).and_then(|payload| self.refused_payload(payload));
                     if !self.session.send(request.id) {
                         continue;
                     }
-                    if let Some(fault) = too_large {
+                    if let Some(fault) = refused {
                         self.handle_reply(request.id, Err(fault));
                         continue;
                     }
@@ -447,7 +449,13 @@ impl State {
         (!message.is_empty()).then_some(message)
     }
 
-    fn too_large(&self, payload: &Payload) -> Option<Fault> {
+    /// Why the host would not take a payload, or not even the frame with it.
+    fn refused_payload(&self, payload: &Payload) -> Option<Fault> {
+        if payload.content_type.len().max(payload.data_type.len()) > MAX_TEXT {
+            let detail = format!("a content type or data type is longer than {MAX_TEXT} bytes");
+            let fault = Fault::new(FaultKind::Invalid, detail);
+            return Some(fault.hint("name the type more briefly"));
+        }
         let (length, limit) = (payload.bytes.len() as u64, self.max_payload);
         (length > limit).then(|| {
             let detail = format!("the payload has {length} bytes, and the host takes {limit}");

@@ -86,6 +86,28 @@ async fn wrong_arguments_are_said_before_anything_is_sent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_text_that_no_frame_can_carry_is_not_sent() {
+    let (client, mut peer, _host) = connected().await;
+    let long = "x".repeat(2048);
+    let kind = |result: Result<Payload, Error>| result.unwrap_err().kind();
+    assert_eq!(kind(client.call("a", "").traceparent(&*long).await), ErrorKind::Invalid);
+    assert_eq!(kind(client.call("a", "").idempotency_key(&*long).await), ErrorKind::Invalid);
+    let error = client.publish("a", "").idempotency_key(&*long).await.unwrap_err();
+    assert_eq!((error.kind(), error.may_have_run()), (ErrorKind::Invalid, false));
+    let invalid = ErrorKind::Fault(Kind::Invalid);
+    assert_eq!(kind(client.call("a", "").data_type(&*long).await), invalid);
+    let error = client.publish("a", "").content_type(&*long).await.unwrap_err();
+    assert_eq!((error.kind(), error.may_have_run()), (invalid, false));
+
+    let call = client.call("a", "").idempotency_key(&long[..1024]).data_type(&long[..1024]);
+    let script = async {
+        let call = peer.next_call().await;
+        peer.send(&[Frame::Reply(call.id, Ok(text("A")))]).await;
+    };
+    assert_eq!(join(call.into_future(), script).await.0.unwrap(), text("A"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_ends_at_its_deadline_and_the_host_is_told() {
     let (client, mut peer, _host) = connected().await;
     let call = client.call("slow", "").timeout(Duration::from_secs(2)).into_future();

@@ -185,6 +185,8 @@ pub(crate) struct WebSocketLink<P> {
     failed: bool,
     /// The peer has said that it closes.
     goodbye: bool,
+    /// How the socket ended, while what came before that is handled.
+    ended: Option<Received>,
     /// Bytes of answers to pings that were not written when last all was.
     pongs: usize,
     moved: Moved,
@@ -200,8 +202,21 @@ struct Moved {
 
 impl<P: Protocol> WebSocketLink<P> {
     pub(crate) fn new(socket: WebSocketStream<Socket>, protocol: P) -> Self {
-        let (usual, outbox, undecoded, given, failed, goodbye, pongs, moved) = Default::default();
-        Self { socket, protocol, outbox, usual, undecoded, given, failed, goodbye, pongs, moved }
+        let (usual, outbox, undecoded, given, failed, goodbye, pongs) = Default::default();
+        let (ended, moved) = (None, Moved::default());
+        Self {
+            socket,
+            protocol,
+            outbox,
+            usual,
+            undecoded,
+            given,
+            failed,
+            goodbye,
+            ended,
+            pongs,
+            moved,
+        }
     }
 
     /// Gives the socket up to the session that goes on over it.
@@ -244,6 +259,9 @@ impl<P: Protocol> WebSocketLink<P> {
         (read, wants_room): (bool, bool),
         frames: &mut Vec<Frame>,
     ) -> Poll<Received> {
+        if let Some(ended) = self.ended.take() {
+            return Poll::Ready(ended);
+        }
         self.seal();
         match Pin::new(&mut self.socket).poll_flush(cx) {
             Poll::Ready(Ok(())) => {
@@ -290,11 +308,13 @@ impl<P: Protocol> WebSocketLink<P> {
                 }
                 Poll::Ready(Some(Err(error))) => {
                     if self.failed || matches!(error, Error::Io(_)) {
-                        // What came before counts as received, and the socket ends again.
-                        if !frames.is_empty() {
-                            break;
+                        let ended = self.ended(&error);
+                        if !heard || parlour_core::bug!("reset_drops_frames") {
+                            return Poll::Ready(ended);
                         }
-                        return Poll::Ready(self.ended(&error));
+                        // The session counts what came before it as received.
+                        self.ended = Some(ended);
+                        break;
                     }
                     self.failed = true;
                 }
@@ -388,6 +408,7 @@ impl<P: Protocol> Link for WebSocketLink<P> {
         self.outbox = Outbox::default();
         self.undecoded = Bytes::new();
         (self.failed, self.goodbye, self.pongs, self.moved) = Default::default();
+        self.ended = None;
         self.given = socket.get_ref().written();
         self.socket = socket;
         for batch in self.protocol.resume(&hello, welcome)? {

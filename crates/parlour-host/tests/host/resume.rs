@@ -87,6 +87,25 @@ async fn a_reply_that_was_lost_with_the_socket_is_known_to_be_missing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reply_right_before_a_reset_is_handled_as_it_is_acknowledged() {
+    let room = Room::open(&[]);
+    let mut worker = room.begun_brittle(hello("w", None)).await;
+    let Some(Frame::Welcome(welcome)) = worker.next().await else { panic!("not greeted") };
+    worker.register("upper").await;
+    let mut caller = room.channel().await;
+    caller.call(1, "upper/k", "a", None).await;
+    let call = worker.next_call().await;
+    worker.send(Frame::Reply(call.id, Ok(Payload::text("A")))).await;
+    drop(worker);
+    assert_eq!(caller.next_reply().await, (1, Ok(Payload::text("A"))));
+    // The reset is noticed all the same: the session waits for another socket.
+    caller.call(2, "upper/k", "b", None).await;
+    let (mut worker, welcome) = back(&room, &welcome.session.unwrap(), 2).await;
+    assert_eq!((welcome.resumed, welcome.received), (true, 2), "registration and reply");
+    assert!(!worker.next_call().await.resent);
+}
+
+#[tokio::test(start_paused = true)]
 async fn calls_wait_for_a_session_in_grace() {
     let room = Room::open(&[]);
     let (worker, session) = worker(&room).await;

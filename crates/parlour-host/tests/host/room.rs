@@ -1,6 +1,8 @@
 //! A whole host in memory, on a paused clock, and clients that speak to it byte by byte.
 
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -8,24 +10,60 @@ use futures_util::{SinkExt, StreamExt};
 use parlour_core::wire::{self, CallFrame, Frame, HeaderFields, Hello, Register, Welcome};
 use parlour_core::{AgentId, AgentType, CallId, Payload, Registration};
 use parlour_host::{Config, Host, Io, Listener};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
+};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_websockets::{ClientBuilder, Message, WebSocketStream};
 
 /// A host that is reached through [`Room::connect`] alone.
 pub(crate) struct Room {
-    connections: mpsc::UnboundedSender<DuplexStream>,
+    connections: mpsc::UnboundedSender<Box<dyn Io>>,
 }
 
-struct InMemory(mpsc::UnboundedReceiver<DuplexStream>);
+struct InMemory(mpsc::UnboundedReceiver<Box<dyn Io>>);
 
 impl Listener for InMemory {
     async fn accept(&mut self) -> io::Result<Box<dyn Io>> {
         match self.0.recv().await {
-            Some(stream) => Ok(Box::new(stream)),
+            Some(stream) => Ok(stream),
             None => std::future::pending().await,
         }
+    }
+}
+
+/// A stream whose reader finds a reset behind the last byte.
+struct Brittle(DuplexStream);
+
+impl AsyncRead for Brittle {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.0).poll_read(cx, buf))?;
+        let is_over = buf.filled().len() == before;
+        Poll::Ready(if is_over { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) })
+    }
+}
+
+impl AsyncWrite for Brittle {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
 
@@ -53,7 +91,14 @@ impl Room {
     /// A connection with room for 64 KiB each way.
     pub(crate) fn connect(&self) -> DuplexStream {
         let (client, host) = duplex(64 * 1024);
-        self.connections.send(host).unwrap();
+        self.connections.send(Box::new(host)).unwrap();
+        client
+    }
+
+    /// The same, but where one that closes ends in order, this one is reset.
+    fn connect_brittle(&self) -> DuplexStream {
+        let (client, host) = duplex(64 * 1024);
+        self.connections.send(Box::new(Brittle(host))).unwrap();
         client
     }
 
@@ -93,11 +138,20 @@ impl Room {
 
     /// A channel that begins with `hello`.
     pub(crate) async fn begun(&self, hello: Hello) -> Channel {
+        self.begun_on(self.connect(), hello).await
+    }
+
+    /// A channel that is reset when it is dropped: what it wrote before arrives.
+    pub(crate) async fn begun_brittle(&self, hello: Hello) -> Channel {
+        self.begun_on(self.connect_brittle(), hello).await
+    }
+
+    async fn begun_on(&self, stream: DuplexStream, hello: Hello) -> Channel {
         let builder = ClientBuilder::new().uri("ws://localhost/open_channel").unwrap();
         let builder = builder
             .add_header("sec-websocket-protocol".parse().unwrap(), "parlour.v1".parse().unwrap())
             .unwrap();
-        let (socket, _) = builder.connect_on(self.connect()).await.unwrap();
+        let (socket, _) = builder.connect_on(stream).await.unwrap();
         let mut channel = Channel { socket, received: Bytes::new() };
         channel.send(Frame::from(hello)).await;
         channel

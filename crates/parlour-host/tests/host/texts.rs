@@ -130,7 +130,7 @@ async fn a_fault_with_the_longest_texts_arrives() {
     let room = Room::open(&[]);
     let mut worker = room.worker("upper").await;
     let mut caller = room.channel().await;
-    for [detail, hint, key] in [[14_000, 18_000, 100], [10, 10, 32_000]] {
+    for [detail, hint, key] in [[14_000, 18_000, 100], [10, 10, 32_715]] {
         caller.call(u64::MAX, "upper/k", "", None).await;
         let call = worker.next_call().await;
         let fault = Fault::new(FaultKind::AgentFailed, "d".repeat(detail))

@@ -14,20 +14,22 @@ use tokio::io::{
     AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
 };
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_websockets::{ClientBuilder, Message, WebSocketStream};
 
 /// A host that is reached through [`Room::connect`] alone.
 pub(crate) struct Room {
-    connections: mpsc::UnboundedSender<Box<dyn Io>>,
+    connections: mpsc::UnboundedSender<io::Result<Box<dyn Io>>>,
+    host: JoinHandle<io::Result<()>>,
 }
 
-struct InMemory(mpsc::UnboundedReceiver<Box<dyn Io>>);
+struct InMemory(mpsc::UnboundedReceiver<io::Result<Box<dyn Io>>>);
 
 impl Listener for InMemory {
     async fn accept(&mut self) -> io::Result<Box<dyn Io>> {
         match self.0.recv().await {
-            Some(stream) => Ok(stream),
+            Some(accepted) => accepted,
             None => std::future::pending().await,
         }
     }
@@ -84,22 +86,40 @@ impl Room {
         }
         let (connections, incoming) = mpsc::unbounded_channel();
         let host = Host::new(config);
-        tokio::spawn(host.serve(InMemory(incoming), shutdown));
-        Self { connections }
+        let host = tokio::spawn(host.serve(InMemory(incoming), shutdown));
+        Self { connections, host }
+    }
+
+    /// Waits until the host has shut down.
+    pub(crate) async fn has_ended(self) {
+        self.host.await.unwrap().unwrap();
     }
 
     /// A connection with room for 64 KiB each way.
     pub(crate) fn connect(&self) -> DuplexStream {
         let (client, host) = duplex(64 * 1024);
-        self.connections.send(Box::new(host)).unwrap();
+        self.connections.send(Ok(Box::new(host))).unwrap();
         client
     }
 
     /// The same, but where one that closes ends in order, this one is reset.
     fn connect_brittle(&self) -> DuplexStream {
         let (client, host) = duplex(64 * 1024);
-        self.connections.send(Box::new(Brittle(host))).unwrap();
+        self.connections.send(Ok(Box::new(Brittle(host)))).unwrap();
         client
+    }
+
+    /// The next connection fails in this way before the host has taken it.
+    pub(crate) fn fail_to_connect(&self, error: io::ErrorKind) {
+        self.connections.send(Err(error.into())).unwrap();
+    }
+
+    /// What the host counts under this name.
+    pub(crate) async fn metric(&self, name: &str) -> u64 {
+        let request = "GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        let answer = self.request(request).await;
+        let line = answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in {answer}")).parse().unwrap()
     }
 
     /// The whole answer to one request.
@@ -155,6 +175,13 @@ impl Room {
         let mut channel = Channel { socket, received: Bytes::new() };
         channel.send(Frame::from(hello)).await;
         channel
+    }
+
+    /// The channel of a 0.1.0 client, which has registered before.
+    pub(crate) async fn dialect(&self, client: &str) -> WebSocketStream<DuplexStream> {
+        let uri = format!("ws://localhost/open_channel?client_id={client}");
+        let builder = ClientBuilder::new().uri(&uri).unwrap();
+        builder.connect_on(self.connect()).await.unwrap().0
     }
 
     /// A channel that serves `agent_type`.

@@ -2,6 +2,8 @@
 //! here, whichever door it came in by.
 
 mod moves;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
@@ -273,26 +275,30 @@ impl Exchange {
         agent_type: &AgentType,
         registration: &Registration,
     ) -> Result<(), Fault> {
-        self.admit_registration(peer)?;
         let max = self.config().limits.registrations;
-        self.try_change(peer, |d| d.register(peer.id, peer, agent_type, registration, max))
+        self.try_register(peer, |d| d.register(peer.id, peer, agent_type, registration, max))
     }
 
     /// Records that `peer` serves one agent.
     pub(crate) fn register_instance(&self, peer: &Peer, agent: &AgentId) -> Result<(), Fault> {
-        self.admit_registration(peer)?;
         let max = self.config().limits.registrations;
-        self.try_change(peer, |d| d.register_instance(peer.id, peer, agent, max))
+        self.try_register(peer, |d| d.register_instance(peer.id, peer, agent, max))
     }
 
-    fn admit_registration(&self, peer: &Peer) -> Result<(), Fault> {
+    fn try_register(
+        &self,
+        peer: &Peer,
+        edit: impl FnOnce(&mut Directory<Peer>) -> Result<(), RegisterError>,
+    ) -> Result<(), Fault> {
+        self.take_over(peer);
+        let peers = self.0.peers.lock();
+        // Under the lock that a drain takes too: nothing is registered after it.
         if peer.draining.load(Relaxed) {
             let fault =
                 Fault::new(FaultKind::Conflict, "the worker is draining and gets no new work");
             return Err(fault.hint("end what it has, and connect anew"));
         }
-        self.take_over(peer);
-        Ok(())
+        self.try_change_locked(&peers, peer, edit)
     }
 
     /// Forgets that `peer` serves an agent type.
@@ -324,8 +330,8 @@ impl Exchange {
 
     /// Gives `peer` no new work from here on.
     pub(crate) fn drain(&self, peer: &Peer) {
-        peer.draining.store(true, Relaxed);
         let _peers = self.0.peers.lock();
+        peer.draining.store(true, Relaxed);
         self.change(|directory| directory.drain(peer.id));
     }
 
@@ -379,7 +385,15 @@ impl Exchange {
         peer: &Peer,
         edit: impl FnOnce(&mut Directory<Peer>) -> Result<(), RegisterError>,
     ) -> Result<(), Fault> {
-        let peers = self.0.peers.lock();
+        self.try_change_locked(&self.0.peers.lock(), peer, edit)
+    }
+
+    fn try_change_locked(
+        &self,
+        peers: &BTreeMap<WorkerId, Peer>,
+        peer: &Peer,
+        edit: impl FnOnce(&mut Directory<Peer>) -> Result<(), RegisterError>,
+    ) -> Result<(), Fault> {
         if !peers.contains_key(&peer.id) {
             let fault =
                 Fault::new(FaultKind::Unavailable, "the client's connection has just closed");

@@ -501,7 +501,7 @@ impl Exchange {
     pub(crate) fn move_on(&self, from: &Peer, work: Box<Dispatched>, reply_to: ReplyTo) {
         if self.0.directory.load().route(&work.call.target).is_some() {
             if let Some(ticket) = self.send_call(work, reply_to) {
-                from.moved(ticket);
+                from.moved(&ticket);
             }
             return;
         }

@@ -48,7 +48,15 @@ pub(crate) struct Shared {
     bounds: Bounds,
     /// Calls that the peer never had and that went elsewhere when it left, for callers who know them
     /// by this peer.
-    moved: Mutex<CallMap<Ticket>>,
+    moved: Mutex<CallMap<Moved>>,
+}
+
+/// What is known of a call at a peer that has left.
+enum Moved {
+    /// It went on, and is found so.
+    To(Ticket),
+    /// It was given up, perhaps before it went on.
+    GivenUp,
 }
 
 /// How much may wait for one connection.
@@ -216,15 +224,19 @@ impl Peer {
 
     /// The same for a call that went elsewhere.
     pub(crate) fn cancel_moved(&self, id: CallId) {
-        let moved = self.0.moved.lock().get(&id).cloned();
-        if let Some(ticket) = moved {
+        // One that is on its way is found by `moved`.
+        let former = self.0.moved.lock().insert(id, Moved::GivenUp);
+        if let Some(Moved::To(ticket)) = former {
             ticket.cancel();
         }
     }
 
     /// Notes where a call went that the peer never had.
-    pub(crate) fn moved(&self, ticket: Ticket) {
-        self.0.moved.lock().insert(ticket.id, ticket);
+    pub(crate) fn moved(&self, ticket: &Ticket) {
+        let former = self.0.moved.lock().insert(ticket.id, Moved::To(ticket.clone()));
+        if let Some(Moved::GivenUp) = former {
+            ticket.cancel();
+        }
     }
 
     /// Returns whether the peer is still there.

@@ -26,3 +26,21 @@ async fn nothing_is_registered_once_a_worker_drains_whoever_comes_first() {
         exchange.leave(peer.id);
     }
 }
+
+#[tokio::test]
+async fn a_call_that_is_given_up_while_it_moves_is_given_up_where_it_went() {
+    let exchange = exchange();
+    let (from, inbox) = exchange.join("test", Principal::ANONYMOUS);
+    let (to, mut inbox_there) = exchange.join("test", Principal::ANONYMOUS);
+    drop(inbox);
+    let ticket = |id| Ticket { id: CallId(id), to: To::Peer(to.clone()) };
+
+    from.cancel(CallId(1));
+    from.moved(&ticket(1));
+    assert!(matches!(inbox_there.try_recv(), Ok(Outgoing::Cancel(CallId(1)))));
+
+    from.moved(&ticket(2));
+    assert!(inbox_there.try_recv().is_err());
+    from.cancel(CallId(2));
+    assert!(matches!(inbox_there.try_recv(), Ok(Outgoing::Cancel(CallId(2)))));
+}

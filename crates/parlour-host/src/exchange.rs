@@ -55,6 +55,8 @@ struct Inner {
     next_call: AtomicU64,
     next_worker: AtomicU64,
     draining: AtomicBool,
+    /// Whether channels are closed as soon as they are there. Set under `peers`.
+    closing: AtomicBool,
 }
 
 /// The time of day, read from the runtime's clock so that a simulation can turn it.
@@ -130,6 +132,7 @@ impl Exchange {
             next_call: AtomicU64::new(1),
             next_worker: AtomicU64::new(1),
             draining: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
         }))
     }
 
@@ -175,8 +178,20 @@ impl Exchange {
         let limits = &self.0.config.limits;
         let bounds = Bounds { messages: limits.queue_messages, bytes: limits.queue_bytes.0 };
         let (peer, inbox) = Peer::new(id, protocol, principal, bounds);
-        self.0.peers.lock().insert(id, peer.clone());
+        let mut peers = self.0.peers.lock();
+        peers.insert(id, peer.clone());
+        if self.0.closing.load(Relaxed) {
+            close_for_good(&peer);
+        }
+        drop(peers);
         (peer, inbox)
+    }
+
+    /// Has every channel closed, and those that still come.
+    pub(crate) fn close(&self) {
+        let peers = self.0.peers.lock();
+        self.0.closing.store(true, Relaxed);
+        peers.values().for_each(close_for_good);
     }
 
     /// Names the session of `peer`, by which it can go on over another socket.
@@ -670,6 +685,11 @@ impl Exchange {
         };
         item.refuse(fault);
     }
+}
+
+fn close_for_good(peer: &Peer) {
+    let close = Close::new(Close::GOING_AWAY, "the host is shutting down");
+    peer.push(Outgoing::Close(Box::new(close)));
 }
 
 /// A connection that waits for another socket.

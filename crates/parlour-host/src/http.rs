@@ -12,4 +12,5 @@ pub(crate) mod router;
 mod rpc;
 pub(crate) mod server;
 pub(crate) mod sse;
+pub(crate) mod tasks;
 pub(crate) mod upgrade;

@@ -28,7 +28,6 @@ use std::future::Future;
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
-use tokio_util::task::TaskTracker;
 
 pub use crate::config::{Config, ConfigError, Setting};
 pub use crate::http::problem::{JSON_RPC_FAULT, http_status};
@@ -38,6 +37,7 @@ pub use crate::io::Io;
 use crate::exchange::Exchange;
 use crate::http::guard::Guard;
 use crate::http::router::{App, router};
+use crate::http::tasks::Tasks;
 use crate::http::upgrade::Lobby;
 
 /// A host: the room in memory, and the doors to it.
@@ -61,7 +61,7 @@ impl Host {
         let config = exchange.config();
         let guard = Arc::new(Guard::new(config, token, exchange.metrics().clone()));
         let places = Arc::new(Semaphore::new(config.limits.connections));
-        let (lobby, tasks) = (Lobby::default(), TaskTracker::new());
+        let (lobby, tasks) = (Lobby::default(), Tasks::default());
         Self { app: App { exchange, guard, lobby, tasks, places } }
     }
 
@@ -69,7 +69,8 @@ impl Host {
     ///
     /// From the begin of the shutdown `/readyz` answers 503 and new calls are refused, but for those
     /// that running ones make; when all have ended, or after `server.drain_timeout`, the port
-    /// closes and channels are closed with 1001.
+    /// closes and channels are closed with 1001. When it returns, no connection is open and no task
+    /// of the host runs.
     pub async fn serve(
         self,
         listener: impl Listener,

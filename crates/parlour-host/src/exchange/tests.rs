@@ -44,3 +44,15 @@ async fn a_call_that_is_given_up_while_it_moves_is_given_up_where_it_went() {
     from.cancel(CallId(2));
     assert!(matches!(inbox_there.try_recv(), Ok(Outgoing::Cancel(CallId(2)))));
 }
+
+#[tokio::test]
+async fn who_joins_a_host_that_closes_is_closed_too() {
+    let exchange = exchange();
+    let (_early, mut early) = exchange.join("test", Principal::ANONYMOUS);
+    exchange.close();
+    let (_late, mut late) = exchange.join("test", Principal::ANONYMOUS);
+    for inbox in [&mut early, &mut late] {
+        let Ok(Outgoing::Close(close)) = inbox.try_recv() else { panic!("not closed") };
+        assert_eq!(close.code, Close::GOING_AWAY);
+    }
+}

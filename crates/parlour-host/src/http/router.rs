@@ -11,10 +11,10 @@ use http::request::Parts;
 use parlour_core::{Fault, FaultKind};
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
-use tokio_util::task::TaskTracker;
 
 use super::answer::{Refusal, invalid};
 use super::guard::Guard;
+use super::tasks::Tasks;
 use super::upgrade::Lobby;
 use super::{agents, operators, rest, sse, upgrade};
 use crate::exchange::Exchange;
@@ -26,8 +26,7 @@ pub(crate) struct App {
     pub(crate) guard: Arc<Guard>,
     /// Clients of the 0.1.0 dialect, by the id they gave themselves.
     pub(crate) lobby: Lobby,
-    /// Every channel's task, so that a shutdown can wait for them.
-    pub(crate) tasks: TaskTracker,
+    pub(crate) tasks: Tasks,
     /// As many connections as there may be.
     pub(crate) places: Arc<Semaphore>,
 }

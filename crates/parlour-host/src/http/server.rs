@@ -15,11 +15,10 @@ use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tower::Service as _;
 
 use super::answer::{Content, Tracked};
@@ -28,7 +27,7 @@ use super::router::App;
 use super::rpc;
 use crate::config::limits;
 use crate::io::{Io, Place, Socket};
-use crate::peer::{Close, Outgoing, Peer};
+use crate::peer::Peer;
 
 /// Where connections come from. Nothing in the host binds a port by itself.
 pub trait Listener: Send {
@@ -73,7 +72,6 @@ pub(crate) async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let closing = CancellationToken::new();
-    let connections = TaskTracker::new();
     let mut ending = pin!(end(&app, shutdown));
     let doors = Arc::new(Doors { app: app.clone(), router });
     loop {
@@ -100,23 +98,14 @@ pub(crate) async fn serve(
         let mut socket = Socket::new(io, app.exchange.config().timeouts.stalled_write);
         // It goes with the socket, which may become a channel's.
         socket.holds(place);
-        connections.spawn(async move { Box::pin(connection(doors, socket, closing)).await });
+        app.tasks.spawn(async move { Box::pin(connection(doors, socket, closing)).await });
     }
 
     drop(listener);
     closing.cancel();
-    app.exchange.peers().iter().for_each(|peer| {
-        let close = Close::new(Close::GOING_AWAY, "the host is shutting down");
-        peer.push(Outgoing::Close(Box::new(close)));
-    });
-    connections.close();
-    app.tasks.close();
-    let rest = async {
-        connections.wait().await;
-        app.tasks.wait().await;
-    };
+    app.exchange.close();
     // Whoever has not taken its last bytes by then loses them.
-    let _ = timeout(LAST_WORDS, rest).await;
+    app.tasks.end(LAST_WORDS).await;
     Ok(())
 }
 
@@ -176,7 +165,7 @@ impl Doors {
 
 /// Serves one connection, whichever version of HTTP it speaks.
 async fn connection(doors: Arc<Doors>, mut socket: Socket, closing: CancellationToken) {
-    let config = doors.app.exchange.config().clone();
+    let (config, tasks) = (doors.app.exchange.config().clone(), doors.app.tasks.clone());
     let sniffed = timeout(config.timeouts.first_byte, sniff(&mut socket)).await;
     let Ok(Ok(Some(is_http2))) = sniffed else { return };
     let phase = Arc::new(Phase::new(Instant::now(), &config.timeouts));
@@ -198,7 +187,7 @@ async fn connection(doors: Arc<Doors>, mut socket: Socket, closing: Cancellation
     let io = TokioIo::new(socket);
     if is_http2 {
         let limits = &config.limits;
-        let mut builder = http2::Builder::new(TokioExecutor::new());
+        let mut builder = http2::Builder::new(tasks);
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.http2_streams as u32)

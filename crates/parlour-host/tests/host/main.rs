@@ -9,4 +9,5 @@ mod patience;
 mod pools;
 mod resume;
 mod room;
+mod shutdown;
 mod texts;

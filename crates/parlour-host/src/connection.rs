@@ -273,7 +273,8 @@ impl<L: Link> Connection<L> {
                     Received::Dropped => return End::Dropped("its socket broke"),
                     Received::Stalled => {
                         self.exchange.metrics().stalled_writes.inc();
-                        return End::Dropped("cut: it took no byte for too long");
+                        let end = "cut: it took no byte for too long";
+                        return if clock.is_closing() { End::Over(end) } else { End::Dropped(end) };
                     }
                     received => {
                         heard = true;

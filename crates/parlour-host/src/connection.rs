@@ -405,8 +405,7 @@ impl<L: Link> Connection<L> {
 
     /// Moves what waits onto the link, as far as it has room. Returns the close if that was written.
     fn fill(&mut self, link: &mut L, now: Instant) -> Option<Box<Close>> {
-        // Why a channel ends is told also to a peer that gave no credit.
-        while (self.refused || link.has_room())
+        while (link.has_room() || (link.credit() == Some(0) && self.has_last_word()))
             && let Some(item) = self.outbox.pop_front()
         {
             self.peer.released(item.weight());
@@ -434,6 +433,11 @@ impl<L: Link> Connection<L> {
             }
         }
         None
+    }
+
+    /// Whether what is next tells the peer why the channel ends: also one that gives no credit.
+    fn has_last_word(&self) -> bool {
+        self.refused || matches!(self.outbox.front(), Some(Outgoing::Close(_)))
     }
 
     fn send_call(&mut self, link: &mut L, dispatched: &Dispatched, now: Instant) {
@@ -657,15 +661,22 @@ impl<L: Link> Connection<L> {
         if std::mem::replace(&mut self.refused, true) {
             return;
         }
-        for item in self.outbox.drain(..) {
-            self.peer.released(item.weight());
-        }
+        // Behind the close they are not written: `finish` sends them to another worker.
+        let calls = std::mem::take(&mut self.outbox).into_iter().filter(|item| {
+            let is_call = matches!(item, Outgoing::Call(_));
+            if !is_call {
+                self.peer.released(item.weight());
+            }
+            is_call
+        });
+        let calls: Vec<_> = calls.collect();
         if L::GREETS {
             let fault = Fault::new(FaultKind::Invalid, close.reason.clone())
                 .hint("docs/protocol.md describes parlour.v1");
             self.push(Outgoing::Frame(Box::new(Frame::Reply(CallId(0), Err(fault)))));
         }
         self.push(Outgoing::Close(Box::new(close)));
+        self.outbox.extend(calls);
     }
 
     fn too_busy(&self) -> Fault {

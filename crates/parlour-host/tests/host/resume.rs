@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::room::{Channel, Room};
 use parlour_core::wire::{Frame, Hello, RESUME, Welcome};
-use parlour_core::{ByteString, CallId, Credit, FaultKind, Payload};
+use parlour_core::{ByteString, Bytes, CallId, Credit, FaultKind, Payload};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep};
 
 /// How a client begins that can resume: as itself, or with a session of which it has received
@@ -270,6 +271,34 @@ async fn no_more_is_sent_than_there_is_credit_for() {
     worker.send(Frame::Ack(2)).await;
     worker.next_call().await;
     worker.next_call().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_queued_for_one_that_breaks_the_protocol_go_to_another() {
+    let room = Room::open(&[]);
+    let credit = Credit { messages: 2, bytes: 1 << 20 };
+    let (mut worker, _) = room.greeted(Hello { credit, ..hello("w", None) }).await;
+    worker.register("upper").await;
+    let mut caller = room.channel().await;
+    for (id, text) in [(1, "a"), (2, "b"), (3, "c")] {
+        caller.call(id, "upper/k", text, None).await;
+    }
+    worker.next_call().await;
+    let mut other = room.worker("upper").await;
+    // A frame that only a host sends.
+    worker.send_raw(Bytes::from_static(&[2, 0, 0])).await;
+    let (id, reply) = worker.next_reply().await;
+    assert_eq!((id, reply.unwrap_err().kind()), (0, FaultKind::Invalid), "it has no credit left");
+    assert_eq!(worker.next().await, None);
+    for text in ["b", "c"] {
+        let call = other.next_call().await;
+        assert_eq!(call.payload, Payload::text(text));
+        other.send(Frame::Reply(call.id, Ok(call.payload))).await;
+    }
+    let (id, reply) = caller.next_reply().await;
+    assert_eq!((id, reply.unwrap_err().kind()), (1, FaultKind::WorkerLost));
+    assert_eq!(caller.next_reply().await, (2, Ok(Payload::text("b"))));
+    assert_eq!(caller.next_reply().await, (3, Ok(Payload::text("c"))));
 }
 
 #[tokio::test(start_paused = true)]

@@ -190,17 +190,12 @@ impl Peer {
         let weight = item.weight();
         // Looking first and counting then lets a few senders at once pass a little over the bound,
         // but a refusal leaves no trace that another could see.
-        let (messages, bytes) = self.waiting();
+        let (messages, _) = self.waiting();
         // A message larger than the whole bound passes when nothing else waits.
-        let full = messages >= self.0.bounds.messages
-            || (messages > 0 && bytes + weight > self.0.bounds.bytes);
-        if full {
-            let key = if messages >= self.0.bounds.messages {
-                (limits::queue_messages, self.0.bounds.messages)
-            } else {
-                (limits::queue_bytes, self.0.bounds.bytes)
-            };
-            return Err(Refused::Full(item, key));
+        if messages > 0
+            && let Some(limit) = self.bound_met(weight)
+        {
+            return Err(Refused::Full(item, limit));
         }
         self.added(weight);
         self.0.queue.send(item).map_err(|mpsc::error::SendError(item)| {
@@ -270,9 +265,17 @@ impl Peer {
         (self.0.messages.load(Relaxed), self.0.bytes.load(Relaxed))
     }
 
-    /// Whether so much waits that the peer's requests are not read for now.
-    pub(crate) fn is_choked(&self) -> bool {
-        !self.may_ask(true)
+    /// The limit that what waits would exceed with `weight` more bytes: its key and its value.
+    fn bound_met(&self, weight: usize) -> Option<(&'static str, usize)> {
+        let (messages, bytes) = self.waiting();
+        let bounds = &self.0.bounds;
+        if messages >= bounds.messages {
+            Some((limits::queue_messages, bounds.messages))
+        } else if bytes + weight > bounds.bytes {
+            Some((limits::queue_bytes, bounds.bytes))
+        } else {
+            None
+        }
     }
 
     /// Whether the peer's requests are read: not while too much waits for it. One that gave no credit
@@ -415,7 +418,7 @@ impl ReplyTo {
         };
         match offered {
             Err(_) if parlour_core::bug!("progress_left_out") => Ok(()),
-            Err((key, max)) => Err(self.metrics.limit_met(key, Some(max), too_slow())),
+            Err((key, max)) => Err(self.metrics.limit_met(key, Some(max), unread_progress())),
             Ok(()) => Ok(()),
         }
     }
@@ -432,19 +435,25 @@ impl ReplyTo {
 
     fn settle(&mut self, reply: Reply) {
         let Some(address) = self.address.take() else { return };
+        let reply = match &address {
+            Address::Waiter(..) => reply,
+            Address::Peer { peer, .. } => {
+                let is_small = reply.as_ref().is_err_and(|fault| fault.weight() <= OVERHEAD);
+                // One more byte: as soon as a bound is reached the peer counts as slow.
+                match peer.bound_met(1).filter(|_| !is_small) {
+                    Some((key, limit)) => {
+                        Err(self.metrics.limit_met(key, Some(limit), unread_replies()))
+                    }
+                    None => reply,
+                }
+            }
+        };
         self.metrics.calls_in_flight.dec();
         self.metrics.call_ended(reply.as_ref().err().map(Fault::kind));
         match address {
             // Whoever asked and has gone has no use for it.
             Address::Waiter(waiter, _) => drop(waiter.send(reply)),
             Address::Peer { peer, id, .. } => {
-                let is_small = reply.as_ref().is_err_and(|fault| fault.weight() <= OVERHEAD);
-                let reply = if !is_small && peer.is_choked() {
-                    let max = Some(peer.bounds.bytes);
-                    Err(self.metrics.limit_met(limits::queue_bytes, max, too_slow()))
-                } else {
-                    reply
-                };
                 if parlour_core::bug!("reply_sent_twice") {
                     peer.push(Outgoing::Reply(id, Box::new(reply.clone())));
                 }
@@ -471,7 +480,13 @@ impl fmt::Debug for ReplyTo {
 /// How long to wait before a full queue is worth another try.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(250);
 
-fn too_slow() -> Fault {
+fn unread_progress() -> Fault {
+    Fault::new(FaultKind::Overloaded, "too much of the call's progress waits to be read")
+        .may_have_run_if(true)
+        .hint("read progress faster, or make the call without")
+}
+
+fn unread_replies() -> Fault {
     Fault::new(FaultKind::Overloaded, "the agent answered, but too many replies wait to be read")
         .may_have_run_if(true)
         .hint("read replies faster, or have fewer calls in flight")

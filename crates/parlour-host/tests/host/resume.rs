@@ -302,6 +302,81 @@ async fn calls_queued_for_one_that_breaks_the_protocol_go_to_another() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reply_that_is_not_read_counts_as_refused_and_names_the_limit_that_was_met() {
+    for (key, value) in [("limits.queue_messages", "4"), ("limits.queue_bytes", "4KiB")] {
+        let room = Room::open(&[(key, value)]);
+        let mut worker = room.worker("upper").await;
+        let credit = Credit { messages: 2, bytes: 1 << 20 };
+        let (mut caller, _) = room.greeted(Hello { credit, ..hello("c", None) }).await;
+        let mut calls = Vec::new();
+        for id in 1..=7 {
+            caller.call(id, "upper/k", "", None).await;
+            calls.push(worker.next_call().await);
+        }
+        for call in calls {
+            worker.send(Frame::Reply(call.id, Ok(Payload::text("x".repeat(1000))))).await;
+        }
+        for id in 1..=7 {
+            let (number, reply) = caller.next_reply().await;
+            assert_eq!(number, id);
+            match reply {
+                Ok(_) => assert!(id < 7),
+                Err(fault) => assert_eq!(fault.config_key(), Some(key), "{fault}"),
+            }
+            caller.send(Frame::Ack(id)).await;
+        }
+        let refused = room.metric("parlour_calls_total{outcome=\"overloaded\"}").await;
+        assert!(refused > 0);
+        assert_eq!(room.metric("parlour_calls_total{outcome=\"ok\"}").await, 7 - refused);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn progress_that_is_not_read_ends_the_call_and_the_limit_is_named() {
+    let room = Room::open(&[("limits.queue_bytes", "4KiB")]);
+    let mut worker = room.worker("slow").await;
+    let credit = Credit { messages: 2, bytes: 1 << 20 };
+    let (mut caller, _) = room.greeted(Hello { credit, ..hello("c", None) }).await;
+    caller.call_with_progress(1, "slow/k", true).await;
+    let call = worker.next_call().await;
+    for _ in 0..7 {
+        worker.send(Frame::Progress(call.id, Payload::text("x".repeat(1000)))).await;
+    }
+    assert_eq!(worker.next().await, Some(Frame::Cancel(call.id)));
+    let mut received = 0;
+    let fault = loop {
+        received += 1;
+        match caller.next().await {
+            Some(Frame::Progress(..)) => caller.send(Frame::Ack(received)).await,
+            Some(Frame::Reply(_, Err(fault))) => break fault,
+            other => panic!("neither progress nor a fault: {other:?}"),
+        }
+    };
+    assert_eq!(fault.config_key(), Some("limits.queue_bytes"));
+    assert!(fault.detail().contains("progress"), "{fault}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn progress_that_is_not_read_over_http_names_no_setting() {
+    let room = Room::open(&[]);
+    let mut worker = room.worker("slow").await;
+    let mut reader = room.connect();
+    let request = "POST /v1/agents/slow/k/call HTTP/1.1\r\nhost: localhost\r\n\
+                   accept: text/event-stream\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    reader.write_all(request.as_bytes()).await.unwrap();
+    let call = worker.next_call().await;
+    for _ in 0..500 {
+        worker.send(Frame::Progress(call.id, Payload::text("x".repeat(8000)))).await;
+    }
+    assert_eq!(worker.next().await, Some(Frame::Cancel(call.id)));
+    let mut answer = String::new();
+    reader.read_to_string(&mut answer).await.unwrap();
+    let fault = answer.split("event: fault\ndata: ").nth(1).unwrap();
+    assert!(fault.contains("progress waits to be read"), "{fault}");
+    assert!(!fault.contains("limits."), "{fault}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_caller_hears_of_progress_if_it_asks() {
     let room = Room::open(&[]);
     let mut worker = room.worker("slow").await;

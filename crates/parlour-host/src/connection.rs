@@ -1,5 +1,8 @@
 //! One channel, from its opening to its end: the task that owns a worker's or caller's socket.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering::Relaxed;
@@ -41,6 +44,8 @@ pub(crate) struct Connection<L> {
     resumption: Option<Box<Resumption>>,
     /// The session that the peer wants to go on with, if that is not this one.
     hand_over: Option<Box<HandOver>>,
+    /// Whether the exchange has forgotten the peer.
+    left: bool,
     link: std::marker::PhantomData<fn(L)>,
 }
 
@@ -94,6 +99,7 @@ impl<L: Link> Connection<L> {
             name: None,
             resumption: None,
             hand_over: None,
+            left: false,
             link: std::marker::PhantomData,
         }
     }
@@ -690,10 +696,7 @@ impl<L: Link> Connection<L> {
 
     /// Leaves the exchange and ends all that is in flight, both ways.
     async fn finish(&mut self) {
-        if let Some(name) = &self.name {
-            self.exchange.end_session(name);
-        }
-        self.exchange.leave(self.peer.id);
+        self.leave();
         // What the worker never had goes to another.
         for item in std::mem::take(&mut self.outbox) {
             if let Outgoing::Call(dispatched) = item
@@ -722,6 +725,25 @@ impl<L: Link> Connection<L> {
                 _ => {}
             }
         }
+    }
+}
+
+impl<L> Connection<L> {
+    fn leave(&mut self) {
+        if std::mem::replace(&mut self.left, true) {
+            return;
+        }
+        if let Some(name) = &self.name {
+            self.exchange.end_session(name);
+        }
+        self.exchange.leave(self.peer.id);
+    }
+}
+
+/// A task that panicked, or was aborted, leaves no peer behind that nobody serves.
+impl<L> Drop for Connection<L> {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 

@@ -422,7 +422,13 @@ impl<L: Link> Connection<L> {
                     self.made.remove(&id);
                     self.send(link, Sendable::Reply(id, &reply));
                 }
-                Outgoing::Event(event, to) => self.send(link, Sendable::Event(&event, &to)),
+                Outgoing::Event(event, to) => {
+                    if let Err(fault) = link.send(Sendable::Event(&event, &to)) {
+                        let count = to.agents.len() + to.listeners.len();
+                        tracing::debug!(worker = self.peer.id.0, count, %fault, "event dropped");
+                        self.exchange.metrics().events_dropped.inc_by(count as u64);
+                    }
+                }
                 Outgoing::Frame(frame) => self.send(link, Sendable::Frame(&frame)),
                 // A peer that has not been greeted yet hears it then.
                 Outgoing::Drain if !self.greeted => {}

@@ -65,7 +65,7 @@ impl Metrics {
         };
         let events = counter("events", "Events published");
         let events_delivered = counter("events_delivered", "Events handed to a connection");
-        let events_dropped = counter("events_dropped", "Events a full queue did not take");
+        let events_dropped = counter("events_dropped", "Events a recipient did not get");
         let channels_opened = counter("channels_opened", "Channels opened");
         let stalled_writes = counter("stalled_writes", "Peers cut because they took no byte");
         let missed_heartbeats = counter("missed_heartbeats", "Peers cut because they were silent");

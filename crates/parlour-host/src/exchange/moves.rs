@@ -119,6 +119,8 @@ impl fmt::Debug for Moving {
 /// A message that could not be sent when its agent had moved. Its end is told without a lock held.
 enum Unsent {
     Call(ReplyTo, Fault),
+    /// An event for an agent whose type no worker serves any more.
+    Event,
     Refused(Refused),
 }
 
@@ -391,7 +393,7 @@ impl Exchange {
     ) -> Option<Unsent> {
         let agent = AgentId::new(agent_type.clone(), event.event().topic.source.clone());
         let directory = self.0.directory.load();
-        let (home, home_peer) = directory.route(&agent)?;
+        let Some((home, home_peer)) = directory.route(&agent) else { return Some(Unsent::Event) };
         let standing = |worker| self.standing(&directory, worker, &agent);
         let peer = match places.follow(number, home, standing) {
             Way::There(worker) => directory.served_by(worker, &agent).unwrap_or(home_peer),
@@ -412,6 +414,9 @@ impl Exchange {
                 Unsent::Call(reply_to, fault) => reply_to.send(Err(fault)),
                 Unsent::Refused(Refused::Full(Outgoing::Event(..), (key, _))) => {
                     self.0.metrics.limit_hit(key);
+                    self.0.metrics.events_dropped.inc();
+                }
+                Unsent::Event | Unsent::Refused(Refused::Closed(Outgoing::Event(..))) => {
                     self.0.metrics.events_dropped.inc();
                 }
                 Unsent::Refused(refused) => self.refuse(refused),

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::room::Room;
-use parlour_core::wire::Frame;
-use parlour_core::{CallId, Fault, FaultKind, Payload};
+use futures_util::StreamExt;
+use parlour_core::wire::{Frame, PublishFrame};
+use parlour_core::{Bytes, CallId, Fault, FaultKind, Key, Payload, TopicId, TopicType};
 use tokio::time::Instant;
 
 #[tokio::test(start_paused = true)]
@@ -146,4 +147,35 @@ async fn an_agents_failure_reaches_the_caller_with_its_text() {
     for part in [r#""kind":"agent_failed""#, r#""detail":"boom""#, r#""may_have_run":true"#] {
         assert!(answer.contains(part), "{part} is not in {answer}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_a_protocol_cannot_carry_counts_as_dropped() {
+    let room = Room::open(&[]);
+    let headers = "content-type: application/json\r\nx-client-id: c1\r\n";
+    for (method, params) in [
+        ("runtime.register_agent", r#"{"type": "old"}"#),
+        (
+            "runtime.add_subscription",
+            r#"{"id": "s", "type_subscription": {"topic_type": "news", "agent_type": "old"}}"#,
+        ),
+    ] {
+        let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{params}}}"#);
+        let answer = room.post("/rpc", headers, &body).await;
+        assert!(answer.contains("result"), "{answer}");
+    }
+    let mut old = room.dialect("c1").await;
+    let topic = TopicId::new(TopicType::parse("news").unwrap(), Key::parse("today").unwrap());
+    let mut publisher = room.channel().await;
+    for bytes in [&b"\xff no text"[..], b"a text"] {
+        let payload = Payload { bytes: Bytes::from_static(bytes), ..Payload::default() };
+        let (topic, header) = (topic.clone(), Default::default());
+        let publish = PublishFrame { request: Some(CallId(1)), topic, header, payload };
+        publisher.send(Frame::Publish(publish)).await;
+        let done = publisher.next().await;
+        assert!(matches!(&done, Some(Frame::Done(done)) if done.recipients == 1), "{done:?}");
+    }
+    let event = old.next().await.unwrap().unwrap();
+    assert!(event.as_text().unwrap().contains("a text"), "{event:?}");
+    assert_eq!(room.metric("parlour_events_dropped_total").await, 1);
 }

@@ -194,6 +194,33 @@ async fn events_follow_the_calls_of_their_agent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_event_whose_agent_has_nowhere_to_move_counts_as_dropped() {
+    let mut pool = Pool::open(&[]).await;
+    let subscribe = Subscribe {
+        request: CallId(9),
+        subscription: 1,
+        filter: TopicFilter::parse("news").unwrap(),
+        agent_type: Some(AgentType::parse("a").unwrap()),
+    };
+    pool.workers[0].send(Frame::Subscribe(subscribe)).await;
+    assert!(matches!(pool.workers[0].next().await, Some(Frame::Done(_))));
+    let key = pool.keys[0].clone();
+    let (_, running) = pool.ask(&key).await;
+    pool.drain_the_first().await;
+    let path = format!("/v1/topics/news/{}", key.replace(' ', "%20"));
+    let answer = json(&pool.room.post(&path, "", "extra").await);
+    assert_eq!((&answer["recipients"], &answer["dropped"]), (&1.into(), &serde_json::json!([])));
+
+    let agent_type = AgentType::parse("a").unwrap();
+    let unregister = Frame::Unregister { request: CallId(2), agent_type, key: None };
+    pool.workers[1].send(unregister).await;
+    assert!(matches!(pool.workers[1].next().await, Some(Frame::Done(_))));
+    assert_eq!(pool.room.metric("parlour_events_dropped_total").await, 0);
+    pool.answer(0, &running).await;
+    assert_eq!(pool.room.metric("parlour_events_dropped_total").await, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_waits_for_its_agent_to_move_ends_by_its_deadline_or_when_it_is_given_up() {
     let mut pool = Pool::open(&[]).await;
     let key = pool.keys[0].clone();

@@ -43,9 +43,10 @@ impl Listener for tokio::net::TcpListener {
     async fn accept(&mut self) -> io::Result<Box<dyn Io>> {
         let (stream, _) = Self::accept(self).await?;
         // A small frame must not wait for the acknowledgement of the one before.
-        stream.set_nodelay(true)?;
+        // One that does without these is served all the same.
+        let _ = stream.set_nodelay(true);
         #[cfg(target_os = "linux")]
-        socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT)?;
+        let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
         Ok(Box::new(stream))
     }
 }
@@ -82,6 +83,8 @@ pub(crate) async fn serve(
         };
         let io = match io {
             Ok(io) => io,
+            // Only this one connection has failed: its peer left before it was taken.
+            Err(error) if is_of_peer(&error) => continue,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 sleep(ACCEPT_REST).await;
@@ -107,6 +110,11 @@ pub(crate) async fn serve(
     // Whoever has not taken its last bytes by then loses them.
     app.tasks.end(LAST_WORDS).await;
     Ok(())
+}
+
+fn is_of_peer(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
 /// Waits for `shutdown`, and then until all calls have ended or their time is up.

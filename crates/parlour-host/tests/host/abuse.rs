@@ -1,5 +1,6 @@
 //! What one peer can do to the others: nothing.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
@@ -7,6 +8,8 @@ use parlour_core::wire::{Frame, PublishFrame, Register, Subscribe};
 use parlour_core::{
     AgentType, CallId, FaultKind, Key, Payload, Registration, TopicFilter, TopicId, TopicType,
 };
+
+use tokio::time::Instant;
 
 use crate::room::Room;
 
@@ -140,6 +143,21 @@ async fn a_frame_against_the_rules_is_answered_before_the_channel_closes() {
         assert_eq!((id, fault.kind()), (0, FaultKind::Invalid));
         assert!(fault.detail().contains(reason), "{}", fault.detail());
         assert_eq!(channel.next().await, None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_fails_before_it_is_taken_keeps_no_other_waiting() {
+    let room = Room::open(&[]);
+    let request = "GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    for (error, waits) in
+        [(ErrorKind::ConnectionAborted, 0), (ErrorKind::ConnectionReset, 0), (ErrorKind::Other, 1)]
+    {
+        let since = Instant::now();
+        room.fail_to_connect(error);
+        assert!(room.request(request).await.ends_with("ok\n"));
+        // Such as when there are no descriptors left, the host rests.
+        assert_eq!(since.elapsed().as_millis(), 100 * waits, "{error}");
     }
 }
 

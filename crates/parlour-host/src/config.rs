@@ -13,6 +13,8 @@ pub struct Setting {
     pub key: &'static str,
     /// The default, as it would be written.
     pub default: &'static str,
+    /// The least and the greatest value, if it is a number.
+    pub range: Option<(&'static str, &'static str)>,
     /// What it is for.
     pub doc: &'static str,
 }
@@ -36,13 +38,13 @@ pub enum ConfigError {
         key: &'static str,
         /// The value as given.
         value: String,
-        /// What a value looks like.
-        expected: &'static str,
+        /// What a value looks like, and between which it lies.
+        expected: String,
     },
 }
 
 /// A value that a setting can have.
-trait Value: Sized {
+trait Value: PartialOrd + Sized {
     const EXPECTED: &'static str;
     fn read(text: &str) -> Option<Self>;
     fn write(&self) -> String;
@@ -54,7 +56,10 @@ trait Value: Sized {
 
 /// Defines [`Config`] and [`Config::SETTINGS`] from one table.
 macro_rules! settings {
-    ($($section:ident { $($name:ident: $type:ty = $default:literal, $doc:literal;)* })*) => {
+    ($($section:ident {
+        $($name:ident: $type:ty = $default:literal $(in $least:literal to $most:literal)?,
+          $doc:literal;)*
+    })*) => {
         /// The settings of a host, all with defaults.
         #[derive(Clone, Debug)]
         #[expect(clippy::exhaustive_structs, reason = "made by `default` and changed by `set`")]
@@ -86,13 +91,15 @@ macro_rules! settings {
             pub const SETTINGS: &[Setting] = &[$($(Setting {
                 key: concat!(stringify!($section), ".", stringify!($name)),
                 default: $default,
+                range: settings!(@range $($least $most)?),
                 doc: $doc,
             },)*)*];
 
             /// Changes the setting of this key.
             pub fn set(&mut self, key: &str, value: &str) -> Result<(), ConfigError> {
                 $($(if key == $section::$name {
-                    self.$section.$name = read($section::$name, value)?;
+                    let range = settings!(@range $($least $most)?);
+                    self.$section.$name = read($section::$name, value, range)?;
                     return Ok(());
                 })*)*
                 Err(ConfigError::UnknownKey { key: key.into(), suggestion: suggestion(key) })
@@ -117,12 +124,14 @@ macro_rules! settings {
         impl Default for Config {
             fn default() -> Self {
                 Self { $($section: $section::Section {
-                    $($name: read($section::$name, $default)
+                    $($name: read($section::$name, $default, None)
                         .expect("a test reads every default"),)*
                 },)* }
             }
         }
     };
+    (@range) => { None };
+    (@range $least:literal $most:literal) => { Some(($least, $most)) };
 }
 
 settings! {
@@ -131,7 +140,7 @@ settings! {
             "Address and port of all doors. Port 0 takes a free one.";
         name: String = "parlour",
             "What the host calls itself, for people.";
-        threads: usize = "0",
+        threads: usize = "0" in "0" to "1024",
             "Threads that serve connections; 0 is one per core.";
         log: String = "warn",
             "What is logged on stderr: error, warn, info, debug, trace, or a filter per module.";
@@ -141,69 +150,69 @@ settings! {
             "Host names, beside loopback and the listen address, that requests may name.";
         allowed_origins: List = "",
             "Web origins, such as `https://app.example.com`, whose pages may talk to the host.";
-        drain_timeout: Duration = "25s",
+        drain_timeout: Duration = "25s" in "1ms" to "24h",
             "How long calls in flight may take to end after SIGTERM.";
     }
     calls {
-        default_timeout: Duration = "30s",
+        default_timeout: Duration = "30s" in "1ms" to "8760h",
             "The deadline of a call that states none.";
-        max_timeout: Duration = "10m",
+        max_timeout: Duration = "10m" in "1ms" to "8760h",
             "The longest deadline a call may ask for; a longer one is shortened to it.";
     }
     limits {
-        payload_bytes: Bytes = "1MiB",
+        payload_bytes: Bytes = "1MiB" in "1" to "1GiB",
             "The largest payload of a message. A channel's frame may have 64 KiB more.";
-        json_body_bytes: Bytes = "1MiB",
+        json_body_bytes: Bytes = "1MiB" in "1" to "1GiB",
             "The largest body of a JSON-RPC request.";
-        json_depth: usize = "64",
+        json_depth: usize = "64" in "1" to "127",
             "How deep JSON may nest.";
-        batch: usize = "50",
+        batch: usize = "50" in "1" to "100000",
             "Requests in one JSON-RPC batch.";
-        headers: usize = "64",
+        headers: usize = "64" in "1" to "4096",
             "Header fields of a request.";
-        header_bytes: Bytes = "16KiB",
+        header_bytes: Bytes = "16KiB" in "1KiB" to "16MiB",
             "Bytes of a request's line and header fields.";
-        http2_streams: usize = "100",
+        http2_streams: usize = "100" in "1" to "1000000",
             "Requests at once on one HTTP/2 connection.";
-        body_bytes_per_second: Bytes = "1KiB",
+        body_bytes_per_second: Bytes = "1KiB" in "0" to "1GiB",
             "The slowest a body may come, once it has come for as long as timeouts.body_stall.";
-        connections: usize = "16000",
+        connections: usize = "16000" in "1" to "10000000",
             "Connections at once, and sessions beside them that wait for another socket.";
-        worker_in_flight: usize = "1024",
+        worker_in_flight: usize = "1024" in "1" to "10000000",
             "Calls that one worker may have at once; further ones are answered `overloaded`.";
-        caller_in_flight: usize = "4096",
+        caller_in_flight: usize = "4096" in "1" to "10000000",
             "Calls that one channel may have made and not yet heard of.";
-        queue_messages: usize = "4096",
+        queue_messages: usize = "4096" in "1" to "10000000",
             "Messages that may wait for one connection, or for agents to move to another worker.";
-        queue_bytes: Bytes = "8MiB",
+        queue_bytes: Bytes = "8MiB" in "1KiB" to "1GiB",
             "Bytes of messages that may wait for one connection, or for agents to move.";
-        subscriptions: usize = "1000",
+        subscriptions: usize = "1000" in "0" to "10000000",
             "Subscriptions that one connection may have for one agent type, or for itself.";
-        registrations: usize = "1000",
+        registrations: usize = "1000" in "0" to "10000000",
             "Agent types, and single agents, that one connection may serve.";
-        fan_out: usize = "10000",
+        fan_out: usize = "10000" in "0" to "10000000",
             "Connections that one event may go to.";
-        hops: usize = "16",
+        hops: usize = "16" in "0" to "255",
             "Messages that may follow from one another.";
     }
     timeouts {
-        first_byte: Duration = "10s",
+        first_byte: Duration = "10s" in "1ms" to "24h",
             "From the opening of a connection until its protocol is known.";
-        headers: Duration = "5s",
+        headers: Duration = "5s" in "1ms" to "24h",
             "From the first byte of a request until the end of its headers.";
-        body_stall: Duration = "10s",
+        body_stall: Duration = "10s" in "1ms" to "24h",
             "Between two pieces of a body.";
-        idle: Duration = "30s",
+        idle: Duration = "30s" in "1ms" to "24h",
             "Between two requests on one connection.";
-        stalled_write: Duration = "10s",
+        stalled_write: Duration = "10s" in "1ms" to "24h",
             "Without a byte, or a message, taken by a peer that has output waiting; then it is cut.";
-        handshake: Duration = "10s",
+        handshake: Duration = "10s" in "1ms" to "24h",
             "From the opening of a `parlour.v1` channel until its first frame.";
-        attach: Duration = "1m",
+        attach: Duration = "1m" in "1ms" to "24h",
             "From the registration of a 0.1.0 worker until it opens its socket.";
-        heartbeat: Duration = "15s",
+        heartbeat: Duration = "15s" in "1ms" to "24h",
             "Between two pings of a channel; silent for twice as long, and the peer is dead.";
-        grace: Duration = "5s",
+        grace: Duration = "5s" in "1ms" to "24h",
             "For how long a `parlour.v1` session waits for another socket when one breaks.";
     }
 }
@@ -296,7 +305,7 @@ impl fmt::Display for ByteCount {
 const TIME_UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 
 impl Value for Duration {
-    const EXPECTED: &'static str = "a time above zero such as 500ms, 30s or 10m";
+    const EXPECTED: &'static str = "a time such as 500ms, 30s or 10m";
 
     fn read(text: &str) -> Option<Self> {
         let (number, unit) = split_unit(text);
@@ -320,11 +329,20 @@ fn split_unit(text: &str) -> (&str, &str) {
     (&text[..end], text[end..].trim_start())
 }
 
-fn read<T: Value>(key: &'static str, value: &str) -> Result<T, ConfigError> {
-    T::read(value).ok_or_else(|| ConfigError::Value {
+fn read<T: Value>(
+    key: &'static str,
+    value: &str,
+    range: Option<(&str, &str)>,
+) -> Result<T, ConfigError> {
+    let bounds = range.and_then(|(least, most)| Some(T::read(least)?..=T::read(most)?));
+    let is_in = |value: &T| bounds.as_ref().is_none_or(|bounds| bounds.contains(value));
+    T::read(value).filter(is_in).ok_or_else(|| ConfigError::Value {
         key,
         value: value.into(),
-        expected: T::EXPECTED,
+        expected: match range {
+            Some((least, most)) => format!("{}, from {least} to {most}", T::EXPECTED),
+            None => T::EXPECTED.into(),
+        },
     })
 }
 
@@ -348,6 +366,41 @@ mod tests {
         for setting in Config::SETTINGS {
             assert_eq!(config.value(setting.key).as_deref(), Some(setting.default));
             Config::default().set(setting.key, setting.default).unwrap();
+        }
+    }
+
+    #[test]
+    fn every_number_has_a_range_and_is_told_when_it_is_outside() {
+        let no_range = |setting: &&Setting| {
+            let value = setting.default;
+            setting.range.is_none() && value.starts_with(|c: char| c.is_ascii_digit())
+        };
+        let without: Vec<_> = Config::SETTINGS.iter().filter(no_range).map(|it| it.key).collect();
+        assert_eq!(without, ["server.listen"]);
+        for (setting, (least, most)) in
+            Config::SETTINGS.iter().filter_map(|setting| Some((setting, setting.range?)))
+        {
+            let mut config = Config::default();
+            config.set(setting.key, least).unwrap();
+            config.set(setting.key, most).unwrap();
+            let beyond = format!("9{most}");
+            let error = config.set(setting.key, &beyond).unwrap_err().to_string();
+            assert!(error.ends_with(&format!(", from {least} to {most}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_would_wrap_panic_or_refuse_everything_is_no_value() {
+        let mut config = Config::default();
+        for (key, value) in [
+            ("limits.http2_streams", "4294967296"),
+            ("limits.connections", "18446744073709551615"),
+            ("limits.queue_bytes", "9223372036854775808"),
+            ("limits.payload_bytes", "18446744073709551615"),
+            ("limits.queue_messages", "0"),
+            ("timeouts.grace", "0s"),
+        ] {
+            assert!(config.set(key, value).is_err(), "{key} = {value}");
         }
     }
 

@@ -35,11 +35,17 @@ fn show(with_origin: bool, sources: &Sources, output: &Output) -> Result<Code, F
             "key": setting.key,
             "value": value,
             "default": setting.default,
+            "least": setting.range.map(|(least, _)| least),
+            "most": setting.range.map(|(_, most)| most),
             "doc": setting.doc,
             "origin": origin,
         }));
         let shown = if value.is_empty() { "\"\"".to_owned() } else { value };
-        let last = if with_origin { origin } else { setting.doc.to_owned() };
+        let last = match setting.range {
+            _ if with_origin => origin,
+            Some((least, most)) => format!("{} From {least} to {most}.", setting.doc),
+            None => setting.doc.to_owned(),
+        };
         table.row([setting.key.to_owned(), shown, last]);
     }
     output.list(&items, &Value::Array(items.clone()), &table)?;

@@ -21,7 +21,7 @@ use crate::{Error, ErrorKind};
 
 /// How long connecting and the handshake may take.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
-/// While so many frames wait to be written, the host is not read from.
+/// While so many frames wait to be written, and may be, the host is not read from.
 const MAX_OUTBOX: usize = 8192;
 /// The longest pause between two attempts to connect is not shorter than this, in milliseconds, however
 /// little time is left.
@@ -328,7 +328,9 @@ impl<C: Connect> Driver<C> {
                 return End::Closed;
             }
             let drained_by = draining.as_ref().map(|draining| draining.deadline);
-            connection.set_reading(self.state.outbox_len() < MAX_OUTBOX);
+            // What the host acknowledges comes behind the rest.
+            let reads = self.state.outbox_len() < MAX_OUTBOX || !self.state.has_credit();
+            connection.set_reading(reads);
             let deadlines = [self.state.poll_timeout(), connection.silent_until(), drained_by];
             arm(timer.as_mut(), deadlines.into_iter().flatten().min());
             tokio::select! {

@@ -400,6 +400,11 @@ impl State {
         self.outbox.len()
     }
 
+    /// Whether the host takes another frame of the session.
+    pub(crate) fn has_credit(&self) -> bool {
+        self.kept.as_ref().is_none_or(|kept| kept.windows.credit() > 0)
+    }
+
     /// The next message to write: as many frames as fit into a batch, or one that is larger.
     pub(crate) fn poll_message(&mut self, now: Instant) -> Option<Bytes> {
         if let Some(message) = self.resend.pop_front() {
@@ -410,7 +415,7 @@ impl State {
         while let Some(outgoing) = self.outbox.front() {
             let is_full =
                 !message.is_empty() && message.len() + weight(outgoing.frame()) > BATCH_BYTES;
-            if is_full || self.kept.as_ref().is_some_and(|kept| kept.windows.credit() == 0) {
+            if is_full || !self.has_credit() {
                 break;
             }
             let begin = message.len();

@@ -248,3 +248,30 @@ async fn what_came_is_acknowledged_before_the_host_runs_out_of_credit() {
     }
     assert!(acknowledged > given);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_client_with_much_to_say_and_no_credit_hears_that_there_is_some() {
+    const CALLS: u64 = 9000;
+    let (dialer, mut host) = host();
+    let worker = of(upper).build().unwrap().run_with(dialer, std::future::pending());
+    let _worker = tokio::spawn(worker);
+    let mut peer = begin(&mut host, Credit { messages: 3, ..WIDE }).await;
+    peer.confirm().await;
+    let calls: Vec<_> = (1..=CALLS).map(|id| call(id, "a/k", "")).collect();
+    peer.send(&calls).await;
+    let mut received = 1;
+    while received < CALLS {
+        match sleep_or(peer.next()).await {
+            Frame::Reply(..) => received += 1,
+            Frame::Ack(_) => {}
+            other => panic!("{other:?}"),
+        }
+        if received % 3 == 0 {
+            peer.send(&[Frame::Ack(received)]).await;
+        }
+    }
+}
+
+async fn sleep_or<T>(next: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), next).await.expect("it says nothing more")
+}

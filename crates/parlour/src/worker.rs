@@ -73,8 +73,11 @@ impl Worker {
     /// Serves until the process ends, or an operator has the worker leave (`parlour workers drain`).
     ///
     /// Fails if at first there is no host, or it goes away or refuses a registration, such as with a
-    /// fault of kind `conflict`; later, all that is tried again. Dropping the future drops the
-    /// connection and aborts every handler.
+    /// fault of kind `conflict`; later, all that is tried again.
+    ///
+    /// Dropping the future aborts every handler and the connection, without a goodbye. To the host that
+    /// is a connection that broke: callers wait until its `timeouts.grace` is over before they are
+    /// told. [`run_until`](Self::run_until) ends in order.
     pub async fn run(self) -> Result<(), Error> {
         self.run_until(std::future::pending()).await
     }
@@ -161,7 +164,7 @@ impl Worker {
         let work = self.run_with(connector, async {
             let _ = stopped.await;
         });
-        let mut worker = RunningWorker { stop: Some(stop), task: tokio::spawn(work) };
+        let mut worker = RunningWorker { stop: Some(stop), task: tokio::spawn(work), told: false };
         tokio::select! {
             biased;
             () = is_connected.notified() => Ok(worker),
@@ -198,13 +201,17 @@ impl Worker {
 
 /// A worker that runs in a task of its own, made by [`Worker::start`].
 ///
-/// Dropping it drops the connection and aborts every handler.
+/// Dropping it aborts every handler and the connection, without a goodbye. To the host that is a
+/// connection that broke: callers wait until its `timeouts.grace` is over before they are told.
+/// [`shutdown`](Self::shutdown) ends in order.
 #[derive(Debug)]
 #[must_use = "the worker ends when this is dropped"]
 pub struct RunningWorker {
     /// The worker serves until this is dropped.
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), Error>>,
+    /// Whether it was said how it ended.
+    told: bool,
 }
 
 impl RunningWorker {
@@ -212,7 +219,7 @@ impl RunningWorker {
     /// end.
     pub async fn shutdown(mut self) -> Result<(), Error> {
         drop(self.stop.take());
-        outcome((&mut self.task).await)
+        self.wait().await
     }
 
     /// Whether it has ended.
@@ -220,9 +227,22 @@ impl RunningWorker {
         self.task.is_finished()
     }
 
-    /// Waits until the worker ends by itself, which it does when the host refuses what it serves.
-    pub async fn wait(mut self) -> Result<(), Error> {
-        outcome((&mut self.task).await)
+    /// Waits until the worker ends by itself: when an operator has it leave (`parlour workers drain`),
+    /// and what it ran has ended. That is `Ok`. A host that goes away, or refuses what is served, does
+    /// not end it: both are tried again.
+    ///
+    /// How it ended is said once; after that this is `Ok` at once.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing: the worker serves on.
+    pub async fn wait(&mut self) -> Result<(), Error> {
+        if self.told {
+            return Ok(());
+        }
+        let ended = (&mut self.task).await;
+        self.told = true;
+        outcome(ended)
     }
 }
 

@@ -194,7 +194,9 @@ kinds! {
     Conflict, "conflict", "Conflict", false,
         "It contradicts what is already there, such as a second exclusive registration.";
     Overloaded, "overloaded", "Overloaded", true,
-        "A bounded queue is full. The message was not delivered.";
+        "Something bounded is full: a queue, so that the message was not delivered; or what waits for a \
+         caller that reads too slowly, so that its call ended although the agent ran. `may_have_run` \
+         tells which.";
     CircuitOpen, "circuit_open", "Circuit open", true,
         "Calls to this destination keep failing, and are held back for a while.";
     WorkerLost, "worker_lost", "Worker lost", true,

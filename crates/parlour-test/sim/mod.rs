@@ -179,6 +179,7 @@ pub(crate) const MISTAKES: &[&str] = &[
     "progress_overtaken",
     "waiter_forgotten",
     "refusal_not_named",
+    "reset_drops_frames",
 ];
 
 /// What must have happened somewhere in any fifty seeds, or they show nothing.

@@ -294,14 +294,8 @@ impl Session {
             if *stops && self.open.is_empty() && self.waiting.is_empty() {
                 return End::Stopped;
             }
-            while (self.kept.len() as u64) < self.credit.messages
-                && let Some(frame) = self.waiting.pop_front()
-            {
-                self.sent += 1;
-                self.kept.push_back(frame.clone());
-                if !send(socket, &frame).await {
-                    return End::Lost;
-                }
+            if !self.write(socket).await {
+                return End::Lost;
             }
             let most = self.credit.messages / 2;
             if self.received - self.told >= most || self.untold > self.credit.bytes / 2 {
@@ -337,7 +331,10 @@ impl Session {
                         calls = now + Duration::from_secs(1);
                     } else if calls <= now {
                         if leaves <= now {
-                            return End::Left;
+                            // What is on its way when a socket breaks may arrive or not.
+                            (0..rng.usize(..3)).for_each(|_| self.call(rng));
+                            let is_written = self.write(socket).await;
+                            return if is_written { End::Left } else { End::Lost };
                         }
                         calls = now + Duration::from_millis(rng.u64(1..1500));
                         (0..rng.usize(1..4)).for_each(|_| self.call(rng));
@@ -345,6 +342,20 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Writes what waits, as far as there is credit. Returns whether the socket is well.
+    async fn write(&mut self, socket: &mut Socket) -> bool {
+        while (self.kept.len() as u64) < self.credit.messages
+            && let Some(frame) = self.waiting.pop_front()
+        {
+            self.sent += 1;
+            self.kept.push_back(frame.clone());
+            if !send(socket, &frame).await {
+                return false;
+            }
+        }
+        true
     }
 
     /// Takes the frames of a message.

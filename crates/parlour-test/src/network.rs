@@ -58,8 +58,6 @@ pub enum Direction {
 struct Connection {
     to_host: Line,
     from_host: Line,
-    /// Both ends learn that the connection is gone.
-    reset: bool,
     member_gone: bool,
     host_gone: bool,
 }
@@ -73,6 +71,8 @@ struct Line {
     last: Instant,
     /// When the reader learns that nothing more comes.
     ended: Option<Instant>,
+    /// When it learns that the connection is gone.
+    reset: Option<Instant>,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
@@ -149,10 +149,24 @@ impl Network {
         self.0.healed.notify_waiters();
     }
 
-    /// Ends every connection there is. What was on its way is lost, and both ends learn of it at
-    /// once.
+    /// Ends every connection there is. As the seed has it, what was on its way is lost, and whoever it
+    /// was for learns of the end at once; or it still arrives, and the end right behind it.
     pub fn cut(&self) {
-        self.change(|state| state.connections.values_mut().for_each(|it| it.reset = true));
+        let now = Instant::now();
+        self.change(|state| {
+            let State { to_host, from_host, connections, rng, .. } = state;
+            for connection in connections.values_mut() {
+                for (line, conditions) in
+                    [(&mut connection.to_host, &to_host), (&mut connection.from_host, &from_host)]
+                {
+                    if conditions.blocked || rng.bool() {
+                        line.segments.clear();
+                    }
+                    let last = line.segments.back().map_or(now, |(at, _)| now.max(*at));
+                    line.reset.get_or_insert(last);
+                }
+            }
+        });
     }
 
     /// How many connections were ever made.
@@ -188,7 +202,10 @@ impl Network {
             let mut state = self.0.state.lock();
             // A member that comes anew has given up what it left behind.
             for connection in state.connections.values_mut().filter(|it| it.member_gone) {
-                connection.reset = true;
+                for line in [&mut connection.to_host, &mut connection.from_host] {
+                    line.segments.clear();
+                    line.reset = Some(Instant::now());
+                }
             }
             state.opened += 1;
             let (number, now) = (state.opened, Instant::now());
@@ -197,13 +214,13 @@ impl Network {
                 unread: 0,
                 last: now,
                 ended: None,
+                reset: None,
                 reader: None,
                 writer: None,
             };
             let connection = Connection {
                 to_host: line(),
                 from_host: line(),
-                reset: false,
                 member_gone: false,
                 host_gone: false,
             };
@@ -297,12 +314,13 @@ impl Pipe {
         let Some(connection) = state.connections.get_mut(&self.number) else {
             return Read::Done(Err(io::ErrorKind::NotConnected.into()), None);
         };
-        if connection.reset {
+        let line = connection.line(incoming);
+        let now = Instant::now();
+        if line.segments.is_empty() && line.reset.is_some_and(|at| at <= now) {
             return Read::Done(Err(io::ErrorKind::ConnectionReset.into()), None);
         }
-        let line = connection.line(incoming);
-        let due = line.segments.front().map(|(at, _)| *at).or(line.ended);
-        let now = Instant::now();
+        let end = line.reset.into_iter().chain(line.ended).min();
+        let due = line.segments.front().map(|(at, _)| *at).or(end);
         match due.filter(|_| !blocked) {
             Some(due) if due <= now => {
                 while let Some((at, segment)) = line.segments.front_mut()
@@ -385,8 +403,12 @@ impl AsyncWrite for Pipe {
             let Some(connection) = state.connections.get_mut(&self.number) else {
                 return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
             };
-            if connection.reset {
+            if connection.line(self.incoming()).reset.is_some_and(|at| at <= Instant::now()) {
                 return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            }
+            if connection.line(self.out).reset.is_some() {
+                // Nobody has told the writer yet that it arrives nowhere.
+                return Poll::Ready(Ok(buf.len()));
             }
             if !connection.is_read(self.out) && !blocked {
                 return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));

@@ -133,7 +133,7 @@ async fn a_frame_against_the_rules_is_answered_before_the_channel_closes() {
     let room = Room::open(&[]);
     for (bytes, reason) in [
         (&[14, 5, 8][..], "header"),
-        (&[8, 2, 8, 0, 0], "needs field"),
+        (&[8, 2, 8, 0, 0], "needs `agent_type`"),
         (&[2, 0, 0], "only a host sends"),
     ] {
         let mut channel = room.channel().await;

@@ -171,7 +171,7 @@ async fn an_event_that_a_protocol_cannot_carry_counts_as_dropped() {
         let payload = Payload { bytes: Bytes::from_static(bytes), ..Payload::default() };
         let (topic, header) = (topic.clone(), Default::default());
         let publish = PublishFrame { request: Some(CallId(1)), topic, header, payload };
-        publisher.send(Frame::Publish(publish)).await;
+        publisher.send(Frame::from(publish)).await;
         let done = publisher.next().await;
         assert!(matches!(&done, Some(Frame::Done(done)) if done.recipients == 1), "{done:?}");
     }

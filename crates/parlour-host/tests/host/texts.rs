@@ -82,7 +82,7 @@ async fn a_call_with_the_longest_texts_there_can_be_arrives_and_so_does_its_repl
         header: header.clone(),
         payload: longest_payload(),
     };
-    caller.send(Frame::Call(call)).await;
+    caller.send(Frame::from(call)).await;
     let call = worker.next_call().await;
     assert_eq!(HeaderFields { principal: None, ..call.header }, header);
     assert_eq!(call.payload, longest_payload());
@@ -117,9 +117,9 @@ async fn an_event_with_the_longest_texts_and_the_most_recipients_arrives() {
         header: header.clone(),
         payload: longest_payload(),
     };
-    publisher.send(Frame::Publish(publish)).await;
+    publisher.send(Frame::from(publish)).await;
     let Some(Frame::Event(event)) = worker.next().await else { panic!("no event") };
-    let EventFrame { agents, subscriptions, header: arrived, payload, .. } = event;
+    let EventFrame { agents, subscriptions, header: arrived, payload, .. } = *event;
     assert_eq!((agents.len(), subscriptions.len()), (64, 64));
     assert_eq!(HeaderFields { principal: None, ..arrived }, header);
     assert_eq!(payload, longest_payload());

@@ -357,8 +357,8 @@ async fn progress_that_is_not_read_ends_the_call_and_the_limit_is_named() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn progress_that_is_not_read_over_http_names_no_setting() {
-    let room = Room::open(&[]);
+async fn progress_that_is_not_read_over_http_ends_the_call_and_the_limit_is_named() {
+    let room = Room::open(&[("limits.queue_bytes", "1MiB")]);
     let mut worker = room.worker("slow").await;
     let mut reader = room.connect();
     let request = "POST /v1/agents/slow/k/call HTTP/1.1\r\nhost: localhost\r\n\
@@ -373,7 +373,7 @@ async fn progress_that_is_not_read_over_http_names_no_setting() {
     reader.read_to_string(&mut answer).await.unwrap();
     let fault = answer.split("event: fault\ndata: ").nth(1).unwrap();
     assert!(fault.contains("progress waits to be read"), "{fault}");
-    assert!(!fault.contains("limits."), "{fault}");
+    assert!(fault.contains("limits.queue_bytes"), "{fault}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ from pathlib import Path
 
 from parlour_v1 import Channel, Kind
 from proxy import Proxy
-from room import BINARY, Room
+from room import Room, worker
 
 CALLERS = 4
 # Every fifth time it is down for longer than the host and its workers wait for a word.
@@ -42,20 +41,6 @@ def must(holds, what):
         raise Failed(what)
 
 
-@contextlib.contextmanager
-def worker(url, agent_type, *command):
-    """`parlour worker` as a process, and the time to start for it."""
-    process = subprocess.Popen(
-        [BINARY, "worker", agent_type, "--url", url, "--quiet", *command],
-        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
 class Flap:
     """A room whose workers are behind a link that comes and goes."""
 
@@ -71,7 +56,7 @@ class Flap:
             Proxy(self.room.address) as link,
             contextlib.AsyncExitStack() as stack,
         ):
-            stack.enter_context(worker(link.url, "echo", "--echo"))
+            stack.enter_context(worker(link.url, "echo"))
             stack.enter_context(worker(link.url, "count", "--", "sh", "-c", script))
             callers = [
                 await stack.enter_async_context(await Channel.open(self.room.url))

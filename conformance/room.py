@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -139,6 +140,22 @@ class Room:
             self.process.kill()
             self.process.wait()
             raise AssertionError("the host did not end within 40 s of SIGTERM") from None
+
+
+@contextlib.contextmanager
+def worker(url, agent_type, *how):
+    """`parlour worker` as a process, and the time to start for it. It echoes if nothing else is said."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PARLOUR_")}
+    command = [BINARY, "worker", agent_type, "--name", agent_type, "--url", url, "--quiet"]
+    process = subprocess.Popen(
+        [*command, *(how or ("--echo",))],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def eventually(holds, timeout=10.0, what="it"):

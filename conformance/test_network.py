@@ -5,32 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import signal
-import subprocess
 import time
 
 import pytest
 
 from parlour_v1 import Channel, Field, Kind
 from proxy import Proxy
-from room import BINARY, soon
+from room import soon
+from room import worker as room_worker
 
 HEARTBEAT = "1s"
 
 
 @contextlib.asynccontextmanager
-async def worker(url: str, agent_type: str, *command: str):
-    """`parlour worker` as a process, once it serves."""
-    arguments = [BINARY, "worker", agent_type, "--url", url, *(command or ("--echo",))]
-    process = await asyncio.create_subprocess_exec(
-        *map(str, arguments), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-    )
-    try:
+async def worker(*arguments):
+    """One beside other contexts that are asynchronous."""
+    with room_worker(*arguments) as process:
         yield process
-    finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGKILL)
-        await process.wait()
 
 
 async def served(caller: Channel, agent: str, patience=20.0) -> float:

@@ -6,33 +6,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
-import subprocess
 
 from parlour_v1 import Channel, Field, Kind, Session
 from proxy import Proxy
 from raw import Raw, request
-from room import BINARY, Room, eventually
+from room import Room, eventually, worker
 
 # It never answers, and ends with the worker that started it.
 STUCK = ("--", "sh", "-c", "while kill -0 $PPID 2>/dev/null; do sleep 0.1; done")
 PATIENT = 100_000
 """A deadline, in milliseconds, that no test lives to see."""
-
-
-@contextlib.contextmanager
-def worker(url: str, agent_type: str, *how: str):
-    """A worker in a process of its own."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("PARLOUR_")}
-    command = [BINARY, "worker", agent_type, "--name", agent_type, "--url", url]
-    command += how or ("--echo",)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def workers(room: Room, name: str) -> list[dict]:

@@ -15,8 +15,7 @@ use super::websocket::{self, TEXT};
 /// Makes calls over its own WebSocket.
 #[derive(Debug)]
 pub(super) struct Caller {
-    in_flight: usize,
-    slots: Option<Slots>,
+    slots: Slots,
     /// A request, and where in it its number stands.
     request: Vec<u8>,
     number_at: usize,
@@ -38,8 +37,7 @@ impl Caller {
         request.extend_from_slice(&[b'0'; DIGITS]);
         request.extend_from_slice(end.as_bytes());
         Self {
-            in_flight,
-            slots: None,
+            slots: Slots::new(in_flight),
             request,
             number_at,
             number: Finder::new(r#""request_id":""#),
@@ -57,9 +55,7 @@ impl Caller {
 
 impl Peer for Caller {
     fn begin(&mut self, tally: &mut Tally, output: &mut Vec<u8>) {
-        let slots = Slots::begin(self.in_flight, tally);
-        slots.ids().for_each(|id| self.request(id, output));
-        self.slots = Some(slots);
+        self.slots.begin(tally).for_each(|id| self.request(id, output));
     }
 
     fn hear(
@@ -70,14 +66,14 @@ impl Peer for Caller {
     ) -> io::Result<()> {
         websocket::messages(input, output, |message, output| {
             let number = self.number.quoted(message).and_then(digits::read);
-            let (Some(id), Some(slots)) = (number, &mut self.slots) else {
+            let Some(id) = number else {
                 tally.stray(message);
                 return Ok(());
             };
             let is_well =
                 self.no_error.after(message).is_some() && self.data.after(message).is_some();
             let what = if is_well { Ok(()) } else { Err(message) };
-            if let Some(id) = slots.answer(id, what, tally) {
+            if let Some(id) = self.slots.answer(id, what, tally) {
                 self.request(id, output);
             }
             Ok(())

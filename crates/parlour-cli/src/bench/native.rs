@@ -39,8 +39,7 @@ const KEY_DIGITS: usize = 5;
 /// Makes calls, or publishes events that are acknowledged.
 #[derive(Debug)]
 pub(super) struct Caller {
-    in_flight: usize,
-    slots: Option<Slots>,
+    slots: Slots,
     expects: Expects,
     /// A request, and where in it its number stands.
     frame: Vec<u8>,
@@ -111,8 +110,8 @@ impl Caller {
         let length_of_length = frame[1..].iter().take_while(|&&byte| byte >= 0x80).count() + 1;
         let number_at = 1 + length_of_length + 1;
         let frame = frame.to_vec();
-        let (slots, packer) = (None, Packer::default());
-        Self { in_flight, slots, expects, frame, number_at, key_at: None, keys: 0..1, packer }
+        let (slots, packer) = (Slots::new(in_flight), Packer::default());
+        Self { slots, expects, frame, number_at, key_at: None, keys: 0..1, packer }
     }
 
     /// Whether what is written at once goes into one message, rather than each request into its own.
@@ -149,10 +148,8 @@ impl Expects {
 
 impl Peer for Caller {
     fn begin(&mut self, tally: &mut Tally, output: &mut Vec<u8>) {
-        let slots = Slots::begin(self.in_flight, tally);
-        slots.ids().for_each(|id| self.request(id, output));
+        self.slots.begin(tally).for_each(|id| self.request(id, output));
         self.packer.finish(output);
-        self.slots = Some(slots);
     }
 
     fn hear(
@@ -167,8 +164,7 @@ impl Peer for Caller {
                     let Some((id, _, rest)) = number(header) else { return Err(broken()) };
                     let is_well = self.expects.are_met(kind, rest, payload);
                     let what = if is_well { Ok(()) } else { Err(header) };
-                    let Some(slots) = &mut self.slots else { return Err(broken()) };
-                    if let Some(id) = slots.answer(id, what, tally) {
+                    if let Some(id) = self.slots.answer(id, what, tally) {
                         self.request(id, output);
                     }
                     Ok(())

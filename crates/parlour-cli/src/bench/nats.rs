@@ -31,8 +31,7 @@ struct Message<'a> {
 /// Makes calls.
 #[derive(Debug)]
 pub(super) struct Caller {
-    in_flight: usize,
-    slots: Option<Slots>,
+    slots: Slots,
     payload: usize,
     /// A request, and where in it its number stands.
     request: Vec<u8>,
@@ -46,7 +45,7 @@ impl Caller {
         let end = format!(" {}\r\n{payload}\r\n", payload.len());
         let number_at = start.len();
         let request = [start.as_bytes(), &[b'0'; DIGITS], end.as_bytes()].concat();
-        Self { in_flight, slots: None, payload: payload.len(), request, number_at }
+        Self { slots: Slots::new(in_flight), payload: payload.len(), request, number_at }
     }
 
     fn request(&self, id: u64, output: &mut Vec<u8>) {
@@ -58,9 +57,7 @@ impl Caller {
 
 impl Peer for Caller {
     fn begin(&mut self, tally: &mut Tally, output: &mut Vec<u8>) {
-        let slots = Slots::begin(self.in_flight, tally);
-        slots.ids().for_each(|id| self.request(id, output));
-        self.slots = Some(slots);
+        self.slots.begin(tally).for_each(|id| self.request(id, output));
     }
 
     fn hear(
@@ -72,13 +69,13 @@ impl Peer for Caller {
         messages(input, output, |message, output| {
             let number = message.subject.last_chunk::<DIGITS>();
             let number = number.and_then(|digits| digits::read(digits));
-            let (Some(id), Some(slots)) = (number, &mut self.slots) else {
+            let Some(id) = number else {
                 tally.stray(message.subject);
                 return;
             };
             let is_well = !message.has_headers && message.payload.len() == self.payload;
             let what = if is_well { Ok(()) } else { Err(message.payload) };
-            if let Some(id) = slots.answer(id, what, tally) {
+            if let Some(id) = self.slots.answer(id, what, tally) {
                 self.request(id, output);
             }
         })

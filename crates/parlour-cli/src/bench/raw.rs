@@ -16,8 +16,7 @@ const EVERYBODY: u32 = u32::MAX;
 /// Makes calls to the connections in some slots.
 #[derive(Debug)]
 pub(super) struct Caller {
-    in_flight: usize,
-    slots: Option<Slots>,
+    slots: Slots,
     /// The connections that are called, in turns.
     workers: Vec<u32>,
     /// A call, and where in it the slot and the number stand.
@@ -34,7 +33,7 @@ impl Caller {
         let slot_at = call.len();
         call.extend_from_slice(&[0; SLOT + NUMBER]);
         call.extend_from_slice(payload.as_bytes());
-        Self { in_flight, slots: None, workers, call, slot_at, length }
+        Self { slots: Slots::new(in_flight), workers, call, slot_at, length }
     }
 
     fn call(&self, id: u64, output: &mut Vec<u8>) {
@@ -48,9 +47,7 @@ impl Caller {
 
 impl Peer for Caller {
     fn begin(&mut self, tally: &mut Tally, output: &mut Vec<u8>) {
-        let slots = Slots::begin(self.in_flight, tally);
-        slots.ids().for_each(|id| self.call(id, output));
-        self.slots = Some(slots);
+        self.slots.begin(tally).for_each(|id| self.call(id, output));
     }
 
     fn hear(
@@ -61,12 +58,12 @@ impl Peer for Caller {
     ) -> io::Result<()> {
         websocket::messages(input, output, |message, output| {
             let number = message.get(SLOT..).and_then(<[u8]>::first_chunk::<NUMBER>);
-            let (Some(number), Some(slots)) = (number, &mut self.slots) else {
+            let Some(number) = number else {
                 tally.stray(message);
                 return Ok(());
             };
             let what = if message.len() == self.length { Ok(()) } else { Err(message) };
-            if let Some(id) = slots.answer(u64::from_be_bytes(*number), what, tally) {
+            if let Some(id) = self.slots.answer(u64::from_be_bytes(*number), what, tally) {
                 self.call(id, output);
             }
             Ok(())

@@ -1,5 +1,6 @@
 //! What became of the calls.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use hdrhistogram::Histogram;
@@ -100,7 +101,11 @@ impl Tally {
 
 /// The calls that one connection has in flight: as soon as one ends, the next begins in its place.
 #[derive(Debug)]
-pub(super) struct Slots(Vec<Slot>);
+pub(super) struct Slots {
+    count: usize,
+    /// None before the first calls.
+    slots: Vec<Slot>,
+}
 
 #[derive(Debug)]
 struct Slot {
@@ -110,15 +115,18 @@ struct Slot {
 }
 
 impl Slots {
-    /// As many calls as fit, all begun now.
-    pub(super) fn begin(count: usize, tally: &mut Tally) -> Self {
-        tally.open += count as u64;
-        let ids = FIRST_ID..FIRST_ID + count as u64;
-        Self(ids.map(|id| Slot { id, began: tally.now, is_open: true }).collect())
+    /// Room for `count` calls.
+    pub(super) fn new(count: usize) -> Self {
+        Self { count, slots: Vec::new() }
     }
 
-    pub(super) fn ids(&self) -> impl Iterator<Item = u64> {
-        self.0.iter().map(|slot| slot.id)
+    /// Begins as many calls as there is room for, and returns their numbers.
+    pub(super) fn begin(&mut self, tally: &mut Tally) -> Range<u64> {
+        let ids = FIRST_ID..FIRST_ID + self.count as u64;
+        tally.open += self.count as u64;
+        let slot = |id| Slot { id, began: tally.now, is_open: true };
+        self.slots = ids.clone().map(slot).collect();
+        ids
     }
 
     /// Takes the answer to a call, with the bytes to show if it is a bad one. Returns the number of
@@ -129,13 +137,13 @@ impl Slots {
         what: Result<(), &[u8]>,
         tally: &mut Tally,
     ) -> Option<u64> {
-        let count = self.0.len() as u64;
+        let count = self.count as u64;
         let place = id.wrapping_sub(FIRST_ID) % count;
-        let slot = &mut self.0[place as usize];
-        if slot.id != id || !slot.is_open {
+        let slot = self.slots.get_mut(place as usize);
+        let Some(slot) = slot.filter(|slot| slot.id == id && slot.is_open) else {
             tally.stray(b"an answer to a call that nobody waits for");
             return None;
-        }
+        };
         tally.answered(slot.began, what);
         if tally.ended {
             slot.is_open = false;
@@ -161,8 +169,8 @@ mod tests {
     #[test]
     fn a_second_answer_is_a_stray() {
         let mut tally = Tally::new();
-        let mut slots = Slots::begin(2, &mut tally);
-        assert_eq!(slots.ids().collect::<Vec<_>>(), [FIRST_ID, FIRST_ID + 1]);
+        let mut slots = Slots::new(2);
+        assert_eq!(slots.begin(&mut tally), FIRST_ID..FIRST_ID + 2);
         assert_eq!(slots.answer(FIRST_ID + 1, Ok(()), &mut tally), Some(FIRST_ID + 3));
         assert_eq!(slots.answer(FIRST_ID + 1, Ok(()), &mut tally), None);
         assert_eq!((tally.answered, tally.strays, tally.open), (1, 1, 2));
@@ -171,7 +179,8 @@ mod tests {
     #[test]
     fn after_the_end_answers_count_and_no_call_begins() {
         let mut tally = Tally::new();
-        let mut slots = Slots::begin(1, &mut tally);
+        let mut slots = Slots::new(1);
+        slots.begin(&mut tally);
         tally.end();
         assert_eq!(slots.answer(FIRST_ID, Err(b"no such agent"), &mut tally), None);
         assert_eq!((tally.errors, tally.open), (1, 0));

@@ -13,7 +13,7 @@ use super::tally::{FIRST_ID, Slots, Tally};
 /// Makes calls by sending the same request over and over.
 #[derive(Debug)]
 pub(super) struct Caller {
-    slots: Option<Slots>,
+    slots: Slots,
     /// Answers come in the order of requests, so the number stays here.
     id: u64,
     request: Vec<u8>,
@@ -36,7 +36,7 @@ impl Caller {
             format!(r#"{{"jsonrpc":"2.0","method":"agent.call","params":{parameters},"id":"1"}}"#);
         let headers = format!("Content-Type: application/json\r\nx-client-id: {client_id}\r\n");
         Self {
-            slots: None,
+            slots: Slots::new(1),
             id: FIRST_ID,
             request: post(host, "/rpc", &headers, &body),
             answer: Answer::Rpc {
@@ -51,7 +51,7 @@ impl Caller {
         let (agent_type, key) = (target.agent_type.as_str(), target.key.as_str());
         let path = format!("/v1/agents/{agent_type}/{key}/call");
         Self {
-            slots: None,
+            slots: Slots::new(1),
             id: FIRST_ID,
             request: post(host, &path, "Content-Type: text/plain\r\n", payload),
             answer: Answer::Rest { payload: payload.len() },
@@ -63,7 +63,7 @@ impl Caller {
         let (topic_type, source) = (topic.topic_type.as_str(), topic.source.as_str());
         let path = format!("/v1/topics/{topic_type}/{source}");
         Self {
-            slots: None,
+            slots: Slots::new(1),
             id: FIRST_ID,
             request: post(host, &path, "Content-Type: text/plain\r\n", payload),
             answer: Answer::Published {
@@ -92,7 +92,7 @@ impl Answer {
 
 impl Peer for Caller {
     fn begin(&mut self, tally: &mut Tally, output: &mut Vec<u8>) {
-        self.slots = Some(Slots::begin(1, tally));
+        self.slots.begin(tally);
         output.extend_from_slice(&self.request);
     }
 
@@ -105,14 +105,9 @@ impl Peer for Caller {
         while let Some(response) = http::response(input.waiting())? {
             let is_well = self.answer.is_well(&response);
             let what = if is_well { Ok(()) } else { Err(&*response.body) };
-            match &mut self.slots {
-                Some(slots) => {
-                    if let Some(id) = slots.answer(self.id, what, tally) {
-                        self.id = id;
-                        output.extend_from_slice(&self.request);
-                    }
-                }
-                None => tally.stray(&response.body),
+            if let Some(id) = self.slots.answer(self.id, what, tally) {
+                self.id = id;
+                output.extend_from_slice(&self.request);
             }
             let taken = response.taken;
             input.take(taken);

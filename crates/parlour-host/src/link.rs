@@ -168,6 +168,8 @@ const SPARE: usize = 512;
 const FRAME_HEADER: usize = 4;
 /// Frames taken before what they ask for is begun.
 const FRAMES_AT_ONCE: usize = 256;
+/// A message counts as one frame more for each of so many bytes: 1 MiB in all.
+const FRAME_BYTES: usize = 4096;
 /// How long, and for how many bytes, a closed peer may go on sending before the socket goes.
 const LINGER: (Duration, usize) = (Duration::from_secs(1), 8 * 1024 * 1024);
 
@@ -326,6 +328,7 @@ impl<P: Protocol> WebSocketLink<P> {
                             return Poll::Ready(Received::Refused(close));
                         }
                         self.undecoded = Bytes::from(message.into_payload());
+                        taken += self.undecoded.len() / FRAME_BYTES;
                     } else if message.is_close() {
                         self.goodbye = true;
                     } else if message.is_ping() {

@@ -1,15 +1,22 @@
-use std::cmp::Reverse;
-use std::collections::hash_map::Entry;
+mod pool;
+mod subscription;
+mod topics;
+
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytestring::ByteString;
 use foldhash::fast::RandomState;
-use imbl::Vector;
 use imbl::shared_ptr::DefaultSharedPtr;
 use thiserror::Error;
 
-use crate::{AgentId, AgentType, Key, TopicId, TopicType};
+use crate::{AgentId, AgentType, TopicId};
+use pool::{Member, Pool};
+use topics::Topics;
+
+pub use subscription::{
+    Destinations, Listener, Recipients, Subscription, SubscriptionId, Target, TopicFilter,
+};
 
 /// A map whose copies share their entries, seeded at random against chosen names.
 type HashMap<K, V> = imbl::GenericHashMap<K, V, RandomState, DefaultSharedPtr>;
@@ -23,11 +30,7 @@ type HashMap<K, V> = imbl::GenericHashMap<K, V, RandomState, DefaultSharedPtr>;
 pub struct Directory<P> {
     pools: HashMap<AgentType, Arc<Pool<P>>>,
     instances: HashMap<AgentId, (WorkerId, P)>,
-    subscriptions: HashMap<SubscriptionId, Arc<Owned<P>>>,
-    /// Subscriptions by what they match, in the order in which they were made.
-    topics: HashMap<TopicFilter, Topic<P>>,
-    /// How many of `topics` are prefixes: without any, no prefix is looked up.
-    prefixes: usize,
+    topics: Topics<P>,
     workers: HashMap<WorkerId, Arc<Worker>>,
 }
 
@@ -37,39 +40,6 @@ pub struct Directory<P> {
 pub struct WorkerId(pub u64);
 
 /// The workers of one agent type.
-#[derive(Clone)]
-struct Pool<P> {
-    exclusive: bool,
-    /// Whether all members have the same capacity.
-    even: bool,
-    members: Vec<Member<P>>,
-}
-
-#[derive(Clone)]
-struct Member<P> {
-    id: WorkerId,
-    peer: P,
-    capacity: u16,
-    capabilities: Vec<ByteString>,
-}
-
-struct Topic<P> {
-    subscriptions: Vector<Arc<Owned<P>>>,
-    /// How many of them are for agents.
-    agents: usize,
-    /// Where events go if all that match are these, and none is for agents: the same for each.
-    listeners: OnceLock<Destinations<P>>,
-}
-
-struct Owned<P> {
-    id: SubscriptionId,
-    owner: WorkerId,
-    peer: P,
-    subscription: Subscription,
-    /// What of an event goes to a worker that gets it for this subscription alone.
-    alone: Arc<Recipients>,
-}
-
 /// What one worker has in the directory, so that its death costs no search.
 #[derive(Clone, Default)]
 struct Worker {
@@ -120,127 +90,6 @@ pub enum RegisterError {
     /// The connection serves as many types and agents as it may.
     #[error("the connection serves as many agent types and agents as it may")]
     TooManyRegistrations,
-}
-
-/// Names a subscription within one host.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
-#[non_exhaustive]
-pub enum SubscriptionId {
-    /// By a text that its maker chose for the whole host.
-    Named(ByteString),
-    /// By a number that its owner chose.
-    Numbered(WorkerId, u64),
-}
-
-impl fmt::Display for SubscriptionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Named(name) => f.write_str(name),
-            Self::Numbered(worker, number) => write!(f, "{}:{number}", worker.0),
-        }
-    }
-}
-
-/// A wish to receive events.
-#[derive(Clone, Debug, Eq, PartialEq)]
-#[expect(clippy::exhaustive_structs, reason = "built by every binding, field by field")]
-pub struct Subscription {
-    /// Which topics.
-    pub filter: TopicFilter,
-    /// Who receives them.
-    pub target: Target,
-}
-
-impl Subscription {
-    /// The same in memory of its own, for keeping it longer than the message it came in.
-    fn to_kept(&self) -> Self {
-        let filter = match &self.filter {
-            TopicFilter::Exact(topic_type) => TopicFilter::Exact(topic_type.to_kept()),
-            TopicFilter::Prefix(prefix) => TopicFilter::Prefix(ByteString::from(&**prefix)),
-        };
-        let target = match &self.target {
-            Target::Agent(agent_type) => Target::Agent(agent_type.to_kept()),
-            Target::Listener(number) => Target::Listener(*number),
-        };
-        Self { filter, target }
-    }
-}
-
-/// Which topics a subscription matches.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
-#[expect(clippy::exhaustive_enums, reason = "the two kinds of subscription that AutoGen knows")]
-pub enum TopicFilter {
-    /// Topics of just this type.
-    Exact(TopicType),
-    /// Topics whose type begins with this.
-    Prefix(ByteString),
-}
-
-impl TopicFilter {
-    /// Reads `news.tech` as that type and `news.*` as all that begin with `news.`.
-    pub fn parse(pattern: &str) -> Result<Self, crate::InvalidName> {
-        match pattern.strip_suffix('*') {
-            None => TopicType::parse(pattern).map(Self::Exact),
-            Some(prefix) => Self::prefix(prefix),
-        }
-    }
-
-    /// All types that begin with `prefix`; a trailing `*` stands for the rest and is dropped.
-    pub fn prefix(prefix: &str) -> Result<Self, crate::InvalidName> {
-        let prefix = prefix.strip_suffix('*').unwrap_or(prefix);
-        // `.` alone is no type, but is a fine beginning of one.
-        if !prefix.is_empty() {
-            TopicType::parse(format!("{prefix}_"))?;
-        }
-        Ok(Self::Prefix(prefix.into()))
-    }
-}
-
-impl fmt::Display for TopicFilter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exact(topic_type) => write!(f, "{topic_type}"),
-            Self::Prefix(prefix) => write!(f, "{prefix}*"),
-        }
-    }
-}
-
-/// Who receives the events of a subscription.
-#[derive(Clone, Debug, Eq, PartialEq)]
-#[expect(clippy::exhaustive_enums, reason = "an event goes to an agent or to a connection")]
-pub enum Target {
-    /// The agent of this type whose key is the topic's source.
-    Agent(AgentType),
-    /// The connection that subscribed.
-    Listener(Listener),
-}
-
-/// The number by which a listening connection knows its subscription.
-pub type Listener = u64;
-
-/// What of an event goes to one worker or listening connection.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-#[expect(clippy::exhaustive_structs, reason = "taken apart by every binding")]
-pub struct Recipients {
-    /// Agent types that receive it, each with the topic's source as key.
-    pub agents: Vec<AgentType>,
-    /// Subscriptions of the connection's own.
-    pub listeners: Vec<Listener>,
-}
-
-/// Where an event goes: each worker once, with all that it gets there.
-pub type Destinations<P> = Arc<[(WorkerId, P, Arc<Recipients>)]>;
-
-impl Recipients {
-    fn add(&mut self, target: &Target) {
-        match target {
-            Target::Listener(number) => {
-                let swapped = 2 * u64::from(crate::bug!("wrong_subscriber"));
-                self.listeners.push(*number ^ swapped);
-            }
-            Target::Agent(agent_type) => self.agents.push(agent_type.clone()),
-        }
-    }
 }
 
 impl<P: Clone> Directory<P> {
@@ -362,7 +211,7 @@ impl<P: Clone> Directory<P> {
         self.drain(worker);
         if let Some(owned) = self.workers.remove(&worker) {
             for id in &owned.subscriptions {
-                self.forget_subscription(id);
+                self.topics.remove(id);
             }
         }
     }
@@ -381,38 +230,21 @@ impl<P: Clone> Directory<P> {
         unique: bool,
         max: usize,
     ) -> Result<(), RegisterError> {
-        let same_filter = self.topics.get(&subscription.filter);
-        let twin = |owned: &Arc<Owned<P>>| owned.subscription == *subscription;
-        let is_taken =
-            unique && same_filter.is_some_and(|topic| topic.subscriptions.iter().any(twin));
-        if is_taken || self.subscriptions.contains_key(&id) {
+        if self.topics.get(&id).is_some() || unique && self.topics.has_twin(subscription) {
             return Err(RegisterError::SubscriptionTaken);
         }
-        let is_same = |s: &Arc<Owned<P>>| match (&s.subscription.target, &subscription.target) {
+        let is_same = |s: &Subscription| match (&s.target, &subscription.target) {
             (Target::Agent(a), Target::Agent(b)) => a == b,
             (Target::Listener(_), Target::Listener(_)) => true,
             _ => false,
         };
         let owned = self.workers.get(&owner).into_iter().flat_map(|worker| &worker.subscriptions);
-        let same = owned.filter(|&id| self.subscriptions.get(id).is_some_and(is_same));
+        let same = owned.filter(|&id| self.topics.get(id).is_some_and(|(_, s)| is_same(s)));
         if same.count() >= max {
             return Err(RegisterError::TooManySubscriptions);
         }
-        let subscription = subscription.to_kept();
-        if !self.topics.contains_key(&subscription.filter) {
-            self.prefixes += usize::from(matches!(subscription.filter, TopicFilter::Prefix(_)));
-        }
         self.worker(owner).subscriptions.push(id.clone());
-        let mut alone = Recipients::default();
-        alone.add(&subscription.target);
-        let (peer, alone) = (peer.clone(), Arc::new(alone));
-        let owned = Arc::new(Owned { id: id.clone(), owner, peer, subscription, alone });
-        let filter = owned.subscription.filter.clone();
-        let topic = self.topics.entry(filter).or_default();
-        topic.agents += usize::from(owned.is_for_agents());
-        topic.listeners = OnceLock::new();
-        topic.subscriptions.push_back(owned.clone());
-        self.subscriptions.insert(id, owned);
+        self.topics.insert(id, owner, peer.clone(), subscription.to_kept());
         Ok(())
     }
 
@@ -422,10 +254,10 @@ impl<P: Clone> Directory<P> {
         owner: WorkerId,
         id: &SubscriptionId,
     ) -> Result<(), RegisterError> {
-        if self.subscriptions.get(id).is_none_or(|owned| owned.owner != owner) {
+        if self.topics.get(id).is_none_or(|(subscriber, _)| subscriber != owner) {
             return Err(RegisterError::Unknown("Subscription".into()));
         }
-        self.forget_subscription(id);
+        self.topics.remove(id);
         self.worker(owner).subscriptions.retain(|known| known != id);
         Ok(())
     }
@@ -442,18 +274,7 @@ impl<P: Clone> Directory<P> {
             return Some((*id, peer));
         }
         let pool = self.pools.get(&agent.agent_type)?;
-        let member = match &pool.members[..] {
-            [only] => Some(only),
-            members => {
-                let key = hash(&agent.key);
-                match pool.even {
-                    // With equal capacities the greatest score is that of the greatest hash.
-                    true => members.iter().max_by_key(|member| member.rank(key)),
-                    false => heaviest(members, key),
-                }
-            }
-        };
-        member.map(|member| (member.id, &member.peer))
+        pool.find(&agent.key).map(|member| (member.id, &member.peer))
     }
 
     /// The way to `worker`, if it serves `agent`, whether or not the agent belongs there.
@@ -474,68 +295,12 @@ impl<P: Clone> Directory<P> {
     pub fn recipients(
         &self,
         id: &TopicId,
-        place: impl FnMut(&AgentId, WorkerId, &P) -> Option<(WorkerId, P)>,
-    ) -> Destinations<P> {
-        let exact = TopicFilter::Exact(id.topic_type.clone());
-        match self.topics.get(&exact) {
-            None if self.prefixes == 0 => Destinations::default(),
-            Some(topic) if self.prefixes == 0 && topic.agents == 0 => topic
-                .listeners
-                .get_or_init(|| self.find(topic.subscriptions.iter(), &id.source, place))
-                .clone(),
-            exact => {
-                let exact = exact.into_iter().flat_map(|topic| &topic.subscriptions);
-                self.find(exact.chain(self.by_prefix(&id.topic_type)), &id.source, place)
-            }
-        }
-    }
-
-    fn find<'a>(
-        &'a self,
-        matching: impl Iterator<Item = &'a Arc<Owned<P>>>,
-        source: &Key,
         mut place: impl FnMut(&AgentId, WorkerId, &P) -> Option<(WorkerId, P)>,
-    ) -> Destinations<P>
-    where
-        P: 'a,
-    {
-        let mut found: Vec<(WorkerId, P, Arc<Recipients>)> = Vec::new();
-        let mut indices = std::collections::HashMap::<WorkerId, usize, RandomState>::default();
-        let mut seen = std::collections::HashSet::<&AgentType, RandomState>::default();
-        for owned in matching {
-            let (id, peer) = match &owned.subscription.target {
-                Target::Listener(_) => (owned.owner, owned.peer.clone()),
-                Target::Agent(agent_type) => {
-                    if !seen.insert(agent_type) {
-                        continue;
-                    }
-                    let agent = AgentId::new(agent_type.clone(), source.clone());
-                    match self.route(&agent).and_then(|(id, peer)| place(&agent, id, peer)) {
-                        Some(worker) => worker,
-                        None => continue,
-                    }
-                }
-            };
-            match indices.entry(id) {
-                Entry::Vacant(entry) => {
-                    entry.insert(found.len());
-                    found.push((id, peer, owned.alone.clone()));
-                }
-                Entry::Occupied(entry) => {
-                    Arc::make_mut(&mut found[*entry.get()].2).add(&owned.subscription.target);
-                }
-            }
-        }
-        found.into()
-    }
-
-    fn by_prefix(&self, topic_type: &TopicType) -> impl Iterator<Item = &Arc<Owned<P>>> {
-        let ends = if self.prefixes == 0 { 0..0 } else { 0..topic_type.as_str().len() + 1 };
-        // Topic types are ASCII, so that each place in one is a boundary.
-        let prefixes = ends.filter_map(|end| {
-            self.topics.get(&TopicFilter::Prefix(topic_type.as_str()[..end].into()))
-        });
-        prefixes.flat_map(|topic| &topic.subscriptions)
+    ) -> Destinations<P> {
+        self.topics.recipients(id, |agent| {
+            let (home, peer) = self.route(agent)?;
+            place(agent, home, peer)
+        })
     }
 
     /// Whether `worker` serves this agent, and so may speak in its name.
@@ -571,7 +336,7 @@ impl<P: Clone> Directory<P> {
     pub fn subscriptions(
         &self,
     ) -> impl Iterator<Item = (&SubscriptionId, WorkerId, &Subscription)> {
-        self.subscriptions.iter().map(|(id, owned)| (id, owned.owner, &owned.subscription))
+        self.topics.subscriptions()
     }
 
     /// Agent types that `worker` serves, each with the capacity it has for them.
@@ -611,39 +376,6 @@ impl<P: Clone> Directory<P> {
             }
         }
     }
-
-    fn forget_subscription(&mut self, id: &SubscriptionId) {
-        let Some(owned) = self.subscriptions.remove(id) else { return };
-        let filter = &owned.subscription.filter;
-        if let Some(topic) = self.topics.get_mut(filter) {
-            topic.agents -= usize::from(owned.is_for_agents());
-            topic.listeners = OnceLock::new();
-            topic.subscriptions.retain(|known| known.id != *id);
-            if topic.subscriptions.is_empty() {
-                self.topics.remove(filter);
-                self.prefixes -= usize::from(matches!(filter, TopicFilter::Prefix(_)));
-            }
-        }
-    }
-}
-
-impl<P> Owned<P> {
-    fn is_for_agents(&self) -> bool {
-        matches!(self.subscription.target, Target::Agent(_))
-    }
-}
-
-impl<P: Clone> Clone for Topic<P> {
-    fn clone(&self) -> Self {
-        let (subscriptions, listeners) = (self.subscriptions.clone(), self.listeners.clone());
-        Self { subscriptions, agents: self.agents, listeners }
-    }
-}
-
-impl<P: Clone> Default for Topic<P> {
-    fn default() -> Self {
-        Self { subscriptions: Vector::new(), agents: 0, listeners: OnceLock::new() }
-    }
 }
 
 impl<P> Default for Directory<P> {
@@ -651,32 +383,9 @@ impl<P> Default for Directory<P> {
         Self {
             pools: HashMap::default(),
             instances: HashMap::default(),
-            subscriptions: HashMap::default(),
-            topics: HashMap::default(),
-            prefixes: 0,
+            topics: Topics::default(),
             workers: HashMap::default(),
         }
-    }
-}
-
-impl<P> Default for Pool<P> {
-    fn default() -> Self {
-        Self { exclusive: false, even: true, members: Vec::new() }
-    }
-}
-
-impl<P> Pool<P> {
-    /// Looks at the members' capacities again.
-    fn weigh(&mut self) {
-        let all = &self.members;
-        self.even = all.windows(2).all(|two| two[0].capacity == two[1].capacity);
-    }
-}
-
-impl<P> Member<P> {
-    /// What decides between members of the same capacity: the greater hash, then the lower number.
-    fn rank(&self, key: u64) -> (u64, Reverse<WorkerId>) {
-        (mix(key ^ mix(self.id.0)), Reverse(self.id))
     }
 }
 
@@ -685,76 +394,15 @@ impl<P> fmt::Debug for Directory<P> {
         f.debug_struct("Directory")
             .field("agent_types", &self.pools.len())
             .field("instances", &self.instances.len())
-            .field("subscriptions", &self.subscriptions.len())
+            .field("subscriptions", &self.topics.len())
             .finish_non_exhaustive()
     }
 }
 
-/// The member with the greatest score for `key`.
-///
-/// This is weighted rendezvous hashing (J. Schindelhauer and G. Schomaker, "Weighted Distributed Hash
-/// Tables", SPAA 2005): with `u` a member's hash as a part of 1, its score is
-/// `capacity / -log(u)`. The base of the logarithm does not matter; with 2 it can be had in whole
-/// numbers, which are the same on every machine.
-fn heaviest<P>(members: &[Member<P>], key: u64) -> Option<&Member<P>> {
-    let mut best: Option<(&Member<P>, u64)> = None;
-    for member in members {
-        let (hash, _) = member.rank(key);
-        let Some((leader, leaders)) = best else {
-            best = Some((member, minus_log2(hash)));
-            continue;
-        };
-        // Scores as products: at most 2^38 by 2^16.
-        let beats = |log: u64| {
-            let (mine, theirs) =
-                (log * u64::from(leader.capacity), leaders * u64::from(member.capacity));
-            mine < theirs || mine == theirs && member.rank(key) > leader.rank(key)
-        };
-        // As -log2(u) is at least 1 - u, most are out without their logarithm.
-        if beats(u64::from(u32::MAX) - (hash >> 32)) {
-            let log = minus_log2(hash);
-            if beats(log) {
-                best = Some((member, log));
-            }
-        }
-    }
-    best.map(|(member, _)| member)
-}
-
-/// `-log2(hash / 2^64)` in units of 2^-32, by repeated squaring: each gives the next binary digit.
-fn minus_log2(hash: u64) -> u64 {
-    let hash = hash.max(1);
-    let zeros = hash.leading_zeros();
-    let mut mantissa = hash << zeros;
-    let mut digits = 0;
-    for _ in 0..32 {
-        let square = u128::from(mantissa) * u128::from(mantissa);
-        let carry = (square >> 127) as u64;
-        digits = digits << 1 | carry;
-        mantissa = (square >> (63 + carry)) as u64;
-    }
-    (u64::from(zeros + 1) << 32) - digits
-}
-
-/// FNV-1a with 64 bits (Fowler, Noll and Vo), of a key's UTF-8.
-fn hash(key: &Key) -> u64 {
-    key.as_str().bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
-}
-
-/// Spreads a number's bits, after the finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
-fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
-
-#[cfg(test)]
-mod spread;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Key, TopicType};
 
     #[test]
     fn an_exclusive_registration_admits_no_other_and_is_freed_by_death() {
@@ -853,7 +501,7 @@ mod tests {
 
         room.remove(WorkerId(1));
         assert_eq!(*room.recipients(&topic, home), []);
-        assert_eq!((room.subscriptions().count(), room.prefixes), (0, 0));
+        assert_eq!((room.subscriptions().count(), room.topics.has_prefixes()), (0, false));
     }
 
     fn kind(name: &'static str) -> AgentType {

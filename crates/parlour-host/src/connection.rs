@@ -1,27 +1,26 @@
 //! One channel, from its opening to its end: the task that owns a worker's or caller's socket.
 
+mod clock;
+mod hear;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 use bytestring::ByteString;
-use parlour_core::wire::{self, CallFrame, Done, Frame, Hello, PublishFrame, Register, Welcome};
-use parlour_core::{
-    AgentId, Call, CallId, CallMap, Credit, Event, Fault, FaultKind, Payload, Reply, Session,
-    Subscription, SubscriptionId, Target,
-};
+use parlour_core::wire::{Frame, Hello, Welcome};
+use parlour_core::{CallId, CallMap, Fault, FaultKind, Session};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::config::{limits, timeouts};
-use crate::exchange::{Exchange, Origin, Published, Ticket};
+use crate::config::limits;
+use crate::exchange::{Exchange, Origin, Ticket};
 use crate::link::{Link, Received, Resumption, Sendable};
 use crate::peer::{Close, Dispatched, OVERHEAD, Outgoing, Peer, RETRY_AFTER, ReplyTo};
+use clock::Clock;
 
 /// A channel's task.
 pub(crate) struct Connection<L> {
@@ -69,13 +68,6 @@ enum End {
 
 /// Messages taken from the inbox before the socket gets its turn.
 const BATCH: usize = 256;
-/// The most bytes of an agent's error that are passed on: escaped, they still fit into a frame of the
-/// 0.1.0 dialect.
-const MAX_FAULT_TEXT: usize = 64 * 1024;
-/// A timer that is later than this was not the only thing to stand still.
-const LATE: Duration = Duration::from_millis(500);
-/// How long a peer may take to answer a close.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
 impl<L: Link> Connection<L> {
     /// A channel whose peer has a place in the exchange.
@@ -471,203 +463,6 @@ impl<L: Link> Connection<L> {
         }
     }
 
-    // What the peer says.
-
-    fn handle(&mut self, frame: Frame, now: Instant) -> Result<(), Close> {
-        if !self.greeted {
-            return match frame {
-                Frame::Hello(hello) => self.greet(&hello),
-                _ => Err(Close::new(Close::PROTOCOL, "the first frame must be HELLO")),
-            };
-        }
-        match frame {
-            Frame::Call(call) => return self.handle_call(*call, now),
-            Frame::Reply(id, reply) => {
-                let id = CallId(id.0 ^ u64::from(parlour_core::bug!("ids_mixed")));
-                if !self.session.handle_reply(id, self.checked(reply)) {
-                    self.exchange.metrics().replies_unasked.inc();
-                }
-            }
-            Frame::Progress(id, payload) => self.handle_progress(id, payload),
-            Frame::Cancel(id) => {
-                // Taken, so that a call is given up once however often that is said.
-                if let Some(ticket) = self.made.get_mut(&id).and_then(Option::take) {
-                    ticket.cancel();
-                }
-            }
-            Frame::Publish(publish) => self.handle_publish(*publish, now),
-            Frame::Register(register) => {
-                let Register { request, agent_type, key, registration } = register;
-                let done = match key {
-                    None => self.exchange.register(&self.peer, &agent_type, &registration),
-                    Some(key) => {
-                        let agent = AgentId::new(agent_type, key);
-                        self.exchange.register_instance(&self.peer, &agent)
-                    }
-                };
-                self.answer(request, done);
-            }
-            Frame::Unregister { request, agent_type, key } => {
-                let done = match key {
-                    None => self.exchange.unregister(&self.peer, &agent_type),
-                    Some(key) => {
-                        let agent = AgentId::new(agent_type, key);
-                        self.exchange.unregister_instance(&self.peer, &agent)
-                    }
-                };
-                self.answer(request, done);
-            }
-            Frame::Subscribe(subscribe) => {
-                let number = subscribe.subscription;
-                let id = SubscriptionId::Numbered(self.peer.id, number);
-                let target = subscribe.agent_type.map_or(Target::Listener(number), Target::Agent);
-                let subscription = Subscription { filter: subscribe.filter, target };
-                let done = self.exchange.subscribe(&self.peer, id, &subscription, false);
-                self.answer(subscribe.request, done);
-            }
-            Frame::Unsubscribe { request, subscription } => {
-                let id = SubscriptionId::Numbered(self.peer.id, subscription);
-                let done = self.exchange.unsubscribe(&self.peer, &id);
-                self.answer(request, done);
-            }
-            // Through the inbox, so that it comes after all that was queued before.
-            Frame::Ping(number) => self.peer.push(Outgoing::Frame(Box::new(Frame::Pong(number)))),
-            Frame::Pong(_) => {}
-            Frame::Drain if parlour_core::bug!("drain_forgets_calls") => {
-                self.session.handle_disconnect();
-                self.exchange.drain(&self.peer);
-            }
-            Frame::Drain => self.exchange.drain(&self.peer),
-            Frame::Hello(_) => return Err(Close::new(Close::PROTOCOL, "a second HELLO")),
-            Frame::Ack(_) => return Err(Close::new(Close::PROTOCOL, "an ACK without a session")),
-            _ => return Err(Close::new(Close::PROTOCOL, "a frame that only a host sends")),
-        }
-        Ok(())
-    }
-
-    fn greet(&mut self, hello: &Hello) -> Result<(), Close> {
-        let spoken = |version: &&u64| wire::VERSIONS.contains(version);
-        let Some(&version) = hello.versions.iter().filter(spoken).max() else {
-            let reason = format!(
-                "no common version: the client speaks {:?}, the host {:?}",
-                hello.versions,
-                wire::VERSIONS
-            );
-            return Err(Close::new(Close::PROTOCOL, reason));
-        };
-        self.greeted = true;
-        self.peer.set_name(&hello.name.chars().take(128).collect::<String>());
-        let config = self.exchange.config();
-        let mut welcome = Welcome {
-            version,
-            name: config.server.name.as_str().into(),
-            max_payload: config.limits.payload_bytes.0 as u64,
-            heartbeat: config.timeouts.heartbeat,
-            ..Welcome::default()
-        };
-        if hello.features.iter().any(|feature| feature == wire::RESUME) {
-            welcome.features = vec![ByteString::from_static(wire::RESUME)];
-            welcome.grace = config.timeouts.grace;
-            // A client that asks for no credit in particular gets all.
-            let unless_0 = |asked: u64, most: usize| match asked {
-                0 => most as u64,
-                asked => asked.min(most as u64),
-            };
-            welcome.credit = Credit {
-                messages: unless_0(hello.credit.messages, config.limits.queue_messages),
-                bytes: unless_0(hello.credit.bytes, config.limits.queue_bytes.0),
-            };
-            let asked = hello.session.as_ref();
-            let known = asked.and_then(|name| self.exchange.session(name, &self.peer));
-            if let Some(to) = known {
-                welcome.session = hello.session.clone();
-                welcome.resumed = true;
-                let hello = hello.clone();
-                self.hand_over = Some(Box::new(HandOver { to, hello, welcome }));
-                return Ok(());
-            }
-            self.name = Some(self.exchange.name_session(&self.peer));
-            welcome.session = self.name.clone();
-        }
-        self.push(Outgoing::Frame(Box::new(welcome.into())));
-        if self.exchange.is_draining() {
-            self.push(Outgoing::Drain);
-        }
-        Ok(())
-    }
-
-    fn handle_call(&mut self, frame: CallFrame, now: Instant) -> Result<(), Close> {
-        let CallFrame { id, target, timeout, progress, header, payload, .. } = frame;
-        if self.made.contains_key(&id) {
-            let reason = format!("call {} is in flight already", id.0);
-            return Err(Close::new(Close::PROTOCOL, reason));
-        }
-        let metrics = self.exchange.metrics();
-        let reply_to = ReplyTo::peer(self.peer.clone(), id, progress, metrics);
-        let limit = self.exchange.config().limits.caller_in_flight;
-        if self.made.len() >= limit {
-            let detail = "this connection has as many calls in flight as it may have";
-            let fault = Fault::new(FaultKind::Overloaded, detail)
-                .hint("wait for replies before sending more")
-                .retry_after(RETRY_AFTER);
-            reply_to.send(Err(metrics.limit_met(limits::caller_in_flight, Some(limit), fault)));
-            return Ok(());
-        }
-        let header = self.exchange.stamp(header, &self.origin, now);
-        let deadline = self.exchange.deadline(timeout, now).into_std();
-        let call = Call { header, target, deadline, progress, payload };
-        let ticket = self.exchange.dispatch(call, reply_to, now);
-        self.made.insert(id, ticket);
-        Ok(())
-    }
-
-    /// What an agent says of a call before it ends. Of no interest once it has ended.
-    fn handle_progress(&mut self, id: CallId, payload: Payload) {
-        let admitted = self.exchange.admit_payload(&payload);
-        let Some(reply_to) = self.session.progress_to(id) else { return };
-        if let Err(fault) = admitted.and_then(|()| reply_to.progress(payload)) {
-            self.session.fail(id, fault);
-        }
-    }
-
-    fn handle_publish(&mut self, frame: PublishFrame, now: Instant) {
-        let header = self.exchange.stamp(frame.header, &self.origin, now);
-        let event = Event { header, topic: frame.topic, payload: frame.payload };
-        // The dialect's publishers get nothing of their own.
-        let except = (!L::GREETS).then_some(self.peer.id);
-        let published = self.exchange.publish(event, except, now);
-        let Some(request) = frame.request else { return };
-        match published {
-            Ok(Published { recipients, dropped, .. }) => {
-                let done = Done { request, recipients, dropped };
-                self.push(Outgoing::Frame(Box::new(Frame::Done(done))));
-            }
-            Err(fault) => self.answer(request, Err(fault)),
-        }
-    }
-
-    /// A worker's reply, as it may be passed on.
-    fn checked(&self, reply: Reply) -> Reply {
-        match reply {
-            Err(fault) => Err(fault.shortened(MAX_FAULT_TEXT)),
-            Ok(payload) => match self.exchange.admit_payload(&payload) {
-                Ok(()) => Ok(payload),
-                Err(fault) => Err(fault.may_have_run_if(true)),
-            },
-        }
-    }
-
-    fn answer(&mut self, request: CallId, done: Result<(), Fault>) {
-        match done {
-            Ok(()) => {
-                let done = Done { request, recipients: 0, dropped: Vec::new() };
-                self.push(Outgoing::Frame(Box::new(Frame::Done(done))));
-            }
-            // Not as the end of a call: that would forget a call of the same number.
-            Err(fault) => self.push(Outgoing::Frame(Box::new(Frame::Reply(request, Err(fault))))),
-        }
-    }
-
     /// Tells the peer why the channel ends, and ends it: nothing more is heard from it.
     fn refuse(&mut self, close: Close) {
         if std::mem::replace(&mut self.refused, true) {
@@ -750,68 +545,5 @@ impl<L> Connection<L> {
 impl<L> Drop for Connection<L> {
     fn drop(&mut self) {
         self.leave();
-    }
-}
-
-/// What a channel's task has to do at which time, beside the deadlines of calls.
-struct Clock {
-    heartbeat: Duration,
-    next_beat: Instant,
-    /// When the peer counts as gone if nothing is heard of it until then.
-    silent: Instant,
-    /// Until when the peer has to greet.
-    greets: Instant,
-    /// Until when it has to answer a close.
-    closes: Option<Instant>,
-    patience: Duration,
-    /// Until when it has to give credit, while messages wait for that.
-    starves: Option<Instant>,
-}
-
-impl Clock {
-    fn new(timeouts: &timeouts::Section) -> Self {
-        let now = Instant::now();
-        Self {
-            heartbeat: timeouts.heartbeat,
-            next_beat: now + timeouts.heartbeat,
-            silent: now + 2 * timeouts.heartbeat,
-            greets: now + timeouts.handshake,
-            closes: None,
-            patience: timeouts.stalled_write,
-            starves: None,
-        }
-    }
-
-    fn hear(&mut self, now: Instant) {
-        self.silent = now + 2 * self.heartbeat;
-    }
-
-    /// After the host itself was stopped for a while, it reads what came meanwhile before it calls a
-    /// peer dead.
-    fn forgive(&mut self, now: Instant) {
-        if self.starves.map_or(self.silent, |at| at.min(self.silent)) + LATE < now {
-            self.hear(now);
-            self.starves = None;
-        }
-    }
-
-    fn starve(&mut self, now: Instant, is_starved: bool) {
-        self.starves = is_starved.then(|| self.starves.unwrap_or(now + self.patience));
-    }
-
-    fn is_closing(&self) -> bool {
-        self.closes.is_some()
-    }
-
-    fn close(&mut self) {
-        self.closes.get_or_insert_with(|| Instant::now() + CLOSE_PATIENCE);
-    }
-
-    /// When there is next something to do.
-    fn due(&self, greeted: bool, deadline: Option<std::time::Instant>) -> Instant {
-        let others = [self.closes, self.starves].into_iter().flatten();
-        let due = others.fold(self.next_beat.min(self.silent), Instant::min);
-        let due = deadline.map_or(due, |at| due.min(at.into()));
-        if greeted { due } else { due.min(self.greets) }
     }
 }

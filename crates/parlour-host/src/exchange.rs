@@ -2,6 +2,8 @@
 //! here, whichever door it came in by.
 
 mod moves;
+mod registry;
+mod sessions;
 #[cfg(test)]
 mod tests;
 
@@ -16,11 +18,10 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use bytestring::ByteString;
 use parking_lot::Mutex;
-use parlour_core::wire::{Frame, HeaderFields, MAX_TEXT};
+use parlour_core::wire::{HeaderFields, MAX_TEXT};
 use parlour_core::{
-    AgentId, AgentType, Call, CallId, Directory, Event, Fault, FaultKind, Header, MessageId,
-    Payload, Principal, RegisterError, Registration, Reply, Subscription, SubscriptionId, TopicId,
-    WorkerId,
+    Call, CallId, Directory, Event, Fault, FaultKind, Header, MessageId, Payload, Principal, Reply,
+    TopicId, WorkerId,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -194,70 +195,6 @@ impl Exchange {
         peers.values().for_each(close_for_good);
     }
 
-    /// Names the session of `peer`, by which it can go on over another socket.
-    pub(crate) fn name_session(&self, peer: &Peer) -> ByteString {
-        // Whoever knows it can take the session over: it is as random as the system can make it.
-        let name = ByteString::from(uuid::Uuid::new_v4().simple().to_string());
-        self.0.sessions.lock().insert(name.clone(), peer.clone());
-        name
-    }
-
-    /// The connection whose session has this name, if `peer` can go on with it: one of the same
-    /// principal, which writes frames in the same way.
-    pub(crate) fn session(&self, name: &str, peer: &Peer) -> Option<Peer> {
-        let sessions = self.0.sessions.lock();
-        let is_same =
-            |known: &&Peer| known.principal == peer.principal && known.protocol == peer.protocol;
-        sessions.get(name).filter(is_same).cloned()
-    }
-
-    /// Forgets a session: its connection is about to leave.
-    pub(crate) fn end_session(&self, name: &str) {
-        self.0.sessions.lock().remove(name);
-    }
-
-    /// Notes that a connection has lost its socket and waits for another, until the guard is dropped.
-    /// `None` if as many wait as there may be connections: they hold none of these places.
-    pub(crate) fn enter_grace(&self) -> Option<InGrace> {
-        let waiting = self.0.in_grace.fetch_add(1, Relaxed);
-        let in_grace = InGrace(self.clone());
-        if waiting >= self.config().limits.connections {
-            self.0.metrics.limit_hit(limits::connections);
-            return None;
-        }
-        Some(in_grace)
-    }
-
-    /// Whether sessions wait for another socket.
-    pub(crate) fn has_sessions_in_grace(&self) -> bool {
-        self.0.in_grace.load(Relaxed) > 0
-    }
-
-    /// Ends sessions of the same worker that have no socket: it was started anew.
-    fn take_over(&self, peer: &Peer) {
-        if !self.has_sessions_in_grace() {
-            return;
-        }
-        let name = peer.name();
-        let is_former = |other: &&Peer| {
-            other.id != peer.id
-                && !name.is_empty()
-                && other.name() == name
-                && other.principal == peer.principal
-                && !other.connected.load(Relaxed)
-        };
-        let mut former: Vec<_> =
-            self.0.sessions.lock().values().filter(is_former).cloned().collect();
-        former.sort_unstable_by_key(|peer| peer.id);
-        for other in former {
-            let _peers = self.0.peers.lock();
-            self.change(|directory| directory.remove(other.id));
-            drop(_peers);
-            let close = Close::new(Close::GOING_AWAY, "the worker was started anew");
-            other.push(Outgoing::Close(Box::new(close)));
-        }
-    }
-
     /// Forgets a connection and all that it served.
     pub(crate) fn leave(&self, worker: WorkerId) {
         let mut peers = self.0.peers.lock();
@@ -279,177 +216,6 @@ impl Exchange {
 
     pub(crate) fn directory(&self) -> Arc<Directory<Peer>> {
         self.0.directory.load_full()
-    }
-
-    // Registrations.
-
-    /// Records that `peer` serves an agent type.
-    pub(crate) fn register(
-        &self,
-        peer: &Peer,
-        agent_type: &AgentType,
-        registration: &Registration,
-    ) -> Result<(), Fault> {
-        let max = self.config().limits.registrations;
-        self.try_register(peer, |d| d.register(peer.id, peer, agent_type, registration, max))
-    }
-
-    /// Records that `peer` serves one agent.
-    pub(crate) fn register_instance(&self, peer: &Peer, agent: &AgentId) -> Result<(), Fault> {
-        let max = self.config().limits.registrations;
-        self.try_register(peer, |d| d.register_instance(peer.id, peer, agent, max))
-    }
-
-    fn try_register(
-        &self,
-        peer: &Peer,
-        edit: impl FnOnce(&mut Directory<Peer>) -> Result<(), RegisterError>,
-    ) -> Result<(), Fault> {
-        self.take_over(peer);
-        let peers = self.0.peers.lock();
-        // Under the lock that a drain takes too: nothing is registered after it.
-        if peer.draining.load(Relaxed) {
-            let fault =
-                Fault::new(FaultKind::Conflict, "the worker is draining and gets no new work");
-            return Err(fault.hint("end what it has, and connect anew"));
-        }
-        self.try_change_locked(&peers, peer, edit)
-    }
-
-    /// Forgets that `peer` serves an agent type.
-    pub(crate) fn unregister(&self, peer: &Peer, agent_type: &AgentType) -> Result<(), Fault> {
-        self.try_change(peer, |d| d.unregister(peer.id, agent_type))
-    }
-
-    /// Forgets that `peer` serves one agent.
-    pub(crate) fn unregister_instance(&self, peer: &Peer, agent: &AgentId) -> Result<(), Fault> {
-        self.try_change(peer, |d| d.unregister_instance(peer.id, agent))
-    }
-
-    /// Adds a subscription of `peer`.
-    pub(crate) fn subscribe(
-        &self,
-        peer: &Peer,
-        id: SubscriptionId,
-        subscription: &Subscription,
-        unique: bool,
-    ) -> Result<(), Fault> {
-        let max = self.config().limits.subscriptions;
-        self.try_change(peer, |d| d.subscribe(peer.id, peer, id, subscription, unique, max))
-    }
-
-    /// Removes a subscription of `peer`.
-    pub(crate) fn unsubscribe(&self, peer: &Peer, id: &SubscriptionId) -> Result<(), Fault> {
-        self.try_change(peer, |d| d.unsubscribe(peer.id, id))
-    }
-
-    /// Gives `peer` no new work from here on.
-    pub(crate) fn drain(&self, peer: &Peer) {
-        let _peers = self.0.peers.lock();
-        peer.draining.store(true, Relaxed);
-        self.change(|directory| directory.drain(peer.id));
-    }
-
-    /// Gives the worker that is called `name`, or has that number, no new work, and asks it to leave.
-    pub(crate) fn retire(&self, name: &str) -> Result<Peer, Fault> {
-        let peer = self.worker(name)?;
-        self.drain(&peer);
-        // Once, however often it is asked for: what a peer cannot refuse is bounded by being told once.
-        if !peer.asked_to_leave.swap(true, Relaxed) {
-            peer.push(Outgoing::Frame(Box::new(Frame::Leave)));
-        }
-        Ok(peer)
-    }
-
-    /// The one worker of this name or number.
-    fn worker(&self, name: &str) -> Result<Peer, Fault> {
-        let directory = self.0.directory.load();
-        let mut named = self.peers();
-        let by_name = named.iter().any(|peer| peer.name() == name);
-        match name.parse().map(WorkerId) {
-            Ok(id) if !by_name => named.retain(|peer| peer.id == id),
-            _ => named.retain(|peer| peer.name() == name),
-        }
-        let is_known = !named.is_empty();
-        named.retain(|peer| directory.serves_any(peer.id) || peer.draining.load(Relaxed));
-        let name = name.escape_debug();
-        match &named[..] {
-            [peer] => Ok(peer.clone()),
-            [] if is_known => {
-                let detail = format!("`{name}` serves no agents, so there is nothing to drain");
-                let fault = Fault::new(FaultKind::Conflict, detail);
-                Err(fault.hint("`parlour workers` shows which agent types each one serves"))
-            }
-            [] => {
-                let detail = format!("no worker is called `{name}`, or has that number");
-                let fault = Fault::new(FaultKind::NotFound, detail);
-                Err(fault.hint("`parlour workers` lists names and numbers"))
-            }
-            several => {
-                let ids: Vec<_> = several.iter().map(|peer| peer.id.0.to_string()).collect();
-                let detail = format!("{} workers are called `{name}`", several.len());
-                let hint = format!("say which by its number: {}", ids.join(", "));
-                Err(Fault::new(FaultKind::Conflict, detail).hint(hint))
-            }
-        }
-    }
-
-    /// Changes what the directory says of `peer`, unless it has left: nobody would forget it again.
-    fn try_change(
-        &self,
-        peer: &Peer,
-        edit: impl FnOnce(&mut Directory<Peer>) -> Result<(), RegisterError>,
-    ) -> Result<(), Fault> {
-        self.try_change_locked(&self.0.peers.lock(), peer, edit)
-    }
-
-    fn try_change_locked(
-        &self,
-        peers: &BTreeMap<WorkerId, Peer>,
-        peer: &Peer,
-        edit: impl FnOnce(&mut Directory<Peer>) -> Result<(), RegisterError>,
-    ) -> Result<(), Fault> {
-        if !peers.contains_key(&peer.id) {
-            let fault =
-                Fault::new(FaultKind::Unavailable, "the client's connection has just closed");
-            return Err(fault.hint("connect again, then repeat the request"));
-        }
-        let mut next = Directory::clone(&self.0.directory.load());
-        edit(&mut next).map_err(|error| self.refusal(&error))?;
-        self.0.directory.store(Arc::new(next));
-        Ok(())
-    }
-
-    /// Replaces the directory by a changed copy. Whoever calls holds the lock on `peers`.
-    fn change(&self, edit: impl FnOnce(&mut Directory<Peer>)) {
-        let mut next = Directory::clone(&self.0.directory.load());
-        edit(&mut next);
-        self.0.directory.store(Arc::new(next));
-    }
-
-    fn refusal(&self, error: &RegisterError) -> Fault {
-        let detail = error.to_string();
-        match error {
-            RegisterError::TypeTaken(_) | RegisterError::AgentTaken(_) => {
-                Fault::new(FaultKind::Conflict, detail)
-                    .hint("stop the worker that has it (`parlour workers`), or register shared")
-            }
-            RegisterError::SubscriptionTaken => Fault::new(FaultKind::Conflict, detail)
-                .hint("remove the other subscription first, or keep it"),
-            RegisterError::TooManyRegistrations => {
-                let max = self.config().limits.registrations;
-                let fault = Fault::new(FaultKind::Overloaded, detail)
-                    .hint("serve one type with many keys, or connect more than once");
-                self.0.metrics.limit_met(limits::registrations, Some(max), fault)
-            }
-            RegisterError::TooManySubscriptions => {
-                let max = self.config().limits.subscriptions;
-                let fault =
-                    Fault::new(FaultKind::Overloaded, detail).hint("subscribe to a prefix instead");
-                self.0.metrics.limit_met(limits::subscriptions, Some(max), fault)
-            }
-            _ => Fault::new(FaultKind::NotFound, detail),
-        }
     }
 
     // Messages.
@@ -690,15 +456,6 @@ impl Exchange {
 fn close_for_good(peer: &Peer) {
     let close = Close::new(Close::GOING_AWAY, "the host is shutting down");
     peer.push(Outgoing::Close(Box::new(close)));
-}
-
-/// A connection that waits for another socket.
-pub(crate) struct InGrace(Exchange);
-
-impl Drop for InGrace {
-    fn drop(&mut self) {
-        self.0.0.in_grace.fetch_sub(1, Relaxed);
-    }
 }
 
 /// A call that a task waits for. Dropped before its end, it gives the call up.

@@ -1,6 +1,8 @@
 use std::sync::Barrier;
 use std::thread;
 
+use parlour_core::{AgentType, Registration};
+
 use super::*;
 
 fn exchange() -> Exchange {

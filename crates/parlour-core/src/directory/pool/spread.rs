@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{Member, heaviest, minus_log2, mix};
+use crate::{AgentId, AgentType, Directory, Key, Registration, WorkerId};
 
 const KEYS: u32 = 1000;
 

@@ -39,7 +39,6 @@ pub struct Directory<P> {
 #[expect(clippy::exhaustive_structs, reason = "a number with a name")]
 pub struct WorkerId(pub u64);
 
-/// The workers of one agent type.
 /// What one worker has in the directory, so that its death costs no search.
 #[derive(Clone, Default)]
 struct Worker {

@@ -162,7 +162,7 @@ const ROOM: usize = 64 * 1024;
 /// A binary message is not filled further than this: with one frame more it stays below what a peer
 /// takes at the least.
 const FULL_BATCH: usize = 32 * 1024;
-/// Room beside that for what a frame asks for before it knows how long it is.
+/// Room in a new batch, beside what is usual, for what a frame asks for before it knows how long it is.
 const SPARE: usize = 512;
 /// What a WebSocket frame adds to a payload of common size (RFC 6455 §5.2).
 const FRAME_HEADER: usize = 4;
@@ -204,8 +204,8 @@ struct Moved {
 
 impl<P: Protocol> WebSocketLink<P> {
     pub(crate) fn new(socket: WebSocketStream<Socket>, protocol: P) -> Self {
-        let (usual, outbox, undecoded, given, failed, goodbye, pongs) = Default::default();
-        let (ended, moved) = (None, Moved::default());
+        let (outbox, usual, undecoded, given, failed, goodbye, ended, pongs, moved) =
+            Default::default();
         Self {
             socket,
             protocol,
@@ -410,8 +410,7 @@ impl<P: Protocol> Link for WebSocketLink<P> {
         let _ = self.protocol.seal(std::mem::take(&mut self.outbox.batch));
         self.outbox = Outbox::default();
         self.undecoded = Bytes::new();
-        (self.failed, self.goodbye, self.pongs, self.moved) = Default::default();
-        self.ended = None;
+        (self.failed, self.goodbye, self.ended, self.pongs, self.moved) = Default::default();
         self.given = socket.get_ref().written();
         self.socket = socket;
         for batch in self.protocol.resume(&hello, welcome)? {

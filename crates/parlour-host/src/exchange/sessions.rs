@@ -65,9 +65,9 @@ impl Exchange {
             self.0.sessions.lock().values().filter(is_former).cloned().collect();
         former.sort_unstable_by_key(|peer| peer.id);
         for other in former {
-            let _peers = self.0.peers.lock();
+            let peers = self.0.peers.lock();
             self.change(|directory| directory.remove(other.id));
-            drop(_peers);
+            drop(peers);
             let close = Close::new(Close::GOING_AWAY, "the worker was started anew");
             other.push(Outgoing::Close(Box::new(close)));
         }

@@ -190,10 +190,9 @@ impl Peer {
         let weight = item.weight();
         // Looking first and counting then lets a few senders at once pass a little over the bound,
         // but a refusal leaves no trace that another could see.
-        let (messages, _) = self.waiting();
         // A message larger than the whole bound passes when nothing else waits.
-        if messages > 0
-            && let Some(limit) = self.bound_met(weight)
+        if let Some(limit) = self.bound_met(weight)
+            && self.waiting().0 > 0
         {
             return Err(Refused::Full(item, limit));
         }
@@ -358,19 +357,19 @@ pub(crate) fn progress(bounds: Bounds) -> (ProgressTo, ProgressOf) {
 }
 
 impl ProgressTo {
-    /// Queues `payload`, or returns the limit that was met. There is one sender, so that nothing can
-    /// come between looking and counting.
-    fn offer(&self, payload: Payload) -> Result<(), (&'static str, usize)> {
+    /// Queues `payload`, or returns the limit that was met: how many messages may wait is no setting.
+    /// There is one sender, so that nothing can come between looking and counting.
+    fn offer(&self, payload: Payload) -> Result<(), Option<(&'static str, usize)>> {
         let (weight, bytes) = (payload.weight(), self.bytes.load(Relaxed));
         // One that is larger than the whole bound passes when nothing else waits.
         if bytes > 0 && bytes + weight > self.bounds.bytes {
-            return Err((limits::queue_bytes, self.bounds.bytes));
+            return Err(Some((limits::queue_bytes, self.bounds.bytes)));
         }
         self.bytes.fetch_add(weight, Relaxed);
         match self.queue.try_send(payload) {
             Err(mpsc::error::TrySendError::Full(_)) => {
                 self.bytes.fetch_sub(weight, Relaxed);
-                Err((limits::queue_messages, self.bounds.messages))
+                Err(None)
             }
             // Whoever wanted to hear it may have gone.
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
@@ -409,7 +408,7 @@ impl ReplyTo {
         let offered = match &self.address {
             Some(Address::Peer { peer, id, progress: true }) => {
                 match peer.offer(Outgoing::Progress(*id, Box::new(payload))) {
-                    Err(Refused::Full(_, met)) => Err(met),
+                    Err(Refused::Full(_, met)) => Err(Some(met)),
                     Ok(()) | Err(Refused::Closed(_)) => Ok(()),
                 }
             }
@@ -418,7 +417,8 @@ impl ReplyTo {
         };
         match offered {
             Err(_) if parlour_core::bug!("progress_left_out") => Ok(()),
-            Err((key, max)) => Err(self.metrics.limit_met(key, Some(max), unread_progress())),
+            Err(Some((key, max))) => Err(self.metrics.limit_met(key, Some(max), unread_progress())),
+            Err(None) => Err(unread_progress()),
             Ok(()) => Ok(()),
         }
     }

@@ -18,7 +18,6 @@ use crate::handle::{Command, Ids, LocalSubscription, Request, Waiting, after};
 use crate::kept::{Kept, wrong_count};
 use crate::outgoing::{Outgoing, payload, weight};
 use crate::transport::protocol;
-
 use crate::{Error, ErrorKind};
 
 /// How much of small frames is put into one message: as the protocol asks.

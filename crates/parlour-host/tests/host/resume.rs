@@ -358,7 +358,16 @@ async fn progress_that_is_not_read_ends_the_call_and_the_limit_is_named() {
 
 #[tokio::test(start_paused = true)]
 async fn progress_that_is_not_read_over_http_ends_the_call_and_the_limit_is_named() {
-    let room = Room::open(&[("limits.queue_bytes", "1MiB")]);
+    let fault = unread_over_http("1MiB").await;
+    assert!(fault.contains("limits.queue_bytes"), "{fault}");
+    // How many messages may wait there is no setting, and none is named.
+    let fault = unread_over_http("8MiB").await;
+    assert!(!fault.contains("limits."), "{fault}");
+}
+
+/// How a call over HTTP ends whose caller reads none of its progress, 4 MB in 500 messages.
+async fn unread_over_http(queue_bytes: &str) -> String {
+    let room = Room::open(&[("limits.queue_bytes", queue_bytes)]);
     let mut worker = room.worker("slow").await;
     let mut reader = room.connect();
     let request = "POST /v1/agents/slow/k/call HTTP/1.1\r\nhost: localhost\r\n\
@@ -373,7 +382,7 @@ async fn progress_that_is_not_read_over_http_ends_the_call_and_the_limit_is_name
     reader.read_to_string(&mut answer).await.unwrap();
     let fault = answer.split("event: fault\ndata: ").nth(1).unwrap();
     assert!(fault.contains("progress waits to be read"), "{fault}");
-    assert!(fault.contains("limits.queue_bytes"), "{fault}");
+    fault.to_owned()
 }
 
 #[tokio::test(start_paused = true)]

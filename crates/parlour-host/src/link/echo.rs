@@ -27,8 +27,8 @@ use crate::{Config, Host};
 struct Echo {
     /// Messages to send back, and whether they are text.
     messages: VecDeque<(bool, Bytes)>,
-    /// Those among them that came without a byte, and so without a frame.
-    empty: usize,
+    /// Those among them that were not decoded: they have no byte, or their turn comes.
+    undecoded: usize,
     /// Whether what goes back is not what came: a client that does not notice checks nothing.
     damages: bool,
 }
@@ -38,13 +38,13 @@ impl Protocol for Echo {
 
     fn begin(&mut self, is_text: bool) -> Result<(), &'static str> {
         self.messages.push_back((is_text, Bytes::new()));
-        self.empty += 1;
+        self.undecoded += 1;
         Ok(())
     }
 
     fn decode(&mut self, message: &mut Bytes) -> Result<Option<Frame>, Close> {
         self.messages.back_mut().unwrap().1 = std::mem::take(message);
-        self.empty -= 1;
+        self.undecoded -= 1;
         Ok(Some(Frame::Ping(0)))
     }
 
@@ -77,7 +77,8 @@ impl Link for EchoLink {
 
     async fn receive(&mut self, read: bool, wants_room: bool, frames: &mut Vec<Frame>) -> Received {
         let received = self.0.receive(read, wants_room, frames).await;
-        let empty = std::mem::take(&mut self.0.protocol.empty);
+        let next = usize::from(!self.0.undecoded.is_empty());
+        let empty = std::mem::replace(&mut self.0.protocol.undecoded, next) - next;
         frames.extend((0..empty).map(|_| Frame::Ping(0)));
         received
     }

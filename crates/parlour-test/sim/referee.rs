@@ -243,8 +243,6 @@ impl Session {
         for mut frame in again.into_iter().rev() {
             if let Frame::Call(call) = &mut frame {
                 call.resent = true;
-                let deadline = self.open.get(&call.id.0).map_or(now, |&(_, at)| at - 2 * LAZY);
-                call.timeout = Some((deadline - now).max(Duration::from_millis(1)));
             }
             self.waiting.push_front(frame);
         }
@@ -347,8 +345,15 @@ impl Session {
     /// Writes what waits, as far as there is credit. Returns whether the socket is well.
     async fn write(&mut self, socket: &mut Socket) -> bool {
         while (self.kept.len() as u64) < self.credit.messages
-            && let Some(frame) = self.waiting.pop_front()
+            && let Some(mut frame) = self.waiting.pop_front()
         {
+            // The host counts from when the frame comes, which may be long after it was pushed.
+            if let Frame::Call(call) = &mut frame
+                && let Some(&(_, until)) = self.open.get(&call.id.0)
+            {
+                let left = (until - 2 * LAZY).duration_since(Instant::now());
+                call.timeout = Some(left.max(Duration::from_millis(1)));
+            }
             self.sent += 1;
             self.kept.push_back(frame.clone());
             if !send(socket, &frame).await {

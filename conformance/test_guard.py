@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -10,6 +11,8 @@ from raw import Raw, request, upgrade
 
 RPC = json.dumps({"jsonrpc": "2.0", "method": "runtime.get_subscriptions", "id": 1}).encode()
 RPC_HEADERS = ("Content-Type: application/json", "x-client-id: c")
+# A client of the dialect is connected once, and whether it still is, is for the host to find out.
+CLIENTS = itertools.count()
 
 
 def doors(host: str, *headers: str) -> dict[str, bytes]:
@@ -19,7 +22,7 @@ def doors(host: str, *headers: str) -> dict[str, bytes]:
         "a call": request("POST", "/v1/agents/nobody/k/call", host, b"x", *headers),
         "rpc": request("POST", "/rpc", host, RPC, *RPC_HEADERS, *headers),
         "a stream": request("GET", "/v1/topics/t/events", host, b"", *headers),
-        "the dialect": upgrade("/open_channel?client_id=c", host, *headers),
+        "the dialect": upgrade(f"/open_channel?client_id=c{next(CLIENTS)}", host, *headers),
         "the channel": upgrade(
             "/open_channel", host, "Sec-WebSocket-Protocol: parlour.v1", *headers
         ),

@@ -8,6 +8,7 @@
 #[cfg(feature = "bugs")]
 pub mod bugs;
 mod directory;
+pub mod durable;
 mod envelope;
 mod fault;
 mod name;

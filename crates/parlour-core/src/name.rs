@@ -163,6 +163,10 @@ pub struct InvalidName {
 }
 
 impl InvalidName {
+    pub(crate) fn new(what: &'static str, name: &str, rule: &'static str) -> Self {
+        Self { what, name: shorten(name), rule }
+    }
+
     /// What such a name must be.
     pub fn rule(&self) -> &'static str {
         self.rule

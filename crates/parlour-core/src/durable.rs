@@ -1,0 +1,25 @@
+//! Messages that are kept until they have ended: their lives, and the log these are folded from.
+//!
+//! A host writes what happens to durable messages into logs, one per [`Partition`]. A log is a row of
+//! commits, each of which carries [`Record`]s. The state of a partition is what its records say, one
+//! after the other, and nothing else: [`Partition::replay`] makes it from a log, and every command
+//! goes the same way, as a record that is applied and then written.
+//!
+//! Nothing here writes, waits or looks at a clock. Whoever owns a partition gives it commands and the
+//! time, appends what [`Partition::take_commit`] returns, and acts on the outcome when that is on disk.
+
+mod delivery;
+mod id;
+mod line;
+mod partition;
+mod policy;
+mod record;
+
+pub use delivery::{Change, Counts, Delivery, Level, MAX_STEPS, Stale, State, Step};
+pub use id::{DeliveryId, PartitionId, Position, Timestamp};
+pub use line::Gate;
+pub use partition::{
+    Accept, Accepted, Commit, Partition, Place, Settled, Standing, Start, Totals, record_at,
+};
+pub use policy::RetryPolicy;
+pub use record::{Corrupt, FORMAT, KeyEntry, Message, MessageKind, Record, Source};

@@ -1,0 +1,110 @@
+//! What durable things are named by.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::InvalidName;
+
+/// A time of day in milliseconds since the Unix epoch, as the clock of the host tells it. It never
+/// goes back within one log.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[expect(clippy::exhaustive_structs, reason = "a number with a unit")]
+pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    /// This much later; at the end of time at the latest.
+    #[must_use]
+    pub fn after(self, wait: Duration) -> Self {
+        Self(self.0.saturating_add(wait.as_millis().try_into().unwrap_or(u64::MAX)))
+    }
+
+    /// How long it is from `earlier` until this; zero if that is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// A part of the room whose durable messages are in one log. The hash of an agent's name chooses it.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[expect(clippy::exhaustive_structs, reason = "a number with a name")]
+pub struct PartitionId(pub u16);
+
+impl fmt::Display for PartitionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// The place of a commit in its log. The first is 1.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[expect(clippy::exhaustive_structs, reason = "a number with a name")]
+pub struct Position(pub u64);
+
+impl Position {
+    /// The place behind this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// Names a delivery for good. Written `partition-epoch-number`, such as `3-9f2c11aa-512`.
+///
+/// ```
+/// # use parlour_core::durable::DeliveryId;
+/// let id = DeliveryId::parse("3-9f2c11aa-512")?;
+/// assert_eq!((id.partition.0, id.number), (3, 512));
+/// assert_eq!(id.to_string(), "3-9f2c11aa-512");
+/// # Ok::<(), parlour_core::InvalidName>(())
+/// ```
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[expect(clippy::exhaustive_structs, reason = "a delivery is named by these for good")]
+pub struct DeliveryId {
+    /// The partition of its agent.
+    pub partition: PartitionId,
+    /// Drawn at random by each owner of the partition, so that a log which was restored from a backup
+    /// names nothing twice.
+    pub epoch: u32,
+    /// Counts the deliveries that the partition accepted.
+    pub number: u64,
+}
+
+impl DeliveryId {
+    /// Parses the text that `Display` writes.
+    pub fn parse(id: &str) -> Result<Self, InvalidName> {
+        let parts = || {
+            let mut parts = id.split('-');
+            let (partition, epoch, number) = (parts.next()?, parts.next()?, parts.next()?);
+            let parsed = Self {
+                partition: PartitionId(partition.parse().ok()?),
+                epoch: u32::from_str_radix(epoch, 16).ok()?,
+                number: number.parse().ok()?,
+            };
+            // Each delivery has one name: no signs, no further zeros.
+            (parts.next().is_none() && parsed.to_string() == id).then_some(parsed)
+        };
+        parts().ok_or_else(|| {
+            InvalidName::new("delivery id", id, "what the answer to its acceptance named it")
+        })
+    }
+}
+
+impl fmt::Display for DeliveryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{:08x}-{}", self.partition, self.epoch, self.number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delivery_has_one_name() {
+        for bad in
+            ["", "3-9f2c11aa", "3-9F2C11AA-1", "03-9f2c11aa-1", "3-1-1", "3-9f2c11aa-1-", "-"]
+        {
+            assert!(DeliveryId::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+}

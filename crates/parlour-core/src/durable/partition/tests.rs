@@ -1,0 +1,555 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::durable::{MAX_STEPS, MessageKind};
+use crate::{Header, Payload, Principal};
+
+const MEMORY: usize = 1000;
+
+fn message(text: &str) -> Message {
+    let id = MessageId::parse("m1").unwrap();
+    let header = Header {
+        conversation: id.clone(),
+        id,
+        cause: None,
+        principal: Principal::ANONYMOUS,
+        sender: None,
+        traceparent: None,
+        hops: 0,
+        idempotency_key: None,
+    };
+    Message { kind: MessageKind::Call, header, payload: Payload::text(text) }
+}
+
+fn accept(agent: &str) -> Accept {
+    Accept {
+        agent: AgentId::parse(agent).unwrap(),
+        message: message("work"),
+        not_before: None,
+        expires_at: None,
+        max_attempts: 2,
+        max_lost: 3,
+        strict: false,
+        key: None,
+        source: None,
+    }
+}
+
+/// A partition with its log, as its owner has it.
+struct Owner {
+    partition: Partition,
+    log: BTreeMap<Position, Bytes>,
+    now: Timestamp,
+    policy: RetryPolicy,
+    /// Attempts under way, as their workers know them.
+    attempts: Vec<(DeliveryId, u64)>,
+    settled: BTreeMap<u64, State>,
+    /// The number and token of what began, since the last crash.
+    started: Vec<(u64, u64)>,
+}
+
+impl Owner {
+    fn new() -> Self {
+        Self {
+            partition: Partition::new(PartitionId(3), 1, MEMORY),
+            log: BTreeMap::new(),
+            now: Timestamp(1000),
+            policy: RetryPolicy::default(),
+            attempts: Vec::new(),
+            settled: BTreeMap::new(),
+            started: Vec::new(),
+        }
+    }
+
+    fn accept(&mut self, accept: Accept) -> DeliveryId {
+        self.partition.accept(accept, self.now).unwrap().id
+    }
+
+    fn start(&mut self) -> Option<Start> {
+        let mut gate = |_: &AgentId| Gate::Open(WorkerId(1), "w".into());
+        let start = self.partition.poll_start(self.now, &mut gate)?;
+        self.attempts.push((start.id, start.token));
+        self.started.push((start.id.number, start.token));
+        Some(start)
+    }
+
+    fn end(&mut self, id: DeliveryId, token: u64, reply: Reply) -> Result<(), Stale> {
+        self.partition.end(id, token, reply, &self.policy, self.now, 0.5)
+    }
+
+    fn wait(&mut self, wait: Duration) {
+        self.commit();
+        self.now = self.now.after(wait);
+        self.partition.handle_timeout(self.now);
+    }
+
+    fn commit(&mut self) {
+        let Some(commit) = self.partition.take_commit() else { return };
+        for settled in &commit.settled {
+            let Delivery { id, state, .. } = settled.delivery;
+            let earlier = self.settled.insert(id.number, state);
+            assert_eq!(earlier, None, "{id} ended twice");
+            let record = record_at(&commit.bytes, settled.place.offset).unwrap();
+            let Record::Settled { delivery, .. } = record else { panic!("{record:?}") };
+            assert_eq!(delivery.id, id);
+        }
+        self.log.insert(commit.position, commit.bytes);
+        self.log.retain(|position, _| *position > self.partition.needless());
+    }
+
+    /// What the log says, to a host that has just started.
+    fn replayed(&self) -> Partition {
+        let mut partition = Partition::new(PartitionId(3), 1, MEMORY);
+        let Some(last) = self.log.values().last() else { return partition };
+        let base = Partition::base(last).unwrap();
+        for (position, commit) in self.log.range(base.next()..) {
+            partition.replay(*position, commit).unwrap();
+        }
+        partition
+    }
+
+    /// The host is killed: what was not committed never was.
+    fn crash(&mut self) {
+        self.partition = self.replayed();
+        self.attempts.clear();
+        self.started.clear();
+        self.partition.recover(2, &self.policy, self.now, 0.5);
+    }
+}
+
+/// All that two partitions must agree on.
+fn view(partition: &Partition) -> impl PartialEq + std::fmt::Debug {
+    let mut deliveries: Vec<_> = partition.iter().cloned().collect();
+    deliveries.sort_by_key(|it| it.id.number);
+    let keys: BTreeMap<_, _> = partition.keys.iter().map(|(k, v)| (*k, v.clone())).collect();
+    let commits: Vec<_> =
+        partition.commits.iter().map(|it| (it.position, it.bytes, it.live)).collect();
+    let scalars = &partition.scalars;
+    (
+        deliveries,
+        keys,
+        partition.sources.clone(),
+        (scalars.totals, partition.standing, partition.position),
+        partition.timers.clone(),
+        commits,
+        (partition.commit_bytes, partition.live_bytes),
+    )
+}
+
+fn check(owner: &Owner) {
+    let partition = &owner.partition;
+    let (totals, standing) = (partition.totals(), partition.standing());
+    let Totals { accepted, completed, cancelled, expired, discarded } = totals;
+    let Standing { waiting, in_flight, dead } = standing;
+    assert_eq!(
+        accepted,
+        completed + cancelled + expired + discarded + dead + waiting + in_flight,
+        "{totals:?} {standing:?}"
+    );
+    let mut counted = Standing::default();
+    for delivery in partition.iter() {
+        *counted.of(delivery.state) += 1;
+        assert!(delivery.failed <= delivery.max_attempts, "{delivery:?}");
+        assert!(delivery.lost <= delivery.max_lost, "{delivery:?}");
+        assert!(delivery.attempt <= delivery.failed + delivery.lost + 1, "{delivery:?}");
+        let generations = delivery.steps.iter().map(|step| step.generation);
+        let last = delivery.generation;
+        let first = last + 1 - delivery.steps.len() as u64;
+        assert!(generations.eq(first..=last), "{delivery:?}");
+        assert!(delivery.steps.len() <= MAX_STEPS);
+    }
+    assert_eq!(counted, standing);
+}
+
+#[test]
+fn a_delivery_lives_from_its_acceptance_to_its_end() {
+    let mut owner = Owner::new();
+    let id = owner.accept(accept("a/1"));
+    let start = owner.start().unwrap();
+    assert_eq!((start.id, start.attempt), (id, 1));
+    assert_eq!(start.message.unwrap().payload, Payload::text("work"));
+    owner.partition.received(id, start.token, owner.now).unwrap();
+    owner.partition.processing(id, start.token, "half".into(), owner.now).unwrap();
+    owner.end(id, start.token, Ok(Payload::text("done"))).unwrap();
+    let commit = owner.partition.take_commit().unwrap();
+    let [settled] = &commit.settled[..] else { panic!("{commit:?}") };
+    let levels: Vec<_> = settled.delivery.steps.iter().map(|step| step.level.name()).collect();
+    assert_eq!(levels, ["dispatched", "received", "processing", "completed"]);
+    assert_eq!(settled.reply, Some(Payload::text("done")));
+    assert_eq!(settled.delivery.generation, 5);
+    assert_eq!(owner.partition.get(id), None);
+    assert_eq!(owner.end(id, start.token, Ok(Payload::default())), Err(Stale));
+}
+
+#[test]
+fn what_an_old_attempt_says_is_refused() {
+    let mut owner = Owner::new();
+    let id = owner.accept(accept("a/1"));
+    let first = owner.start().unwrap().token;
+    let lost = Fault::new(FaultKind::WorkerLost, "gone");
+    owner.end(id, first, Err(lost)).unwrap();
+    owner.wait(Duration::from_secs(1));
+    let second = owner.start().unwrap();
+    assert_eq!(second.attempt, 2);
+    assert_eq!(owner.end(id, first, Ok(Payload::default())), Err(Stale));
+    assert_eq!(owner.partition.received(id, first, owner.now), Err(Stale));
+    owner.end(id, second.token, Ok(Payload::default())).unwrap();
+}
+
+#[test]
+fn failures_and_losses_have_each_a_number_of_their_own() {
+    for (kind, attempts) in [(FaultKind::AgentFailed, 2), (FaultKind::WorkerLost, 3)] {
+        let mut owner = Owner::new();
+        let id = owner.accept(accept("a/1"));
+        for attempt in 1..=attempts {
+            let start = owner.start().unwrap();
+            assert_eq!(start.attempt, attempt);
+            owner.end(id, start.token, Err(Fault::new(kind, "no"))).unwrap();
+            owner.wait(Duration::from_secs(60));
+        }
+        assert!(owner.start().is_none());
+        assert_eq!(owner.partition.get(id).unwrap().state, State::Dead);
+    }
+}
+
+#[test]
+fn an_attempt_that_reached_nobody_does_not_count() {
+    let mut owner = Owner::new();
+    let id = owner.accept(accept("a/1"));
+    for _ in 0..100 {
+        let start = owner.start().unwrap();
+        assert_eq!(start.attempt, 1);
+        let fault = Fault::new(FaultKind::Overloaded, "full").may_have_run_if(false);
+        owner.end(id, start.token, Err(fault)).unwrap();
+        owner.wait(Duration::from_secs(60));
+    }
+    let waits = owner.partition.get(id).unwrap();
+    assert_eq!((waits.state, waits.failed, waits.lost, waits.unsent), (State::Waiting, 0, 0, 100));
+}
+
+#[test]
+fn an_invalid_message_is_not_tried_twice() {
+    let mut owner = Owner::new();
+    let id = owner.accept(accept("a/1"));
+    let start = owner.start().unwrap();
+    owner.end(id, start.token, Err(Fault::new(FaultKind::Invalid, "no"))).unwrap();
+    assert_eq!(owner.partition.get(id).unwrap().state, State::Dead);
+    owner.partition.redrive(id, owner.now).unwrap();
+    assert_eq!(owner.start().unwrap().attempt, 1);
+}
+
+#[test]
+fn one_that_waits_lets_later_ones_pass_unless_they_ask_for_order() {
+    for strict in [false, true] {
+        let mut owner = Owner::new();
+        let ids = [1, 2, 3].map(|_| owner.accept(Accept { strict, ..accept("a/1") }));
+        let first = owner.start().unwrap();
+        assert_eq!(first.id, ids[0]);
+        let failed = Fault::new(FaultKind::AgentFailed, "no");
+        owner.end(first.id, first.token, Err(failed)).unwrap();
+        assert_eq!(owner.start().map(|start| start.id), (!strict).then_some(ids[1]));
+        owner.wait(Duration::from_secs(60));
+        let again = owner.start().unwrap();
+        assert_eq!(again.id, ids[0]);
+        owner.end(again.id, again.token, Ok(Payload::default())).unwrap();
+        assert_eq!(owner.start().map(|start| start.id), Some(ids[if strict { 1 } else { 2 }]));
+        assert!(owner.start().is_none());
+    }
+}
+
+#[test]
+fn the_same_key_is_accepted_once_and_free_again_after_its_window() {
+    let mut owner = Owner::new();
+    let key = |body| Some((7, body, Duration::from_secs(10)));
+    let keyed = |body| Accept { key: key(body), ..accept("a/1") };
+    let first = owner.partition.accept(keyed(1), owner.now).unwrap();
+    let again = owner.partition.accept(keyed(1), owner.now).unwrap();
+    assert_eq!(again, Accepted { is_new: false, ..first.clone() });
+    let other = owner.partition.accept(keyed(2), owner.now).unwrap_err();
+    assert_eq!(other.kind(), FaultKind::Conflict);
+    owner.commit();
+    owner.crash();
+    assert_eq!(owner.partition.accept(keyed(1), owner.now).unwrap().id, first.id);
+    owner.wait(Duration::from_secs(10));
+    assert!(owner.partition.accept(keyed(2), owner.now).unwrap().is_new);
+}
+
+#[test]
+fn what_is_to_come_later_begins_then_and_what_is_too_late_does_not() {
+    let mut owner = Owner::new();
+    let begin = owner.now;
+    let at = |seconds| Some(begin.after(Duration::from_secs(seconds)));
+    let later = Accept { not_before: at(5), ..accept("a/1") };
+    let short = Accept { expires_at: at(3), not_before: at(4), ..accept("a/2") };
+    let (later, short) = (owner.accept(later), owner.accept(short));
+    assert!(owner.start().is_none());
+    assert_eq!(owner.partition.poll_timeout(), at(3));
+    for (seconds, begins) in [(3, None), (4, None), (5, Some(later))] {
+        owner.wait(begin.after(Duration::from_secs(seconds)).since(owner.now));
+        assert_eq!(owner.start().map(|start| start.id), begins);
+    }
+    owner.commit();
+    assert_eq!(owner.settled, BTreeMap::from([(short.number, State::Expired)]));
+}
+
+#[test]
+fn a_busy_worker_holds_up_its_own_agents_only() {
+    let mut owner = Owner::new();
+    for agent in ["a/slow1", "a/slow2", "a/fast", "b/1"] {
+        owner.accept(accept(agent));
+    }
+    let busy = WorkerId(7);
+    let mut slow = |agent: &AgentId| match (agent.agent_type.as_str(), agent.key.as_str()) {
+        ("a", "fast") => Gate::Open(WorkerId(1), "fast".into()),
+        ("a", _) => Gate::Busy(busy),
+        _ => Gate::Closed,
+    };
+    let start = owner.partition.poll_start(owner.now, &mut slow).unwrap();
+    assert_eq!(start.agent.key.as_str(), "fast");
+    assert!(owner.partition.poll_start(owner.now, &mut slow).is_none());
+    let mut open = |_: &AgentId| Gate::Open(busy, "slow".into());
+    assert!(owner.partition.poll_start(owner.now, &mut open).is_none());
+    owner.partition.wake_worker(busy);
+    let start = owner.partition.poll_start(owner.now, &mut open).unwrap();
+    assert_eq!(start.agent.key.as_str(), "slow1");
+    assert!(owner.partition.poll_start(owner.now, &mut open).is_none());
+    owner.partition.wake_all();
+    let mut rest = BTreeSet::new();
+    while let Some(start) = owner.partition.poll_start(owner.now, &mut open) {
+        rest.insert(start.agent.to_string());
+    }
+    assert_eq!(rest, BTreeSet::from(["a/slow2".into(), "b/1".into()]));
+}
+
+#[test]
+fn room_at_a_worker_that_its_agent_has_left_goes_to_another() {
+    let mut owner = Owner::new();
+    let worker = WorkerId(7);
+    for agent in ["a/1", "a/2"] {
+        owner.accept(accept(agent));
+    }
+    let mut busy = |_: &AgentId| Gate::Busy(worker);
+    assert!(owner.partition.poll_start(owner.now, &mut busy).is_none());
+    owner.partition.wake_worker(worker);
+    let mut moved = |agent: &AgentId| match agent.key.as_str() {
+        "1" => Gate::Open(WorkerId(8), "other".into()),
+        _ => Gate::Open(worker, "same".into()),
+    };
+    assert_eq!(owner.partition.poll_start(owner.now, &mut moved).unwrap().worker, WorkerId(8));
+    assert_eq!(owner.partition.poll_start(owner.now, &mut moved).unwrap().worker, worker);
+}
+
+#[test]
+fn a_commit_of_a_later_format_or_out_of_place_is_refused() {
+    let mut owner = Owner::new();
+    owner.accept(accept("a/1"));
+    owner.commit();
+    owner.accept(accept("a/2"));
+    owner.commit();
+    let commits: Vec<_> = owner.log.values().cloned().collect();
+    let mut newer = commits[0].to_vec();
+    newer[0] = FORMAT + 1;
+    let mut partition = Partition::new(PartitionId(3), 1, MEMORY);
+    let refused = partition.replay(Position(1), &newer.into());
+    assert_eq!(refused, Err(Corrupt::Newer(FORMAT + 1)));
+    partition.replay(Position(1), &commits[0]).unwrap();
+    assert!(matches!(partition.replay(Position(3), &commits[1]), Err(Corrupt::Contradiction(_))));
+}
+
+#[test]
+fn every_cut_of_a_commit_is_refused() {
+    let mut owner = Owner::new();
+    let id = owner.accept(Accept { key: Some((1, 2, Duration::from_secs(1))), ..accept("a/1") });
+    let start = owner.start().unwrap();
+    let fault = Fault::new(FaultKind::AgentFailed, "no").hint("hint").limit("key", Some(3));
+    owner.end(id, start.token, Err(fault)).unwrap();
+    owner.commit();
+    let commit = owner.log.values().next().unwrap().clone();
+    for end in 0..commit.len() {
+        let mut partition = Partition::new(PartitionId(3), 1, MEMORY);
+        let refused = partition.replay(Position(1), &commit.slice(..end));
+        // Between two records nothing is missing that the bytes could tell of: the checksum does.
+        assert!(
+            refused.is_err()
+                || partition.totals() != owner.partition.totals()
+                || partition.iter().next().map(|it| it.generation) < Some(3),
+            "{end}"
+        );
+    }
+}
+
+/// What may happen to a partition, in any order.
+#[derive(Clone, Debug)]
+enum Op {
+    Accept { agent: u8, key: Option<u8>, body: u8, strict: bool, delay: u8, ttl: u8 },
+    Start { open: bool },
+    Received(usize),
+    Processing(usize),
+    End(usize, u8),
+    Cancel(u8),
+    Redrive(u8),
+    Discard(u8),
+    Wait(u16),
+    Commit,
+    Carry,
+    Crash,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => (0..3_u8, proptest::option::of(0..3_u8), 0..2_u8, any::<bool>(), 0..3_u8, 0..4_u8)
+            .prop_map(|(agent, key, body, strict, delay, ttl)| {
+                Op::Accept { agent, key, body, strict, delay, ttl }
+            }),
+        6 => any::<bool>().prop_map(|open| Op::Start { open }),
+        2 => (0..8_usize).prop_map(Op::Received),
+        2 => (0..8_usize).prop_map(Op::Processing),
+        6 => (0..8_usize, 0..6_u8).prop_map(|(n, how)| Op::End(n, how)),
+        1 => (0..12_u8).prop_map(Op::Cancel),
+        1 => (0..12_u8).prop_map(Op::Redrive),
+        1 => (0..12_u8).prop_map(Op::Discard),
+        2 => (0..2000_u16).prop_map(Op::Wait),
+        3 => Just(Op::Commit),
+        1 => Just(Op::Carry),
+        1 => Just(Op::Crash),
+    ]
+}
+
+fn run(owner: &mut Owner, op: Op) {
+    let id = |owner: &Owner, n: u8| {
+        let known = owner.partition.iter().find(|it| it.id.number == u64::from(n));
+        known.map(|it| it.id)
+    };
+    match op {
+        Op::Accept { agent, key, body, strict, delay, ttl } => {
+            let at = |seconds: u8| {
+                let wait = Duration::from_millis(u64::from(seconds) * 300);
+                (seconds > 0).then(|| owner.now.after(wait))
+            };
+            let key = key.map(|key| (key.into(), body.into(), Duration::from_secs(2)));
+            let (not_before, expires_at) = (at(delay), at(ttl));
+            let accept =
+                Accept { strict, key, not_before, expires_at, ..accept(&format!("a/{agent}")) };
+            // The only refusal is that of a key with another body.
+            if let Err(fault) = owner.partition.accept(accept, owner.now) {
+                assert_eq!(fault.kind(), FaultKind::Conflict);
+            }
+        }
+        Op::Start { open: false } => {
+            let none = owner.partition.poll_start(owner.now, &mut |_| Gate::Closed);
+            assert!(none.is_none());
+            owner.partition.wake_all();
+        }
+        Op::Start { open: true } => {
+            let due: Vec<_> = owner.partition.iter().filter(|it| it.is_due(owner.now)).collect();
+            let due: Vec<_> = due.into_iter().cloned().collect();
+            let strict: Vec<_> = owner.partition.iter().filter(|it| it.strict).cloned().collect();
+            let before = owner.partition.deliveries.len();
+            let Some(start) = owner.start() else {
+                // Nothing that may begin is left behind.
+                for it in due {
+                    let blocked = strict.iter().any(|other| {
+                        other.agent == it.agent
+                            && other.id < it.id
+                            && other.state != State::Dead
+                            && it.strict
+                    });
+                    assert!(blocked, "{it:?} does not begin");
+                }
+                return;
+            };
+            assert_eq!(before, owner.partition.deliveries.len());
+            for other in &due {
+                // A delivery that the clock has not made ready yet does not count.
+                let is_ready = other.next_attempt_at.is_none();
+                let earlier = other.agent == start.agent && other.id < start.id && is_ready;
+                assert!(!earlier || other.strict, "{other:?} was passed by {start:?}");
+            }
+        }
+        Op::Received(n) => {
+            if let Some(&(id, token)) = owner.attempts.get(n) {
+                let _ = owner.partition.received(id, token, owner.now);
+            }
+        }
+        Op::Processing(n) => {
+            if let Some(&(id, token)) = owner.attempts.get(n) {
+                let _ = owner.partition.processing(id, token, "half".into(), owner.now);
+            }
+        }
+        Op::End(n, how) => {
+            let Some(&(id, token)) = owner.attempts.get(n) else { return };
+            let fault = |kind| Err(Fault::new(kind, "no"));
+            let reply = match how {
+                0 | 1 => Ok(Payload::text("done")),
+                2 => fault(FaultKind::AgentFailed),
+                3 => fault(FaultKind::WorkerLost),
+                4 => fault(FaultKind::Overloaded),
+                _ => fault(FaultKind::Invalid),
+            };
+            let is_current = owner.partition.get(id).is_some_and(|it| it.check(token).is_ok());
+            assert_eq!(owner.end(id, token, reply).is_ok(), is_current);
+            // An attempt ends once, whatever is said of it later.
+            assert_eq!(owner.end(id, token, Ok(Payload::default())), Err(Stale));
+        }
+        Op::Cancel(n) => {
+            if let Some(id) = id(owner, n) {
+                let _ = owner.partition.cancel(id, "enough".into(), owner.now);
+            }
+        }
+        Op::Redrive(n) => {
+            if let Some(id) = id(owner, n) {
+                let _ = owner.partition.redrive(id, owner.now);
+            }
+        }
+        Op::Discard(n) => {
+            if let Some(id) = id(owner, n) {
+                let _ = owner.partition.discard(id, "enough".into(), owner.now);
+            }
+        }
+        Op::Wait(millis) => {
+            owner.wait(Duration::from_millis(millis.into()));
+        }
+        Op::Commit => {
+            owner.commit();
+            let mut replayed = owner.replayed();
+            for partition in [&mut owner.partition, &mut replayed] {
+                partition.handle_timeout(owner.now);
+                partition.let_go();
+            }
+            assert_eq!(view(&replayed), view(&owner.partition));
+        }
+        Op::Carry => {
+            // What is not on disk is not carried: its commit is not there to be read.
+            owner.commit();
+            while let Some(position) = owner.partition.poll_carry(0) {
+                let commit = owner.log[&position].clone();
+                owner.partition.carry(position, &commit).unwrap();
+                owner.commit();
+            }
+        }
+        Op::Crash => owner.crash(),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_a_delivery_ends_once_and_the_log_tells_it_all(
+        ops in proptest::collection::vec(op(), 0..120),
+    ) {
+        let mut owner = Owner::new();
+        for op in ops {
+            run(&mut owner, op);
+            check(&owner);
+        }
+        owner.commit();
+        // What was accepted, and is on disk, is either there or has ended.
+        let there: BTreeSet<_> = owner.partition.iter().map(|it| it.id.number).collect();
+        for number in 1..=owner.partition.totals().accepted {
+            assert!(there.contains(&number) != owner.settled.contains_key(&number), "{number}");
+        }
+    }
+}

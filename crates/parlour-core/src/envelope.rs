@@ -4,6 +4,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use thiserror::Error;
 
+use crate::durable::DeliveryId;
 use crate::{AgentId, Fault, MessageId, TopicId};
 
 /// How many messages may follow from one another unless a host is configured otherwise: a loop of
@@ -74,8 +75,20 @@ pub struct Call {
     pub deadline: Instant,
     /// Whether the caller wants to hear of its progress.
     pub progress: bool,
+    /// Of a durable call: which attempt this is.
+    pub attempt: Option<Attempt>,
     /// What is asked.
     pub payload: Payload,
+}
+
+/// One of the times that a durable message is sent to its agent.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "all that an agent is told of it")]
+pub struct Attempt {
+    /// The delivery, which is the same in each.
+    pub delivery: DeliveryId,
+    /// Which one it is, from 1 on.
+    pub number: u32,
 }
 
 impl Header {

@@ -44,7 +44,7 @@ pub use directory::{
     SubscriptionId, Target, TopicFilter, WorkerId,
 };
 pub use envelope::{
-    Call, Event, Header, MAX_HOPS, Metadata, MetadataError, Payload, Principal, Reply,
+    Attempt, Call, Event, Header, MAX_HOPS, Metadata, MetadataError, Payload, Principal, Reply,
 };
 pub use fault::{Fault, FaultKind};
 pub use name::{AgentId, AgentType, InvalidName, Key, MessageId, TopicId, TopicType};

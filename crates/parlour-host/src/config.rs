@@ -159,6 +159,28 @@ settings! {
         max_timeout: Duration = "10m" in "1ms" to "8760h",
             "The longest deadline a call may ask for; a longer one is shortened to it.";
     }
+    durable {
+        partitions: usize = "16" in "1" to "1024",
+            "Into how many logs the agents of a room are divided. It cannot change once there is data.";
+        max_attempts: usize = "5" in "1" to "1000000",
+            "Attempts of a delivery that may fail; after the last it is a dead letter.";
+        max_lost: usize = "10" in "1" to "1000000",
+            "Attempts of a delivery that may be lost with their worker or host.";
+        backoff_base: Duration = "200ms" in "1ms" to "24h",
+            "The longest wait before the second attempt. It doubles with each further one.";
+        backoff_cap: Duration = "1m" in "1ms" to "8760h",
+            "The longest wait between two attempts.";
+        attempt_timeout: Duration = "1h" in "1ms" to "8760h",
+            "How long one attempt may take.";
+        idempotency_window: Duration = "24h" in "1s" to "8760h",
+            "For how long an idempotency key is remembered.";
+        worker_in_flight: usize = "256" in "1" to "10000000",
+            "Attempts that one worker has at once.";
+        type_in_flight: usize = "4096" in "1" to "10000000",
+            "Attempts that the workers of one agent type have at once.";
+        memory_bytes: Bytes = "64MiB" in "0" to "1GiB",
+            "Bytes of waiting messages that are kept in memory; the rest is read when its turn comes.";
+    }
     limits {
         payload_bytes: Bytes = "1MiB" in "1" to "1GiB",
             "The largest payload of a message. A channel's frame may have 64 KiB more.";
@@ -300,6 +322,11 @@ impl fmt::Display for ByteCount {
             Some((unit, factor)) => write!(f, "{}{unit}", self.0 / factor),
         }
     }
+}
+
+/// Reads a time as settings write it, such as `500ms`, `30s` or `10m`.
+pub(crate) fn duration(text: &str) -> Option<Duration> {
+    Duration::read(text)
 }
 
 const TIME_UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];

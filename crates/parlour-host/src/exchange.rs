@@ -23,11 +23,12 @@ use parlour_core::{
     Call, CallId, Directory, Event, Fault, FaultKind, Header, MessageId, Payload, Principal, Reply,
     TopicId, WorkerId,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::Config;
 use crate::config::limits;
+use crate::durable::AttemptTo;
 use crate::event::SharedEvent;
 use crate::metrics::Metrics;
 use crate::peer::{
@@ -48,6 +49,8 @@ struct Inner {
     /// Read without a lock by every message; replaced, under `peers`, by every registration.
     directory: ArcSwap<Directory<Peer>>,
     peers: Mutex<BTreeMap<WorkerId, Peer>>,
+    /// Is sent to with each such change.
+    changes: watch::Sender<()>,
     moves: Moves,
     /// The connections that can go on over another socket, by the secret name of their session.
     sessions: Mutex<HashMap<ByteString, Peer>>,
@@ -127,6 +130,7 @@ impl Exchange {
             clock: Clock { started: Instant::now(), started_unix },
             directory: ArcSwap::default(),
             peers: Mutex::default(),
+            changes: watch::Sender::new(()),
             moves: Moves::default(),
             sessions: Mutex::default(),
             in_grace: AtomicUsize::new(0),
@@ -145,8 +149,13 @@ impl Exchange {
         &self.0.metrics
     }
 
+    /// Tells of each change of who serves what.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.0.changes.subscribe()
+    }
+
     /// The time of day at `now`, since the Unix epoch.
-    fn unix_time(&self, now: Instant) -> Duration {
+    pub(crate) fn unix_time(&self, now: Instant) -> Duration {
         self.0.clock.started_unix + now.duration_since(self.0.clock.started)
     }
 
@@ -278,6 +287,13 @@ impl Exchange {
         }
     }
 
+    /// Sends an attempt of a durable call on its way. What comes of it goes to `attempt`.
+    pub(crate) fn attempt(&self, call: Call, attempt: AttemptTo) -> Option<Ticket> {
+        let reply_to = ReplyTo::attempt(attempt, &self.0.metrics);
+        let work = Dispatched { id: self.next_call(), call, reply_to: None };
+        self.send_call(Box::new(work), reply_to)
+    }
+
     /// Sends a call on, under its name, that its worker left without having had it.
     pub(crate) fn move_on(&self, from: &Peer, work: Box<Dispatched>, reply_to: ReplyTo) {
         if self.0.directory.load().route(&work.call.target).is_some() {
@@ -395,7 +411,7 @@ impl Exchange {
         Ok(())
     }
 
-    fn admit_message(&self, header: &Header, payload: &Payload) -> Result<(), Fault> {
+    pub(crate) fn admit_message(&self, header: &Header, payload: &Payload) -> Result<(), Fault> {
         let limits = &self.0.config.limits;
         if self.is_draining() && header.cause.is_none() && header.sender.is_none() {
             return Err(Fault::new(FaultKind::Unavailable, "the host is shutting down")

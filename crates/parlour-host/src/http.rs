@@ -3,6 +3,7 @@
 mod agents;
 pub(crate) mod answer;
 mod body;
+mod deliveries;
 pub(crate) mod guard;
 mod operators;
 pub(crate) mod phase;

@@ -12,9 +12,11 @@
 //!
 //! `ARCHITECTURE.md` follows one call through these modules.
 
+pub mod backbone;
 mod channel;
 pub mod config;
 mod connection;
+mod durable;
 mod event;
 mod exchange;
 mod http;
@@ -34,6 +36,8 @@ pub use crate::http::problem::{JSON_RPC_FAULT, http_status};
 pub use crate::http::server::Listener;
 pub use crate::io::Io;
 
+use crate::backbone::Memory;
+use crate::durable::Durable;
 use crate::exchange::Exchange;
 use crate::http::guard::Guard;
 use crate::http::router::{App, router};
@@ -57,12 +61,14 @@ impl Host {
     }
 
     fn build(config: Config, token: Option<&str>) -> Self {
+        let backbone = Arc::new(Memory::new(config.durable.partitions as u16));
         let exchange = Exchange::new(Arc::new(config));
         let config = exchange.config();
         let guard = Arc::new(Guard::new(config, token, exchange.metrics().clone()));
         let places = Arc::new(Semaphore::new(config.limits.connections));
         let (lobby, tasks) = (Lobby::default(), Tasks::default());
-        Self { app: App { exchange, guard, lobby, tasks, places } }
+        let durable = Durable::new(&exchange, backbone);
+        Self { app: App { exchange, durable, guard, lobby, tasks, places } }
     }
 
     /// Serves `listener` until `shutdown` completes, and then until what is in flight has ended.

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::config::limits;
+use crate::durable::AttemptTo;
 use crate::event::SharedEvent;
 use crate::exchange::{Stay, Ticket};
 use crate::link::Resumption;
@@ -289,6 +290,12 @@ impl Peer {
         self.0.name.lock().clone()
     }
 
+    /// What it is called in the story of a delivery: by its name, or else its number.
+    pub(crate) fn label(&self) -> ByteString {
+        let name = self.name();
+        if name.is_empty() { self.0.id.0.to_string().into() } else { name }
+    }
+
     pub(crate) fn set_name(&self, name: &str) {
         *self.0.name.lock() = name.into();
     }
@@ -332,6 +339,8 @@ enum Address {
     Peer { peer: Peer, id: CallId, progress: bool },
     /// To a task that waits, such as a request's, and perhaps wants to hear of its progress.
     Waiter(oneshot::Sender<Reply>, Option<ProgressTo>),
+    /// To the owner of the delivery whose attempt it is.
+    Attempt(Box<AttemptTo>),
 }
 
 /// The way to somebody who is no peer and wants to hear of a call before its end.
@@ -402,6 +411,10 @@ impl ReplyTo {
         (Self::new(Address::Waiter(waiter, progress), metrics), reply)
     }
 
+    pub(crate) fn attempt(attempt: AttemptTo, metrics: &Arc<Metrics>) -> Self {
+        Self::new(Address::Attempt(Box::new(attempt)), metrics)
+    }
+
     /// Hands on what the agent says before it has ended. Nothing of it is left out: if the caller's
     /// queue is full, the fault returned is the end of the call.
     pub(crate) fn progress(&self, payload: Payload) -> Result<(), Fault> {
@@ -413,6 +426,7 @@ impl ReplyTo {
                 }
             }
             Some(Address::Waiter(_, Some(progress))) => progress.offer(payload),
+            Some(Address::Attempt(attempt)) if !attempt.progress(payload) => Err(None),
             _ => Ok(()),
         };
         match offered {
@@ -436,7 +450,7 @@ impl ReplyTo {
     fn settle(&mut self, reply: Reply) {
         let Some(address) = self.address.take() else { return };
         let reply = match &address {
-            Address::Waiter(..) => reply,
+            Address::Waiter(..) | Address::Attempt(_) => reply,
             Address::Peer { peer, .. } => {
                 let is_small = reply.as_ref().is_err_and(|fault| fault.weight() <= OVERHEAD);
                 // One more byte: as soon as a bound is reached the peer counts as slow.
@@ -453,6 +467,7 @@ impl ReplyTo {
         match address {
             // Whoever asked and has gone has no use for it.
             Address::Waiter(waiter, _) => drop(waiter.send(reply)),
+            Address::Attempt(attempt) => attempt.end(reply),
             Address::Peer { peer, id, .. } => {
                 if parlour_core::bug!("reply_sent_twice") {
                     peer.push(Outgoing::Reply(id, Box::new(reply.clone())));

@@ -118,6 +118,11 @@ impl Lines {
         }
     }
 
+    /// Whether agents wait for this worker.
+    pub(super) fn has_parked(&self, worker: WorkerId) -> bool {
+        self.parked.contains_key(&worker)
+    }
+
     /// Any delivery may be able to begin again.
     pub(super) fn wake_all(&mut self) {
         for agent in std::mem::take(&mut self.parked).into_values().flatten() {

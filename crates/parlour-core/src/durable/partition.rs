@@ -541,6 +541,16 @@ impl Partition {
         (live.delivery.id == id).then_some(&live.delivery)
     }
 
+    /// The same by its number alone.
+    pub fn get_by_number(&self, number: u64) -> Option<&Delivery> {
+        self.deliveries.get(&number).map(|live| &live.delivery)
+    }
+
+    /// Whether agents wait for this worker to have room.
+    pub fn has_parked(&self, worker: WorkerId) -> bool {
+        self.lines.has_parked(worker)
+    }
+
     /// Where the message of such a delivery stands, if it is not in memory.
     pub fn message(&self, id: DeliveryId) -> Option<Result<Arc<Message>, Place>> {
         let live = self.deliveries.get(&id.number).filter(|live| live.delivery.id == id)?;

@@ -191,6 +191,7 @@ fn what_a_host_sends_on_is_written_like_the_frame() {
     #[expect(clippy::disallowed_methods, reason = "not written")]
     let deadline = std::time::Instant::now();
     let call = crate::Call {
+        attempt: None,
         header,
         target: target.clone(),
         deadline,

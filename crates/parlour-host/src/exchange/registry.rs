@@ -149,6 +149,7 @@ impl Exchange {
         let mut next = Directory::clone(&self.0.directory.load());
         edit(&mut next).map_err(|error| self.refusal(&error))?;
         self.0.directory.store(Arc::new(next));
+        self.0.changes.send_replace(());
         Ok(())
     }
 

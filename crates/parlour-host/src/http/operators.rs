@@ -14,10 +14,14 @@ pub(crate) async fn livez() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz`: 200 while new work is taken, 503 from the begin of a shutdown.
+/// `GET /readyz`: 200 while new work is taken, 503 until the logs were read, from the begin of a
+/// shutdown, and when the store has failed.
 pub(crate) async fn readyz(State(app): State<App>) -> Response {
     if app.exchange.is_draining() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
+    }
+    if let Err(fault) = app.durable.ready() {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{fault}\n")).into_response();
     }
     "ok\n".into_response()
 }
@@ -30,7 +34,7 @@ pub(crate) async fn healthz(State(app): State<App>) -> Response {
         "status": if draining { "draining" } else { "ok" },
         "name": app.exchange.config().server.name,
         "version": env!("CARGO_PKG_VERSION"),
-        "storage": "memory",
+        "storage": app.durable.ack().name(),
         "channels": metrics.channels.get(),
         "calls_in_flight": metrics.calls_in_flight.get(),
     }));

@@ -50,13 +50,18 @@ pub(crate) async fn call(
     let conversation = header.conversation.clone();
     let payload = payload(&app, &parts.headers, body).await?;
     let progress = sse::is_wanted(&parts.headers);
-    let call = Call { header, target, deadline, progress, payload };
+    let call = Call { header, target, deadline, progress, attempt: None, payload };
     if progress {
         return sse::call(&app.exchange, call).await;
     }
     let reply = app.exchange.call(call, None).await;
     let payload =
         reply.map_err(|fault| Refusal::from(fault).conversation(conversation.as_str()))?;
+    Ok(reply_of(payload, &conversation))
+}
+
+/// An agent's reply as a response.
+pub(super) fn reply_of(payload: Payload, conversation: &MessageId) -> Response {
     let mut response = Response::new(axum::body::Body::from(payload.bytes));
     let headers = response.headers_mut();
     set(headers, CONVERSATION, conversation.as_str());
@@ -71,7 +76,7 @@ pub(crate) async fn call(
             set(headers, name, value);
         }
     }
-    Ok(response)
+    response
 }
 
 /// `POST /v1/topics/{type}/{source}`
@@ -180,7 +185,7 @@ pub(crate) fn origin(request: &Request) -> Origin {
     Origin { principal: principal.unwrap_or(Principal::ANONYMOUS), worker: None }
 }
 
-fn header_fields(headers: &HeaderMap) -> Result<HeaderFields, Fault> {
+pub(super) fn header_fields(headers: &HeaderMap) -> Result<HeaderFields, Fault> {
     let id = |name: &HeaderName| {
         let id = text(headers, name)?.map(MessageId::parse).transpose();
         id.map_err(|error| bad_name(&error))
@@ -195,7 +200,7 @@ fn header_fields(headers: &HeaderMap) -> Result<HeaderFields, Fault> {
     })
 }
 
-async fn payload(
+pub(super) async fn payload(
     app: &App,
     headers: &HeaderMap,
     body: axum::body::Body,
@@ -233,7 +238,7 @@ pub(super) fn number(headers: &HeaderMap, name: &HeaderName) -> Result<Option<u6
 }
 
 /// Sets a header from text that a worker chose; what no header can hold is left out.
-fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+pub(super) fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {
         headers.insert(name, value);
     }

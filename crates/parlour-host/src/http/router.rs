@@ -16,13 +16,15 @@ use super::answer::{Refusal, invalid};
 use super::guard::Guard;
 use super::tasks::Tasks;
 use super::upgrade::Lobby;
-use super::{agents, operators, rest, sse, upgrade};
+use super::{agents, deliveries, operators, rest, sse, upgrade};
+use crate::durable::Durable;
 use crate::exchange::Exchange;
 
 /// What the handlers share.
 #[derive(Clone)]
 pub(crate) struct App {
     pub(crate) exchange: Exchange,
+    pub(crate) durable: Durable,
     pub(crate) guard: Arc<Guard>,
     /// Clients of the 0.1.0 dialect, by the id they gave themselves.
     pub(crate) lobby: Lobby,
@@ -55,6 +57,10 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/agents", only(get(agents::all), "GET"))
         .route("/v1/agents/{type}", only(get(agents::one), "GET"))
         .route("/v1/agents/{type}/{key}/call", only(post(rest::call), "POST"))
+        .route("/v1/agents/{type}/{key}/deliveries", only(post(deliveries::accept), "POST"))
+        .route("/v1/deliveries/{id}", only(get(deliveries::one), "GET"))
+        .route("/v1/deliveries/{id}/reply", only(get(deliveries::reply), "GET"))
+        .route("/v1/deliveries/{id}/cancel", only(post(deliveries::cancel), "POST"))
         .route(
             "/v1/topics/{type}/events",
             only(get(sse::events).post(rest::publish_to_events), "GET, POST"),

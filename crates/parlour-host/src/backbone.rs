@@ -1,0 +1,96 @@
+//! Where durable messages live: the one seam to what keeps them.
+//!
+//! A room has a fixed number of partitions. Each is a log: a row of commits at positions from 1 on,
+//! without gaps. A commit is written as a whole or not at all. Whoever writes the next one owns the
+//! partition: two hosts that both believe to own it offer a commit for the same position, one of them
+//! is [`Fenced`](BackboneError::Fenced), and goes.
+
+mod memory;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+
+use bytes::Bytes;
+use parlour_core::durable::{PartitionId, Position};
+use thiserror::Error;
+
+pub use memory::Memory;
+
+/// What a backbone does, when it has done it.
+pub type Work<'a, T> = Pin<Box<dyn Future<Output = Result<T, BackboneError>> + Send + 'a>>;
+
+/// Keeps the logs of a room. Methods may be called at once, and from any thread.
+///
+/// A method whose future is dropped may have done its work, or may do it still: whoever does not wait
+/// for an [`append`](Self::append) reads the log before it goes on.
+pub trait Backbone: Send + Sync + fmt::Debug + 'static {
+    /// What is promised of a commit once it has been appended.
+    fn ack(&self) -> Ack;
+
+    /// How many partitions the room has. It never changes.
+    fn partitions(&self) -> u16;
+
+    /// Appends `commit` at `position`, which must be the one behind the last.
+    ///
+    /// When it returns, the commit is as safe as [`ack`](Self::ack) says. When it fails with
+    /// [`Full`](BackboneError::Full) nothing was written, and the same can be tried again. After any
+    /// other error the log has to be read again, by whoever still owns it.
+    fn append(&self, partition: PartitionId, position: Position, commit: Bytes) -> Work<'_, ()>;
+
+    /// The last commit, if there is any.
+    fn last(&self, partition: PartitionId) -> Work<'_, Option<(Position, Bytes)>>;
+
+    /// Commits from `position` on, in order, as many as fit into `bytes` but at least one. None at the
+    /// end of the log.
+    fn read(
+        &self,
+        partition: PartitionId,
+        position: Position,
+        bytes: usize,
+    ) -> Work<'_, Vec<(Position, Bytes)>>;
+
+    /// Lets the commits up to `position` go, which must not be the last. Those that are gone are not
+    /// read any more; asking for them gives what comes behind.
+    fn trim(&self, partition: PartitionId, position: Position) -> Work<'_, ()>;
+}
+
+/// What an acknowledgement says of a message.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum Ack {
+    /// It is in the host's memory.
+    Memory,
+    /// It is on the host's disk: it survives that the host is killed, or its power cut.
+    Durable,
+}
+
+impl Ack {
+    /// The name on every wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Durable => "durable",
+        }
+    }
+}
+
+/// Why a backbone did not do what it was asked.
+#[derive(Clone, Debug, Eq, Error, PartialEq)]
+#[non_exhaustive]
+pub enum BackboneError {
+    /// Another host owns the partition.
+    #[error("another host writes this partition")]
+    Fenced,
+    /// There is no room. What was asked can be tried again when there is.
+    #[error("there is no room on the disk: {0}")]
+    Full(String),
+    /// It cannot be used any more before the host is started anew.
+    #[error("{0}")]
+    Failed(String),
+    /// What is there is not what was written.
+    #[error("{0}")]
+    Damaged(String),
+}

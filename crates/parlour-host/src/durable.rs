@@ -1,0 +1,213 @@
+//! Messages that are kept until they have ended: what doors know of them.
+//!
+//! Each partition has an owner, a task with the partition's state, which alone writes its log. What a
+//! door wants is an input of the owner of the agent's partition, and is answered when the log says it.
+
+mod attempt;
+mod gate;
+mod owner;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytestring::ByteString;
+use parking_lot::Mutex;
+use parlour_core::durable::{Accept, Accepted, Delivery, DeliveryId, PartitionId, Settled};
+use parlour_core::{AgentId, Fault, FaultKind, Payload};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::backbone::{Ack, Backbone, BackboneError};
+use crate::config::limits;
+use crate::exchange::Exchange;
+use crate::http::tasks::Tasks;
+use crate::peer::RETRY_AFTER;
+use gate::Gate;
+use owner::{Input, Owner};
+
+pub(crate) use attempt::AttemptTo;
+
+/// The durable messages of a room. Cloning gives another handle to the same.
+#[derive(Clone)]
+pub(crate) struct Durable(Arc<Shared>);
+
+struct Shared {
+    exchange: Exchange,
+    backbone: Arc<dyn Backbone>,
+    inboxes: Arc<[Inbox]>,
+    /// Their other ends, until the owners are there.
+    queues: Mutex<Vec<mpsc::UnboundedReceiver<Input>>>,
+    /// How many partitions have not read their log yet.
+    closed: AtomicUsize,
+    /// Why nothing is accepted any more.
+    failure: Mutex<Option<BackboneError>>,
+}
+
+/// The way to the owner of a partition.
+pub(crate) struct Inbox {
+    queue: mpsc::UnboundedSender<Input>,
+    /// Messages that wait to be accepted. They are bounded; anything else is as much as is in flight.
+    accepts: AtomicUsize,
+}
+
+/// What is known of a delivery.
+#[derive(Clone, Debug)]
+pub(crate) enum Found {
+    /// It has not ended, or is dead.
+    Live(Box<Delivery>),
+    /// It has ended.
+    Settled(Arc<Settled>),
+}
+
+impl Found {
+    pub(crate) fn delivery(&self) -> &Delivery {
+        match self {
+            Self::Live(delivery) => delivery,
+            Self::Settled(settled) => &settled.delivery,
+        }
+    }
+
+    pub(crate) fn reply(&self) -> Option<&Payload> {
+        match self {
+            Self::Live(_) => None,
+            Self::Settled(settled) => settled.reply.as_ref(),
+        }
+    }
+}
+
+impl Durable {
+    /// The durable messages of `backbone`, whose owners take what they are asked once they have
+    /// [started](Self::start).
+    pub(crate) fn new(exchange: &Exchange, backbone: Arc<dyn Backbone>) -> Self {
+        let partitions = backbone.partitions();
+        let (inboxes, queues): (Vec<_>, Vec<_>) = (0..partitions)
+            .map(|_| {
+                let (queue, inbox) = mpsc::unbounded_channel();
+                (Inbox { queue, accepts: AtomicUsize::new(0) }, inbox)
+            })
+            .unzip();
+        let shared = Shared {
+            exchange: exchange.clone(),
+            backbone,
+            inboxes: inboxes.into(),
+            queues: Mutex::new(queues),
+            closed: AtomicUsize::new(usize::from(partitions)),
+            failure: Mutex::default(),
+        };
+        Self(Arc::new(shared))
+    }
+
+    /// Starts an owner for each partition, as a task of the host. Each reads its log first, and writes
+    /// what there is to be written when `closing` is cancelled.
+    pub(crate) fn start(&self, tasks: &Tasks, closing: &CancellationToken) {
+        let gate = Gate::new(self.0.exchange.clone(), self.0.inboxes.clone());
+        let queues = std::mem::take(&mut *self.0.queues.lock());
+        for (number, inbox) in queues.into_iter().enumerate() {
+            let partition = PartitionId(number as u16);
+            let owner = Owner::new(self.clone(), partition, gate.clone(), inbox);
+            tasks.spawn(owner.run(closing.clone()));
+        }
+    }
+
+    /// What an acceptance promises.
+    pub(crate) fn ack(&self) -> Ack {
+        self.0.backbone.ack()
+    }
+
+    /// Whether messages are accepted, or why not.
+    pub(crate) fn ready(&self) -> Result<(), Fault> {
+        if let Some(failure) = &*self.0.failure.lock() {
+            return Err(refusal(failure));
+        }
+        let closed = self.0.closed.load(Relaxed);
+        if closed > 0 {
+            let detail = format!("{closed} partitions are still read from the disk");
+            return Err(Fault::new(FaultKind::Unavailable, detail).retry_after(RETRY_AFTER));
+        }
+        Ok(())
+    }
+
+    /// Takes a message that is to be delivered. When it returns, the message is as safe as
+    /// [`ack`](Self::ack) says.
+    pub(crate) async fn accept(&self, accept: Accept) -> Result<Accepted, Fault> {
+        let inbox = self.inbox(self.partition_of(&accept.agent));
+        let limit = self.0.exchange.config().limits.queue_messages;
+        if inbox.accepts.fetch_add(1, Relaxed) >= limit {
+            inbox.accepts.fetch_sub(1, Relaxed);
+            let detail = "too many messages wait to be accepted";
+            let fault = Fault::new(FaultKind::Overloaded, detail)
+                .hint("try again later")
+                .retry_after(RETRY_AFTER);
+            return Err(self.0.exchange.metrics().limit_met(
+                limits::queue_messages,
+                Some(limit),
+                fault,
+            ));
+        }
+        self.ask(inbox, |answer| Input::Accept(Box::new(accept), answer)).await?
+    }
+
+    /// What is known of a delivery. With `after` it waits until the delivery is newer than that
+    /// generation, or has ended.
+    pub(crate) async fn get(&self, id: DeliveryId, after: Option<u64>) -> Result<Found, Fault> {
+        let inbox = self.inbox_of(id)?;
+        self.ask(inbox, |answer| Input::Get(id, after, answer)).await?
+    }
+
+    /// Gives a delivery up.
+    pub(crate) async fn cancel(&self, id: DeliveryId, reason: ByteString) -> Result<(), Fault> {
+        let inbox = self.inbox_of(id)?;
+        self.ask(inbox, |answer| Input::Cancel(id, reason, answer)).await?
+    }
+
+    /// Which partition keeps the messages for an agent.
+    fn partition_of(&self, agent: &AgentId) -> PartitionId {
+        // The same for good, as the logs say where a message is: FNV-1a with 64 bits, whose high bits
+        // are mixed into the low ones.
+        let bytes = agent.agent_type.as_str().bytes().chain([b'/']).chain(agent.key.as_str().bytes());
+        let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        PartitionId(((hash ^ hash >> 32) % self.0.inboxes.len() as u64) as u16)
+    }
+
+    fn inbox(&self, partition: PartitionId) -> &Inbox {
+        &self.0.inboxes[usize::from(partition.0)]
+    }
+
+    fn inbox_of(&self, id: DeliveryId) -> Result<&Inbox, Fault> {
+        self.0.inboxes.get(usize::from(id.partition.0)).ok_or_else(|| unknown(id))
+    }
+
+    async fn ask<T>(
+        &self,
+        inbox: &Inbox,
+        input: impl FnOnce(oneshot::Sender<T>) -> Input,
+    ) -> Result<T, Fault> {
+        let (answer, answered) = oneshot::channel();
+        // An owner that is gone drops what it was asked.
+        let _ = inbox.queue.send(input(answer));
+        answered.await.map_err(|_| match &*self.0.failure.lock() {
+            Some(failure) => refusal(failure),
+            None => Fault::new(FaultKind::Unavailable, "the host is shutting down")
+                .retry_after(Duration::from_secs(1)),
+        })
+    }
+}
+
+/// Nothing is known under this name.
+fn unknown(id: DeliveryId) -> Fault {
+    Fault::new(FaultKind::NotFound, format!("there is no delivery {id}"))
+        .hint("was it settled long ago? See the retention settings under `durable`")
+}
+
+fn refusal(failure: &BackboneError) -> Fault {
+    match failure {
+        BackboneError::Full(_) => Fault::new(FaultKind::StorageFull, failure.to_string())
+            .hint("free some space on the disk of the data directory")
+            .retry_after(Duration::from_secs(5)),
+        _ => Fault::new(FaultKind::Unavailable, format!("the store failed: {failure}"))
+            .hint("look at the disk, then start the host anew; `parlour doctor` helps"),
+    }
+}

@@ -1,0 +1,444 @@
+//! The task that owns a partition: takes inputs, has the partition decide, writes the log, and then
+//! does what was decided.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use bytes::Bytes;
+use bytestring::ByteString;
+use parlour_core::durable::{
+    Accept, Accepted, Commit, Corrupt, Delivery, DeliveryId, Message, Partition, PartitionId, Place,
+    Position, Record, RetryPolicy, Settled, Start, Timestamp, record_at,
+};
+use parlour_core::{AgentId, AgentType, Attempt, Call, Fault, FaultKind, Payload, Reply, WorkerId};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::attempt::{AttemptTo, Taken};
+use super::gate::{Gate, Slot};
+use super::{Durable, Found, unknown};
+use crate::backbone::BackboneError;
+use crate::exchange::Ticket;
+
+/// What the owner of a partition is asked, or told.
+pub(crate) enum Input {
+    Accept(Box<Accept>, Answer<Result<Accepted, Fault>>),
+    Get(DeliveryId, Option<u64>, Answer<Result<Found, Fault>>),
+    Cancel(DeliveryId, ByteString, Answer<Result<(), Fault>>),
+    /// Of an attempt, by its token.
+    Received(DeliveryId, u64),
+    Processing(DeliveryId, u64, Payload, Taken),
+    Ended(DeliveryId, u64, Box<Reply>),
+    /// A worker has room.
+    WakeWorker(WorkerId),
+    /// A type has room.
+    Wake(AgentType),
+}
+
+type Answer<T> = oneshot::Sender<T>;
+
+/// An answer that waits until the log says so.
+enum Answered {
+    Accepted(Answer<Result<Accepted, Fault>>, Result<Accepted, Fault>),
+    Found(Answer<Result<Found, Fault>>, Result<Found, Fault>),
+    Done(Answer<Result<(), Fault>>, Result<(), Fault>),
+}
+
+/// Inputs taken before a commit is written.
+const BATCH: usize = 1024;
+/// How much of a log is read at once.
+const READ: usize = 1 << 20;
+/// By how much a log may be longer than what the state needs of it.
+const SLACK: usize = 16 << 20;
+/// How long to wait for room on the disk.
+const FULL_REST: Duration = Duration::from_secs(1);
+/// The most of an agent's words that a step keeps.
+const MAX_DETAILS: usize = 4096;
+/// Deliveries that ended and are found without a look at the disk.
+const RECENT: usize = 1024;
+
+pub(super) struct Owner {
+    durable: Durable,
+    id: PartitionId,
+    gate: Gate,
+    inbox: mpsc::UnboundedReceiver<Input>,
+    changes: watch::Receiver<()>,
+    partition: Partition,
+    policy: RetryPolicy,
+    /// By how much the time of the log is ahead of the clock, which was set back since.
+    ahead: Duration,
+    answers: Vec<Answered>,
+    /// Attempts that are under way, by which they can be given up.
+    under_way: HashMap<u64, (u64, Option<Ticket>)>,
+    /// Those who wait for something to happen to a delivery.
+    watchers: HashMap<u64, Vec<(u64, Answer<Result<Found, Fault>>)>>,
+    recent: VecDeque<Arc<Settled>>,
+    /// The commit that was read last.
+    read: Option<(Position, Bytes)>,
+}
+
+impl Owner {
+    pub(super) fn new(
+        durable: Durable,
+        id: PartitionId,
+        gate: Gate,
+        inbox: mpsc::UnboundedReceiver<Input>,
+    ) -> Self {
+        let settings = &durable.0.exchange.config().durable;
+        let policy = RetryPolicy {
+            max_attempts: settings.max_attempts as u32,
+            max_lost: settings.max_lost as u32,
+            base: settings.backoff_base,
+            cap: settings.backoff_cap,
+        };
+        let memory = settings.memory_bytes.0 / durable.0.inboxes.len();
+        Self {
+            changes: durable.0.exchange.changes(),
+            partition: Partition::new(id, fastrand::u32(..), memory),
+            durable,
+            id,
+            gate,
+            inbox,
+            policy,
+            ahead: Duration::ZERO,
+            answers: Vec::new(),
+            under_way: HashMap::new(),
+            watchers: HashMap::new(),
+            recent: VecDeque::new(),
+            read: None,
+        }
+    }
+
+    /// Owns the partition until the host ends or the log cannot be written.
+    pub(super) async fn run(mut self, closing: CancellationToken) {
+        let result = match self.open().await {
+            Ok(()) => {
+                self.durable.0.closed.fetch_sub(1, Relaxed);
+                self.serve(&closing).await
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            tracing::error!(partition = self.id.0, %error, "the log of a partition failed");
+            self.durable.0.failure.lock().get_or_insert(error);
+        }
+    }
+
+    /// Reads the log, and takes it over.
+    async fn open(&mut self) -> Result<(), BackboneError> {
+        let backbone = self.durable.0.backbone.clone();
+        if let Some((_, last)) = backbone.last(self.id).await? {
+            let mut next = Partition::base(&last).map_err(damaged)?.next();
+            loop {
+                let commits = backbone.read(self.id, next, READ).await?;
+                let Some((position, _)) = commits.last() else { break };
+                next = position.next();
+                for (position, commit) in commits {
+                    self.partition.replay(position, &commit).map_err(damaged)?;
+                }
+            }
+        }
+        self.ahead = self.partition.time().since(self.now());
+        let now = self.now();
+        self.partition.recover(fastrand::u32(..), &self.policy, now, fastrand::f64());
+        self.commit().await
+    }
+
+    async fn serve(&mut self, closing: &CancellationToken) -> Result<(), BackboneError> {
+        let mut inputs = Vec::with_capacity(BATCH);
+        let mut starts = Vec::new();
+        let mut more = false;
+        loop {
+            let due = self.partition.poll_timeout().map(|at| self.instant(at));
+            let due = due.filter(|_| !more);
+            tokio::select! {
+                biased;
+                taken = self.inbox.recv_many(&mut inputs, BATCH) => {
+                    if taken == 0 {
+                        return Ok(());
+                    }
+                }
+                () = closing.cancelled() => return Ok(()),
+                changed = self.changes.changed() => match changed {
+                    Ok(()) => self.partition.wake_all(),
+                    Err(_) => return Ok(()),
+                },
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() || more => {}
+            }
+            let now = self.now();
+            self.partition.handle_timeout(now);
+            let mut woken = Vec::new();
+            for input in inputs.drain(..) {
+                if let Input::WakeWorker(worker) = input {
+                    woken.push(worker);
+                }
+                self.handle(input, now);
+            }
+            self.start(&mut starts, now);
+            more = starts.len() >= BATCH;
+            for worker in woken {
+                if self.partition.has_parked(worker) {
+                    self.gate.wait(self.id, worker);
+                }
+            }
+            self.commit().await?;
+            for (start, slot) in starts.drain(..) {
+                self.send(start, slot).await?;
+            }
+            self.tidy().await?;
+        }
+    }
+
+    fn handle(&mut self, input: Input, now: Timestamp) {
+        match input {
+            Input::Accept(accept, answer) => {
+                self.durable.inbox(self.id).accepts.fetch_sub(1, Relaxed);
+                // Nobody waits any more, so nobody would learn that it was accepted.
+                if answer.is_closed() {
+                    return;
+                }
+                let accepted = self.partition.accept(*accept, now);
+                self.answers.push(Answered::Accepted(answer, accepted));
+            }
+            Input::Get(id, after, answer) => {
+                let found = self.find(id);
+                let is_old = |found: &Found| {
+                    let delivery = found.delivery();
+                    !delivery.state.is_settled()
+                        && after.is_some_and(|after| delivery.generation <= after)
+                };
+                if found.as_ref().is_ok_and(is_old) {
+                    let watchers = self.watchers.entry(id.number).or_default();
+                    watchers.retain(|(_, answer)| !answer.is_closed());
+                    watchers.push((after.unwrap_or_default(), answer));
+                } else {
+                    self.answers.push(Answered::Found(answer, found));
+                }
+            }
+            Input::Cancel(id, reason, answer) => {
+                let cancelled = self.partition.cancel(id, reason, now);
+                if let Ok(Some(_)) = cancelled
+                    && let Some((_, Some(ticket))) = self.under_way.remove(&id.number)
+                {
+                    ticket.cancel();
+                }
+                self.answers.push(Answered::Done(answer, cancelled.map(drop)));
+            }
+            Input::Received(id, token) => {
+                // What is said of an attempt that is over is of no interest.
+                let _ = self.partition.received(id, token, now);
+            }
+            Input::Processing(id, token, payload, _taken) => {
+                let details = shorten(&payload);
+                let _ = self.partition.processing(id, token, details, now);
+            }
+            Input::Ended(id, token, mut reply) => {
+                // A host that shuts down loses the attempt; the agent has not failed.
+                if let Err(fault) = &mut *reply
+                    && fault.kind() == FaultKind::Unavailable
+                    && self.durable.0.exchange.is_draining()
+                {
+                    *fault = Fault::new(FaultKind::WorkerLost, fault.detail())
+                        .may_have_run_if(fault.may_have_run());
+                }
+                if self.under_way.get(&id.number).is_some_and(|(of, _)| *of == token) {
+                    self.under_way.remove(&id.number);
+                }
+                let random = fastrand::f64();
+                let ended = self.partition.end(id, token, *reply, &self.policy, now, random);
+                if ended.is_err() {
+                    self.durable.0.exchange.metrics().replies_unasked.inc();
+                }
+            }
+            Input::WakeWorker(worker) => self.partition.wake_worker(worker),
+            Input::Wake(agent_type) => self.partition.wake(&agent_type),
+        }
+    }
+
+    /// Begins the attempts that workers have room for, up to as many as inputs are taken at once.
+    fn start(&mut self, starts: &mut Vec<(Start, Slot)>, now: Timestamp) {
+        let mut slots = Vec::new();
+        let (gate, id) = (&self.gate, self.id);
+        let mut ask = |agent: &AgentId| {
+            let (answer, slot) = gate.ask(id, agent);
+            slots.extend(slot);
+            answer
+        };
+        let mut begun = Vec::new();
+        while begun.len() < BATCH
+            && let Some(start) = self.partition.poll_start(now, &mut ask)
+        {
+            begun.push(start);
+        }
+        // Each that began was let in by the gate just before.
+        starts.extend(begun.into_iter().zip(slots));
+    }
+
+    /// Writes what was decided, and then tells it.
+    async fn commit(&mut self) -> Result<(), BackboneError> {
+        if let Some(Commit { position, bytes, changed, settled }) = self.partition.take_commit() {
+            self.append(position, bytes).await?;
+            for settled in settled {
+                if self.recent.len() >= RECENT {
+                    self.recent.pop_front();
+                }
+                self.recent.push_back(Arc::new(settled));
+            }
+            changed.into_iter().for_each(|number| self.notify(number));
+        }
+        for answer in self.answers.drain(..) {
+            match answer {
+                Answered::Accepted(answer, accepted) => drop(answer.send(accepted)),
+                Answered::Found(answer, found) => drop(answer.send(found)),
+                Answered::Done(answer, done) => drop(answer.send(done)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn append(&self, position: Position, bytes: Bytes) -> Result<(), BackboneError> {
+        let shared = &self.durable.0;
+        loop {
+            match shared.backbone.append(self.id, position, bytes.clone()).await {
+                Err(error @ BackboneError::Full(_)) => {
+                    shared.failure.lock().get_or_insert(error);
+                    sleep(FULL_REST).await;
+                }
+                appended => {
+                    let mut failure = shared.failure.lock();
+                    if appended.is_ok() && matches!(&*failure, Some(BackboneError::Full(_))) {
+                        *failure = None;
+                    }
+                    return appended;
+                }
+            }
+        }
+    }
+
+    /// Answers those who waited for something to happen to a delivery.
+    fn notify(&mut self, number: u64) {
+        let Some(watchers) = self.watchers.remove(&number) else { return };
+        let id = DeliveryId { partition: self.id, epoch: 0, number };
+        let live = self.partition.get_by_number(number).cloned();
+        let found = match live {
+            Some(delivery) => Ok(Found::Live(Box::new(delivery))),
+            None => self.recent_of(number).map(Found::Settled).ok_or_else(|| unknown(id)),
+        };
+        let mut waiting = Vec::new();
+        for (after, answer) in watchers {
+            match &found {
+                Ok(Found::Live(delivery))
+                    if delivery.generation <= after && !delivery.state.is_settled() =>
+                {
+                    waiting.push((after, answer));
+                }
+                found => drop(answer.send(found.clone())),
+            }
+        }
+        if !waiting.is_empty() {
+            self.watchers.insert(number, waiting);
+        }
+    }
+
+    /// Sends an attempt on its way, now that the log tells of it.
+    async fn send(&mut self, start: Start, slot: Slot) -> Result<(), BackboneError> {
+        let Start { id, token, attempt, agent, message, .. } = start;
+        // It may have ended in the same commit.
+        let is_current = |it: &Delivery| it.check(token).is_ok();
+        if !self.partition.get(id).is_some_and(is_current) {
+            return Ok(());
+        }
+        let message = match message {
+            Ok(message) => message,
+            Err(place) => self.load(place).await?,
+        };
+        let exchange = self.durable.0.exchange.clone();
+        let owner = self.durable.inbox(self.id).queue.clone();
+        let now = Instant::now();
+        let call = Call {
+            header: message.header.clone(),
+            target: agent,
+            deadline: (now + exchange.config().durable.attempt_timeout).into_std(),
+            progress: true,
+            attempt: Some(Attempt { delivery: id, number: attempt }),
+            payload: message.payload.clone(),
+        };
+        let ticket = exchange.attempt(
+            call,
+            AttemptTo { id, token, owner, slot, untaken: Arc::default() },
+        );
+        self.under_way.insert(id.number, (token, ticket));
+        Ok(())
+    }
+
+    /// Reads a message that is not in memory.
+    async fn load(&mut self, place: Place) -> Result<Arc<Message>, BackboneError> {
+        let commit = self.commit_at(place.position).await?;
+        match record_at(&commit, place.offset).map_err(damaged)? {
+            Record::Accepted { message, .. } | Record::Carried { message, .. } => {
+                Ok(Arc::new(*message))
+            }
+            _ => Err(BackboneError::Damaged("a message is not where it was written".into())),
+        }
+    }
+
+    async fn commit_at(&mut self, position: Position) -> Result<Bytes, BackboneError> {
+        if let Some((at, commit)) = &self.read
+            && *at == position
+        {
+            return Ok(commit.clone());
+        }
+        let commits = self.durable.0.backbone.read(self.id, position, 1).await?;
+        let found = commits.into_iter().next().filter(|(at, _)| *at == position);
+        let Some((_, commit)) = found else {
+            return Err(BackboneError::Damaged(format!("the commit {} is missing", position.0)));
+        };
+        self.read = Some((position, commit.clone()));
+        Ok(commit)
+    }
+
+    /// Lets the beginning of the log go when little of it is needed.
+    async fn tidy(&mut self) -> Result<(), BackboneError> {
+        while let Some(position) = self.partition.poll_carry(SLACK) {
+            let commit = self.commit_at(position).await?;
+            self.partition.carry(position, &commit).map_err(damaged)?;
+            self.commit().await?;
+        }
+        Ok(())
+    }
+
+    fn find(&self, id: DeliveryId) -> Result<Found, Fault> {
+        if let Some(delivery) = self.partition.get(id) {
+            return Ok(Found::Live(Box::new(delivery.clone())));
+        }
+        let settled = self.recent_of(id.number).filter(|it| it.delivery.id == id);
+        settled.map(Found::Settled).ok_or_else(|| unknown(id))
+    }
+
+    fn recent_of(&self, number: u64) -> Option<Arc<Settled>> {
+        self.recent.iter().rev().find(|it| it.delivery.id.number == number).cloned()
+    }
+
+    fn now(&self) -> Timestamp {
+        let now = self.durable.0.exchange.unix_time(Instant::now());
+        Timestamp(now.as_millis() as u64).after(self.ahead)
+    }
+
+    fn instant(&self, at: Timestamp) -> Instant {
+        Instant::now() + at.since(self.now())
+    }
+}
+
+fn damaged(error: Corrupt) -> BackboneError {
+    BackboneError::Damaged(error.to_string())
+}
+
+/// What an agent says of its progress, as a step keeps it.
+fn shorten(payload: &Payload) -> ByteString {
+    let text = String::from_utf8_lossy(&payload.bytes);
+    let end = (0..=MAX_DETAILS.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
+    text[..end.unwrap_or(0)].into()
+}

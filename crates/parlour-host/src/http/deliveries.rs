@@ -1,0 +1,247 @@
+//! The durable door: messages that are accepted for later, and what became of them.
+
+use std::time::Duration;
+
+use axum::extract::{Query, Request, State};
+use http::{HeaderMap, HeaderName, StatusCode, header};
+use parlour_core::durable::{
+    Accept, Accepted, Delivery, DeliveryId, Message, MessageKind, Step, Timestamp,
+};
+use parlour_core::{AgentId, AgentType, Fault, FaultKind, Key, Payload};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout};
+
+use super::answer::{Answer, Refusal, invalid, json as json_answer};
+use super::problem::Problem;
+use super::rest::{header_fields, number, origin, payload, reply_of, set};
+use super::router::{App, Segments};
+
+const DELAY_MS: HeaderName = HeaderName::from_static("parlour-delay-ms");
+const DELIVER_AT: HeaderName = HeaderName::from_static("parlour-deliver-at");
+const TTL_MS: HeaderName = HeaderName::from_static("parlour-ttl-ms");
+const MAX_ATTEMPTS: HeaderName = HeaderName::from_static("parlour-max-attempts");
+
+/// The longest that a request waits for a step.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// `POST /v1/agents/{type}/{key}/deliveries`
+pub(crate) async fn accept(
+    State(app): State<App>,
+    Segments((agent_type, key)): Segments<(String, String)>,
+    request: Request,
+) -> Answer {
+    let agent = AgentId::new(AgentType::parse(agent_type)?, Key::parse(key)?);
+    let origin = origin(&request);
+    let (parts, body) = request.into_parts();
+    let now = Instant::now();
+    let header = app.exchange.stamp(header_fields(&parts.headers)?, &origin, now);
+    let schedule = Schedule::read(&parts.headers, app.exchange.unix_time(now))?;
+    let payload = payload(&app, &parts.headers, body).await?;
+    app.exchange.admit_message(&header, &payload)?;
+    let settings = &app.exchange.config().durable;
+    let max_attempts = number(&parts.headers, &MAX_ATTEMPTS)?;
+    if max_attempts == Some(0) {
+        return Err(invalid(format!("{MAX_ATTEMPTS} is 0, so that it would never be tried"))
+            .hint("ask for 1 or more, or leave it to the host")
+            .into());
+    }
+    let digests = header.idempotency_key.as_ref().map(|key| {
+        let AgentId { agent_type, key: agent_key } = &agent;
+        let target = [agent_type.as_str(), agent_key.as_str()];
+        let [agent_type, agent_key] = target.map(str::as_bytes);
+        let principal = origin.principal.as_str().as_bytes();
+        let name = digest(&[principal, b"deliveries", agent_type, agent_key, key.as_bytes()]);
+        let Payload { content_type, data_type, bytes, .. } = &payload;
+        let body = digest(&[content_type.as_bytes(), data_type.as_bytes(), bytes]);
+        (name, body as u64, settings.idempotency_window)
+    });
+    let accepted = app
+        .durable
+        .accept(Accept {
+            agent,
+            message: Message { kind: MessageKind::Call, header, payload },
+            not_before: schedule.not_before,
+            expires_at: schedule.expires_at,
+            max_attempts: max_attempts.map_or(settings.max_attempts as u32, |it| it as u32),
+            max_lost: settings.max_lost as u32,
+            strict: false,
+            key: digests,
+            source: None,
+        })
+        .await?;
+    let Accepted { id, conversation, .. } = accepted;
+    let mut response = json_answer(&json!({
+        "id": id.to_string(),
+        "conversation": conversation.as_str(),
+        "ack": app.durable.ack().name(),
+        "generation": 1,
+    }));
+    *response.status_mut() = StatusCode::ACCEPTED;
+    set(response.headers_mut(), header::LOCATION, &format!("/v1/deliveries/{id}"));
+    Ok(response)
+}
+
+/// When a message is to be delivered.
+struct Schedule {
+    not_before: Option<Timestamp>,
+    expires_at: Option<Timestamp>,
+}
+
+impl Schedule {
+    fn read(headers: &HeaderMap, now: Duration) -> Result<Self, Fault> {
+        let now = Timestamp(now.as_millis() as u64);
+        let later = |millis| now.after(Duration::from_millis(millis));
+        let delay = number(headers, &DELAY_MS)?.map(later);
+        let at = number(headers, &DELIVER_AT)?.map(Timestamp);
+        if delay.is_some() && at.is_some() {
+            let detail = format!("{DELAY_MS} and {DELIVER_AT} are both given");
+            return Err(invalid(detail).hint("say when in one way"));
+        }
+        let not_before = delay.or(at);
+        let expires_at = number(headers, &TTL_MS)?.map(later);
+        if let (Some(begins), Some(ends)) = (not_before, expires_at)
+            && ends <= begins
+        {
+            let detail = "the message expires before it may be delivered";
+            return Err(invalid(detail).hint(format!("give a longer {TTL_MS}, or deliver it sooner")));
+        }
+        Ok(Self { not_before, expires_at })
+    }
+}
+
+/// 128 bits that tell these texts from any others.
+fn digest(texts: &[&[u8]]) -> u128 {
+    let mut hasher = blake3::Hasher::new();
+    for text in texts {
+        hasher.update(&(text.len() as u64).to_le_bytes());
+        hasher.update(text);
+    }
+    let mut digest = [0; 16];
+    hasher.finalize_xof().fill(&mut digest);
+    u128::from_le_bytes(digest)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Patience {
+    /// Only what is newer than this generation.
+    after: Option<u64>,
+    /// How long to wait for it.
+    wait: Option<String>,
+}
+
+/// `GET /v1/deliveries/{id}`
+pub(crate) async fn one(
+    State(app): State<App>,
+    Segments(id): Segments<String>,
+    Query(patience): Query<Patience>,
+) -> Answer {
+    let id = DeliveryId::parse(&id)?;
+    let wait = match &patience.wait {
+        None => Duration::ZERO,
+        Some(text) => crate::config::duration(text).ok_or_else(|| {
+            let detail = format!("`wait` is no time: `{}`", text.escape_debug());
+            invalid(detail).hint("write it like 500ms, 30s or 1m")
+        })?,
+    };
+    let after = match (patience.after, wait.is_zero()) {
+        (after, false) => Some(after.unwrap_or_default()),
+        (_, true) => None,
+    };
+    let newer = timeout(wait.min(LONGEST_WAIT), app.durable.get(id, after));
+    let found = match after {
+        None => app.durable.get(id, None).await?,
+        // Nothing has happened: that is said too.
+        Some(_) => match newer.await {
+            Ok(found) => found?,
+            Err(_) => app.durable.get(id, None).await?,
+        },
+    };
+    Ok(json_answer(&view(found.delivery(), patience.after.unwrap_or_default())))
+}
+
+/// `GET /v1/deliveries/{id}/reply`
+pub(crate) async fn reply(State(app): State<App>, Segments(id): Segments<String>) -> Answer {
+    let id = DeliveryId::parse(&id)?;
+    let found = app.durable.get(id, None).await?;
+    let delivery = found.delivery();
+    match found.reply() {
+        Some(reply) => Ok(reply_of(reply.clone(), &delivery.conversation)),
+        None if delivery.state.is_settled() => {
+            let detail = format!("the delivery is {} and has no reply", delivery.state.name());
+            let fault = delivery.fault().cloned();
+            Err(Refusal::from(fault.unwrap_or_else(|| Fault::new(FaultKind::Gone, detail)))
+                .conversation(delivery.conversation.as_str()))
+        }
+        None => {
+            let detail = format!("the delivery is {} and has no reply yet", delivery.state.name());
+            let hint = format!("wait for it: GET /v1/deliveries/{id}?wait=30s");
+            Err(Fault::new(FaultKind::NotFound, detail).hint(hint).into())
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Reason {
+    reason: Option<String>,
+}
+
+/// `POST /v1/deliveries/{id}/cancel`
+pub(crate) async fn cancel(
+    State(app): State<App>,
+    Segments(id): Segments<String>,
+    Query(Reason { reason }): Query<Reason>,
+) -> Answer {
+    let id = DeliveryId::parse(&id)?;
+    app.durable.cancel(id, reason.unwrap_or_default().into()).await?;
+    let found = app.durable.get(id, None).await?;
+    Ok(json_answer(&view(found.delivery(), 0)))
+}
+
+/// A delivery as JSON, with the steps that are newer than `after`.
+fn view(it: &Delivery, after: u64) -> Value {
+    let first = it.first_step();
+    let steps = std::iter::once(&first).chain(&it.steps);
+    let newer = steps.filter(|step| step.generation > after);
+    json!({
+        "id": it.id.to_string(),
+        "agent": it.agent.to_string(),
+        "state": it.state.name(),
+        "generation": it.generation,
+        "attempt": it.attempt,
+        "max_attempts": it.max_attempts,
+        "failed": it.failed,
+        "lost": it.lost,
+        "max_lost": it.max_lost,
+        "next_attempt_at": it.next_attempt_at.map(|at| at.0),
+        "expires_at": it.expires_at.map(|at| at.0),
+        "conversation": it.conversation.as_str(),
+        "accepted_at": it.accepted_at.0,
+        "fault": it.fault().map(fault),
+        "steps": newer.map(|step| self::step(step, it)).collect::<Vec<_>>(),
+    })
+}
+
+fn step(step: &Step, of: &Delivery) -> Value {
+    let worker = step.worker.as_deref();
+    json!({
+        "generation": step.generation,
+        "level": step.level.name(),
+        "agent": of.agent.to_string(),
+        "worker": worker,
+        "attempt": step.attempt,
+        "at": step.at.0,
+        "details": match &step.fault {
+            Some(fault) => fault.detail(),
+            None => &*step.details,
+        },
+        "fault": step.fault.as_ref().map(fault),
+    })
+}
+
+fn fault(fault: &Fault) -> Value {
+    let status = super::problem::status(fault.kind());
+    serde_json::to_value(Problem::new(fault, status, None)).unwrap_or_default()
+}

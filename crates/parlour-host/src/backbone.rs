@@ -5,6 +5,7 @@
 //! partition: two hosts that both believe to own it offer a commit for the same position, one of them
 //! is [`Fenced`](BackboneError::Fenced), and goes.
 
+mod embedded;
 mod memory;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -17,6 +18,7 @@ use bytes::Bytes;
 use parlour_core::durable::{PartitionId, Position};
 use thiserror::Error;
 
+pub use embedded::{Embedded, OpenError};
 pub use memory::Memory;
 
 /// What a backbone does, when it has done it.

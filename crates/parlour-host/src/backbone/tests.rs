@@ -40,6 +40,52 @@ macro_rules! conformance {
 pub(crate) use conformance;
 
 conformance!(memory, std::sync::Arc::new(crate::backbone::Memory::new(3)));
+conformance!(embedded, std::sync::Arc::new(suite::Temporary::new(3)));
+
+/// An embedded backbone in a directory that goes with it.
+#[derive(Debug)]
+pub(crate) struct Temporary {
+    backbone: Embedded,
+    _dir: tempfile::TempDir,
+}
+
+impl Temporary {
+    pub(crate) fn new(partitions: u16) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { backbone: Embedded::open(dir.path(), partitions).unwrap(), _dir: dir }
+    }
+}
+
+impl Backbone for Temporary {
+    fn ack(&self) -> Ack {
+        self.backbone.ack()
+    }
+
+    fn partitions(&self) -> u16 {
+        self.backbone.partitions()
+    }
+
+    fn append(&self, partition: PartitionId, position: Position, commit: Bytes) -> Work<'_, ()> {
+        self.backbone.append(partition, position, commit)
+    }
+
+    fn last(&self, partition: PartitionId) -> Work<'_, Option<(Position, Bytes)>> {
+        self.backbone.last(partition)
+    }
+
+    fn read(
+        &self,
+        partition: PartitionId,
+        position: Position,
+        bytes: usize,
+    ) -> Work<'_, Vec<(Position, Bytes)>> {
+        self.backbone.read(partition, position, bytes)
+    }
+
+    fn trim(&self, partition: PartitionId, position: Position) -> Work<'_, ()> {
+        self.backbone.trim(partition, position)
+    }
+}
 
 const ALL: usize = 1 << 20;
 

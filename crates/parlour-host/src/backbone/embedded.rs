@@ -1,0 +1,293 @@
+//! A backbone on the disk of this host: an SQLite database with one table of commits.
+//!
+//! `docs/storage.md` describes the files, and decision 12 why they are SQLite's. A thread writes: it
+//! takes all that waits, puts it into one transaction, and answers when the disk has it. Another
+//! reads, and moves what was written from the write-ahead log into the database.
+
+mod reader;
+mod writer;
+
+use std::fmt;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parlour_core::durable::{PartitionId, Position};
+use rusqlite::{Connection, ErrorCode, ffi};
+use thiserror::Error;
+use tokio::sync::oneshot;
+
+use super::{Ack, Backbone, BackboneError, Work};
+use reader::{Read, Reader};
+use writer::{Write, Writer};
+
+/// The version of the files that this version writes.
+pub const FORMAT: i64 = 1;
+
+/// Marks the database as ours for `file` and its like: "parl".
+const APPLICATION_ID: i64 = 0x7061_726c;
+const DATABASE: &str = "parlour.db";
+const LOCK: &str = "lock";
+/// Space that is given back when the disk is full, so that what was accepted can still end.
+const RESERVE: &str = "reserve";
+
+/// Logs in a directory of their own, which no other process opens meanwhile.
+#[derive(Debug)]
+pub struct Embedded {
+    partitions: u16,
+    writer: Worker<Write>,
+    reader: Worker<Read>,
+    /// Held until the host ends. Last, so that all is closed when another host may open it.
+    _lock: File,
+}
+
+/// Why a data directory cannot be used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("another host uses {0}")]
+    InUse(PathBuf),
+    /// It cannot be made, read or written.
+    #[error("cannot use {path}: {source}")]
+    Io {
+        /// What was opened.
+        path: PathBuf,
+        /// Why it could not be.
+        source: io::Error,
+    },
+    /// Its files were written by a later version.
+    #[error("{path} has format {found}, and this version knows up to {FORMAT}")]
+    Newer {
+        /// The database.
+        path: PathBuf,
+        /// Its format.
+        found: i64,
+    },
+    /// Its files are no database of ours.
+    #[error("{0} is no database of Parlour")]
+    Foreign(PathBuf),
+    /// The room is divided in another way.
+    #[error("the room in {path} has {found} partitions, not {asked}")]
+    Partitions {
+        /// The database.
+        path: PathBuf,
+        /// How many it has.
+        found: u16,
+        /// How many were asked for.
+        asked: u16,
+    },
+    /// The database does not open.
+    #[error("cannot open {path}: {source}")]
+    Database {
+        /// The database.
+        path: PathBuf,
+        /// What SQLite says.
+        source: rusqlite::Error,
+    },
+}
+
+impl Embedded {
+    /// Opens the logs in `dir`, which is made if it is not there. A room has `partitions` of them for
+    /// good.
+    pub fn open(dir: &Path, partitions: u16) -> Result<Self, OpenError> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| OpenError::Io { path, source }
+        };
+        std::fs::create_dir_all(dir).map_err(io(dir))?;
+        let path = dir.join(LOCK);
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let lock = lock.map_err(io(&path))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => OpenError::InUse(dir.to_owned()),
+            TryLockError::Error(source) => OpenError::Io { path, source },
+        })?;
+        let path = dir.join(DATABASE);
+        let connection = database(&path, partitions)?;
+        // What a crash of the machine leaves of a new directory is looked for by name.
+        sync(dir).map_err(io(dir))?;
+        let failed = |source| OpenError::Database { path: path.clone(), source };
+        let reader = Reader::new(connect(&path).map_err(failed)?);
+        let writer = Writer::new(connection, partitions, dir.join(RESERVE)).map_err(failed)?;
+        let reader = Worker::start("parlour-read", move |jobs| reader.run(jobs));
+        let writer = Worker::start("parlour-write", move |jobs| writer.run(jobs));
+        Ok(Self {
+            partitions,
+            writer: writer.map_err(io(&path))?,
+            reader: reader.map_err(io(&path))?,
+            _lock: lock,
+        })
+    }
+}
+
+/// Opens the database, and makes its tables if it is new.
+fn database(path: &Path, partitions: u16) -> Result<Connection, OpenError> {
+    let failed = |source| OpenError::Database { path: path.to_owned(), source };
+    let connection = connect(path).map_err(failed)?;
+    let number = |pragma: &str| connection.pragma_query_value(None, pragma, |row| row.get(0));
+    let (application, format): (i64, i64) =
+        (number("application_id").map_err(failed)?, number("user_version").map_err(failed)?);
+    let tables = "SELECT count(*) FROM sqlite_schema";
+    let is_new = connection.query_row(tables, [], |row| row.get::<_, i64>(0)).map_err(failed)? == 0;
+    if is_new {
+        connection
+            .execute_batch(&format!(
+                "BEGIN IMMEDIATE;
+                 CREATE TABLE room (partitions INTEGER NOT NULL);
+                 INSERT INTO room VALUES ({partitions});
+                 CREATE TABLE commits (
+                   -- The partition in the upper 16 bits, the position in the lower 48.
+                   id INTEGER PRIMARY KEY,
+                   -- CRC-32 of the id, big-endian, and of the commit.
+                   checksum INTEGER NOT NULL,
+                   commit_bytes BLOB NOT NULL);
+                 PRAGMA application_id = {APPLICATION_ID};
+                 PRAGMA user_version = {FORMAT};
+                 COMMIT;"
+            ))
+            .map_err(failed)?;
+        return Ok(connection);
+    }
+    if application != APPLICATION_ID {
+        return Err(OpenError::Foreign(path.to_owned()));
+    }
+    if format > FORMAT {
+        return Err(OpenError::Newer { path: path.to_owned(), found: format });
+    }
+    let found = connection.query_row("SELECT partitions FROM room", [], |row| row.get(0));
+    let found: u16 = found.map_err(failed)?;
+    if found != partitions {
+        return Err(OpenError::Partitions { path: path.to_owned(), found, asked: partitions });
+    }
+    Ok(connection)
+}
+
+/// A connection as both threads have it.
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(Duration::from_secs(10))?;
+    connection.pragma_update(None, "journal_mode", "wal")?;
+    // Each transaction is on the disk when its commit returns.
+    connection.pragma_update(None, "synchronous", "full")?;
+    // The reader's thread does this, so that no commit waits for it.
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    Ok(connection)
+}
+
+fn sync(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+fn id_of(partition: PartitionId, position: Position) -> i64 {
+    // A log has fewer than 2^48 commits for as long as anybody lives.
+    (i64::from(partition.0) << 48) | position.0 as i64
+}
+
+fn position_of(id: i64) -> Position {
+    Position(id as u64 & 0xffff_ffff_ffff)
+}
+
+fn checksum(id: i64, commit: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&id.to_be_bytes());
+    hasher.update(commit);
+    hasher.finalize()
+}
+
+/// What an error of SQLite means.
+fn failure(error: &rusqlite::Error) -> BackboneError {
+    let text = error.to_string();
+    let rusqlite::Error::SqliteFailure(ffi::Error { code, extended_code }, _) = error else {
+        return BackboneError::Failed(text);
+    };
+    match (code, *extended_code) {
+        // The transaction was not written. What a quota or a limit on the length of files refuses
+        // comes as an error of writing.
+        (ErrorCode::DiskFull, _) | (_, ffi::SQLITE_IOERR_WRITE) => BackboneError::Full(text),
+        (ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase, _) => BackboneError::Damaged(text),
+        _ => BackboneError::Failed(text),
+    }
+}
+
+/// Who waits for the end of a job.
+type Done<T> = oneshot::Sender<Result<T, BackboneError>>;
+
+/// A thread that does jobs in the order in which they come. Dropping it waits until all are done.
+struct Worker<J> {
+    jobs: Option<mpsc::Sender<J>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<J: Send + 'static> Worker<J> {
+    fn start(
+        name: &str,
+        run: impl FnOnce(&mpsc::Receiver<J>) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (jobs, queue) = mpsc::channel();
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || run(&queue))?;
+        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+    }
+
+    fn ask<T: Send + 'static>(&self, job: impl FnOnce(Done<T>) -> J) -> Work<'static, T> {
+        let (done, end) = oneshot::channel();
+        // A thread that is gone drops the job, which tells whoever waits.
+        if let Some(jobs) = &self.jobs {
+            let _ = jobs.send(job(done));
+        }
+        Box::pin(async {
+            end.await.unwrap_or_else(|_| Err(BackboneError::Failed("the store is closed".into())))
+        })
+    }
+}
+
+impl<J> Drop for Worker<J> {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(thread) = self.thread.take() {
+            // One that panicked has dropped its jobs, which told whoever waited.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<J> fmt::Debug for Worker<J> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").finish_non_exhaustive()
+    }
+}
+
+impl Backbone for Embedded {
+    fn ack(&self) -> Ack {
+        Ack::Durable
+    }
+
+    fn partitions(&self) -> u16 {
+        self.partitions
+    }
+
+    fn append(&self, partition: PartitionId, position: Position, commit: Bytes) -> Work<'_, ()> {
+        self.writer.ask(|done| Write::Append(partition, position, commit, done))
+    }
+
+    fn last(&self, partition: PartitionId) -> Work<'_, Option<(Position, Bytes)>> {
+        self.reader.ask(|done| Read::Last(partition, done))
+    }
+
+    fn read(
+        &self,
+        partition: PartitionId,
+        position: Position,
+        bytes: usize,
+    ) -> Work<'_, Vec<(Position, Bytes)>> {
+        self.reader.ask(|done| Read::From(partition, position, bytes, done))
+    }
+
+    fn trim(&self, partition: PartitionId, position: Position) -> Work<'_, ()> {
+        self.writer.ask(|done| Write::Trim(partition, position, done))
+    }
+}

@@ -1,0 +1,176 @@
+//! The thread that writes.
+
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+use std::sync::mpsc;
+
+use bytes::Bytes;
+use parlour_core::durable::{PartitionId, Position};
+use rusqlite::{Connection, params};
+use rustix::fs::{FallocateFlags, fallocate};
+
+use super::{Done, checksum, failure, id_of, position_of};
+use crate::backbone::BackboneError;
+
+/// How many jobs go into one transaction at the most, and after how many bytes there are enough.
+const JOBS: usize = 1024;
+const BYTES: usize = 4 << 20;
+/// How much space is kept for what must still be written when the disk is full.
+const RESERVE: u64 = 8 << 20;
+
+pub(super) enum Write {
+    Append(PartitionId, Position, Bytes, Done<()>),
+    Trim(PartitionId, Position, Done<()>),
+}
+
+impl Write {
+    fn weight(&self) -> usize {
+        match self {
+            Self::Append(_, _, commit, _) => commit.len(),
+            Self::Trim(..) => 0,
+        }
+    }
+
+    fn done(self, result: Result<(), BackboneError>) {
+        let (Self::Append(.., done) | Self::Trim(.., done)) = self;
+        // Whoever asked may not wait any more.
+        let _ = done.send(result);
+    }
+}
+
+pub(super) struct Writer {
+    connection: Connection,
+    /// The last position of each partition.
+    last: Vec<Position>,
+    reserve: PathBuf,
+    is_reserved: bool,
+    /// Why nothing is written any more.
+    failed: Option<BackboneError>,
+}
+
+impl Writer {
+    pub(super) fn new(
+        connection: Connection,
+        partitions: u16,
+        reserve: PathBuf,
+    ) -> rusqlite::Result<Self> {
+        let last = |partition| {
+            let first = id_of(PartitionId(partition), Position(0));
+            let most = id_of(PartitionId(partition), Position((1 << 48) - 1));
+            let last = "SELECT max(id) FROM commits WHERE id BETWEEN ? AND ?";
+            let id: Option<i64> =
+                connection.query_row(last, params![first, most], |row| row.get(0))?;
+            Ok(id.map_or(Position(0), position_of))
+        };
+        let last = (0..partitions).map(last).collect::<rusqlite::Result<_>>()?;
+        Ok(Self { connection, last, reserve, is_reserved: false, failed: None })
+    }
+
+    pub(super) fn run(mut self, queue: &mpsc::Receiver<Write>) {
+        self.take_reserve();
+        while let Ok(first) = queue.recv() {
+            let mut bytes = first.weight();
+            let mut jobs = vec![first];
+            while jobs.len() < JOBS
+                && bytes < BYTES
+                && let Ok(job) = queue.try_recv()
+            {
+                bytes += job.weight();
+                jobs.push(job);
+            }
+            self.work(jobs);
+        }
+    }
+
+    /// Does all of `jobs` in one transaction, and answers them.
+    fn work(&mut self, jobs: Vec<Write>) {
+        let mut last = self.last.clone();
+        let mut admitted = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            match job {
+                Write::Append(partition, position, ..) => {
+                    let last = &mut last[usize::from(partition.0)];
+                    if position == last.next() {
+                        *last = position;
+                        admitted.push(job);
+                    } else {
+                        job.done(Err(BackboneError::Fenced));
+                    }
+                }
+                Write::Trim(partition, position, _) => {
+                    if position < last[usize::from(partition.0)] {
+                        admitted.push(job);
+                    } else {
+                        let error = "the last commit is not let go".to_owned();
+                        job.done(Err(BackboneError::Failed(error)));
+                    }
+                }
+            }
+        }
+        let mut written = self.write(&admitted);
+        if matches!(written, Err(BackboneError::Full(_))) && self.give_reserve() {
+            written = self.write(&admitted);
+        }
+        match &written {
+            Ok(()) => {
+                self.last = last;
+                self.take_reserve();
+            }
+            Err(BackboneError::Full(_)) => {}
+            // What is on the disk is not known any more, and another attempt would not tell: the
+            // kernel may have dropped the pages that it could not write.
+            Err(error) => self.failed = Some(error.clone()),
+        }
+        admitted.into_iter().for_each(|job| job.done(written.clone()));
+    }
+
+    fn write(&mut self, jobs: &[Write]) -> Result<(), BackboneError> {
+        if let Some(failed) = &self.failed {
+            return Err(failed.clone());
+        }
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        self.transact(jobs).map_err(|error| failure(&error))
+    }
+
+    fn transact(&mut self, jobs: &[Write]) -> rusqlite::Result<()> {
+        // Dropped before its end, it is rolled back.
+        let transaction = self.connection.transaction()?;
+        {
+            let mut insert = transaction.prepare_cached("INSERT INTO commits VALUES (?, ?, ?)")?;
+            let mut delete =
+                transaction.prepare_cached("DELETE FROM commits WHERE id BETWEEN ? AND ?")?;
+            for job in jobs {
+                match job {
+                    Write::Append(partition, position, commit, _) => {
+                        let id = id_of(*partition, *position);
+                        insert.execute(params![id, checksum(id, commit), &**commit])?;
+                    }
+                    Write::Trim(partition, position, _) => {
+                        let first = id_of(*partition, Position(0));
+                        delete.execute(params![first, id_of(*partition, *position)])?;
+                    }
+                }
+            }
+        }
+        transaction.commit()
+    }
+
+    /// Keeps some space, if there is any.
+    fn take_reserve(&mut self) {
+        if self.is_reserved {
+            return;
+        }
+        let file =
+            OpenOptions::new().create(true).truncate(false).write(true).open(&self.reserve);
+        self.is_reserved = file.is_ok_and(|file| {
+            fallocate(&file, FallocateFlags::empty(), 0, RESERVE).is_ok()
+        });
+    }
+
+    /// Gives that space up. Returns whether there was any.
+    fn give_reserve(&mut self) -> bool {
+        std::mem::take(&mut self.is_reserved) && std::fs::remove_file(&self.reserve).is_ok()
+    }
+}

@@ -37,6 +37,7 @@ class Kind(IntEnum):
     ACK = 17
     PROGRESS = 18
     LEAVE = 19
+    RECEIVED = 20
 
 
 # What belongs to a socket; all else is the session's, and counted.
@@ -89,6 +90,8 @@ class Field(IntEnum):
     WINDOW_BYTES = 43
     RESENT = 44
     PROGRESS = 45
+    DELIVERY = 46
+    ATTEMPT = 47
 
 
 @dataclass

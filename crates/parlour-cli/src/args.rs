@@ -218,6 +218,9 @@ pub(crate) struct Serve {
     /// Address and port of all doors; port 0 takes a free one [default: 127.0.0.1:9000]
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<String>,
+    /// Directory of what is kept on disk [default: parlour under $XDG_DATA_HOME]
+    #[arg(long, value_name = "DIR", conflicts_with = "memory")]
+    pub(crate) data: Option<PathBuf>,
     /// Keep nothing on disk
     #[arg(long)]
     pub(crate) memory: bool,

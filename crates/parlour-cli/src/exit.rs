@@ -18,6 +18,7 @@ pub(crate) enum Code {
     Timeout = 6,
     CannotConnect = 7,
     PartlyFailed = 8,
+    Storage = 74,
     AlreadyRunning = 75,
     BadConfig = 78,
     Interrupted = 130,

@@ -5,6 +5,7 @@ mod args;
 mod bench;
 mod body;
 mod config;
+mod data;
 mod demo;
 mod exit;
 mod log;

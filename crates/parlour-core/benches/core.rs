@@ -107,6 +107,7 @@ mod codec {
             timeout: Some(Duration::from_secs(30)),
             progress: false,
             resent: false,
+            attempt: None,
             header: header(),
             payload: bytes(payload),
         })

@@ -20,6 +20,7 @@ pub use id::{DeliveryId, PartitionId, Position, Timestamp};
 pub use line::Gate;
 pub use partition::{
     Accept, Accepted, Commit, Partition, Place, Settled, Standing, Start, Totals, record_at,
+    settled_in, time_of,
 };
 pub use policy::RetryPolicy;
 pub use record::{Corrupt, FORMAT, KeyEntry, Message, MessageKind, Record, Source};

@@ -295,6 +295,7 @@ mod tests {
             timeout: None,
             progress: false,
             resent: false,
+            attempt: None,
             header,
             payload,
         })

@@ -12,6 +12,7 @@ pub(crate) mod tests;
 
 use std::fmt;
 use std::future::Future;
+use std::path::Path;
 use std::pin::Pin;
 
 use bytes::Bytes;
@@ -56,7 +57,18 @@ pub trait Backbone: Send + Sync + fmt::Debug + 'static {
 
     /// Lets the commits up to `position` go, which must not be the last. Those that are gone are not
     /// read any more; asking for them gives what comes behind.
-    fn trim(&self, partition: PartitionId, position: Position) -> Work<'_, ()>;
+    ///
+    /// Returns how many bytes of commits they were.
+    fn trim(&self, partition: PartitionId, position: Position) -> Work<'_, u64>;
+
+    /// How many bytes of commits there are.
+    fn size(&self, partition: PartitionId) -> Work<'_, u64>;
+
+    /// A directory of this host's own for what it makes of the logs and can make again. Without, that
+    /// is kept in memory.
+    fn views(&self) -> Option<&Path> {
+        None
+    }
 }
 
 /// What an acknowledgement says of a message.

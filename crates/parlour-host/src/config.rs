@@ -140,6 +140,8 @@ settings! {
             "Address and port of all doors. Port 0 takes a free one.";
         name: String = "parlour",
             "What the host calls itself, for people.";
+        data: String = "",
+            "Directory of what is kept on disk. Empty: parlour under $XDG_DATA_HOME.";
         threads: usize = "0" in "0" to "1024",
             "Threads that serve connections; 0 is one per core.";
         log: String = "warn",
@@ -178,6 +180,10 @@ settings! {
             "Attempts that one worker has at once.";
         type_in_flight: usize = "4096" in "1" to "10000000",
             "Attempts that the workers of one agent type have at once.";
+        retention_age: Duration = "168h" in "1s" to "876000h",
+            "For how long what has ended is kept.";
+        retention_bytes: Bytes = "1GiB" in "1MiB" to "1PiB",
+            "How much of the logs is kept, beyond what has not ended.";
         memory_bytes: Bytes = "64MiB" in "0" to "1GiB",
             "Bytes of waiting messages that are kept in memory; the rest is read when its turn comes.";
     }
@@ -290,8 +296,8 @@ impl Value for List {
     }
 }
 
-const BYTE_UNITS: [(&str, usize); 4] =
-    [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+const BYTE_UNITS: [(&str, usize); 6] =
+    [("PiB", 1 << 50), ("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 impl Value for ByteCount {
     const EXPECTED: &'static str = "a number of bytes such as 65536, 64KiB or 1MiB";

@@ -7,7 +7,8 @@ mod attempt;
 mod gate;
 mod owner;
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use crate::config::limits;
 use crate::exchange::Exchange;
 use crate::http::tasks::Tasks;
 use crate::peer::RETRY_AFTER;
+use crate::view::View;
 use gate::Gate;
 use owner::{Input, Owner};
 
@@ -35,6 +37,8 @@ pub(crate) struct Durable(Arc<Shared>);
 struct Shared {
     exchange: Exchange,
     backbone: Arc<dyn Backbone>,
+    /// Where what has ended is found. There from the start on.
+    view: OnceLock<View>,
     inboxes: Arc<[Inbox]>,
     /// Their other ends, until the owners are there.
     queues: Mutex<Vec<mpsc::UnboundedReceiver<Input>>>,
@@ -90,6 +94,7 @@ impl Durable {
         let shared = Shared {
             exchange: exchange.clone(),
             backbone,
+            view: OnceLock::new(),
             inboxes: inboxes.into(),
             queues: Mutex::new(queues),
             closed: AtomicUsize::new(usize::from(partitions)),
@@ -100,7 +105,9 @@ impl Durable {
 
     /// Starts an owner for each partition, as a task of the host. Each reads its log first, and writes
     /// what there is to be written when `closing` is cancelled.
-    pub(crate) fn start(&self, tasks: &Tasks, closing: &CancellationToken) {
+    pub(crate) fn start(&self, tasks: &Tasks, closing: &CancellationToken) -> io::Result<()> {
+        let view = View::open(self.0.backbone.views())?;
+        let _ = self.0.view.set(view);
         let gate = Gate::new(self.0.exchange.clone(), self.0.inboxes.clone());
         let queues = std::mem::take(&mut *self.0.queues.lock());
         for (number, inbox) in queues.into_iter().enumerate() {
@@ -108,6 +115,7 @@ impl Durable {
             let owner = Owner::new(self.clone(), partition, gate.clone(), inbox);
             tasks.spawn(owner.run(closing.clone()));
         }
+        Ok(())
     }
 
     /// What an acceptance promises.
@@ -152,7 +160,24 @@ impl Durable {
     /// generation, or has ended.
     pub(crate) async fn get(&self, id: DeliveryId, after: Option<u64>) -> Result<Found, Fault> {
         let inbox = self.inbox_of(id)?;
-        self.ask(inbox, |answer| Input::Get(id, after, answer)).await?
+        match self.ask(inbox, |answer| Input::Get(id, after, answer)).await? {
+            Some(found) => Ok(found),
+            None => self.settled(id).await.map(Found::Settled),
+        }
+    }
+
+    /// Looks for a delivery among those that have ended.
+    async fn settled(&self, id: DeliveryId) -> Result<Arc<Settled>, Fault> {
+        let Shared { view, backbone, .. } = &*self.0;
+        let view = view.get().ok_or_else(|| unknown(id))?;
+        let place = view.find(id.partition, id.number).await.ok_or_else(|| unknown(id))?;
+        let commits = backbone.read(id.partition, place.position, 1).await;
+        let commits = commits.map_err(|error| refusal(&error))?;
+        let commit = commits.into_iter().find(|(position, _)| *position == place.position);
+        let (_, commit) = commit.ok_or_else(|| unknown(id))?;
+        let settled = Settled::read(&commit, place);
+        let settled = settled.map_err(|error| refusal(&BackboneError::Damaged(error.to_string())))?;
+        if settled.delivery.id == id { Ok(Arc::new(settled)) } else { Err(unknown(id)) }
     }
 
     /// Gives a delivery up.

@@ -25,6 +25,8 @@ mod json;
 mod link;
 mod metrics;
 mod peer;
+mod thread;
+mod view;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -36,7 +38,7 @@ pub use crate::http::problem::{JSON_RPC_FAULT, http_status};
 pub use crate::http::server::Listener;
 pub use crate::io::Io;
 
-use crate::backbone::Memory;
+use crate::backbone::{Backbone, Memory};
 use crate::durable::Durable;
 use crate::exchange::Exchange;
 use crate::http::guard::Guard;
@@ -69,6 +71,13 @@ impl Host {
         let (lobby, tasks) = (Lobby::default(), Tasks::default());
         let durable = Durable::new(&exchange, backbone);
         Self { app: App { exchange, durable, guard, lobby, tasks, places } }
+    }
+
+    /// Has what is durable kept by `backbone`. Without, it is kept in memory and ends with the host.
+    #[must_use]
+    pub fn keep(mut self, backbone: Arc<dyn Backbone>) -> Self {
+        self.app.durable = Durable::new(&self.app.exchange, backbone);
+        self
     }
 
     /// Serves `listener` until `shutdown` completes, and then until what is in flight has ended.

@@ -415,6 +415,13 @@ impl ReplyTo {
         Self::new(Address::Attempt(Box::new(attempt)), metrics)
     }
 
+    /// The agent has the message.
+    pub(crate) fn received(&self) {
+        if let Some(Address::Attempt(attempt)) = &self.address {
+            attempt.received();
+        }
+    }
+
     /// Hands on what the agent says before it has ended. Nothing of it is left out: if the caller's
     /// queue is full, the fault returned is the end of the call.
     pub(crate) fn progress(&self, payload: Payload) -> Result<(), Fault> {

@@ -445,6 +445,7 @@ impl Session {
             timeout: Some(limit),
             progress: errand.asks,
             resent: false,
+            attempt: None,
             header: HeaderFields::default(),
             payload: Payload::text(work.message(token)),
         }));

@@ -3,7 +3,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parlour_core::wire::HeaderFields;
-use parlour_core::{AgentId, CallId, Header, MessageId, Principal};
+use parlour_core::durable::DeliveryId;
+use parlour_core::{AgentId, Attempt, CallId, Header, MessageId, Principal};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -39,6 +40,7 @@ struct Inner {
     deadline: Option<Instant>,
     /// The call whose caller wants to hear of its progress.
     progress: Option<CallId>,
+    attempt: Option<Attempt>,
 }
 
 impl Cx {
@@ -48,8 +50,9 @@ impl Cx {
         header: Header,
         deadline: Option<Instant>,
         progress: Option<CallId>,
+        attempt: Option<Attempt>,
     ) -> Self {
-        Self(Arc::new(Inner { handle, agent, header, deadline, progress }))
+        Self(Arc::new(Inner { handle, agent, header, deadline, progress, attempt }))
     }
 
     /// The agent that handles the message.
@@ -98,9 +101,15 @@ impl Cx {
         self.0.header.hops
     }
 
-    /// Which attempt to deliver the message this is, from 1 on.
+    /// Which attempt to deliver the message this is, from 1 on. Only a durable message has more than
+    /// one.
     pub fn attempt(&self) -> u32 {
-        1
+        self.0.attempt.map_or(1, |attempt| attempt.number)
+    }
+
+    /// Names a durable message: the same in each attempt, and different for each message.
+    pub fn delivery(&self) -> Option<DeliveryId> {
+        self.0.attempt.map(|attempt| attempt.delivery)
     }
 
     /// When the caller stops waiting; an event has no deadline.

@@ -412,10 +412,12 @@ impl<C: Connect> Driver<C> {
                 Frame::Progress(id, payload) => self.state.handle_progress(id, payload),
                 Frame::Done(done) => self.state.handle_done(done),
                 Frame::Call(call) => {
-                    let id = call.id;
+                    let (id, is_durable) = (call.id, call.attempt.is_some());
                     let unwritten = self.state.unwritten_replies();
-                    if let Err(fault) = self.handlers.call(*call, unwritten) {
-                        self.state.push_reply(id, Err(fault));
+                    match self.handlers.call(*call, unwritten) {
+                        Ok(()) if is_durable => self.state.push(Frame::Received(id)),
+                        Ok(()) => {}
+                        Err(fault) => self.state.push_reply(id, Err(fault)),
                     }
                 }
                 Frame::Event(event) => {

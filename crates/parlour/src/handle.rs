@@ -125,6 +125,7 @@ impl Handle {
             timeout: None,
             progress: progress.is_some(),
             resent: false,
+            attempt: None,
             header,
             payload,
         });

@@ -82,7 +82,7 @@ impl Handlers {
         let deadline = after(timeout);
         let served = Arc::clone(served);
         let progress = call.progress.then_some(call.id);
-        let cx = Cx::new(handle.clone(), call.target, header, Some(deadline), progress);
+        let cx = Cx::new(handle.clone(), call.target, header, Some(deadline), progress, call.attempt);
         let task = self.tasks.spawn(served.call(cx, call.payload));
         self.running.insert(task.id(), Some(call.id));
         self.calls.insert(call.id, task);
@@ -111,7 +111,7 @@ impl Handlers {
             // Not served any more, or never: the host's routing was behind.
             let served = self.agents.get(&agent.agent_type).map(Arc::clone);
             let (Some(handle), Some(served)) = (&self.handle, served) else { continue };
-            let cx = Cx::new(handle.clone(), agent, header, None, None);
+            let cx = Cx::new(handle.clone(), agent, header, None, None, None);
             let task = self.tasks.spawn(served.event(cx, topic, payload));
             self.running.insert(task.id(), None);
         }

@@ -156,6 +156,7 @@ pub use cx::Cx;
 pub use error::{Error, ErrorKind};
 pub use extract::{FromMessage, Message, State};
 pub use handler::Handler;
+pub use parlour_core::durable::DeliveryId;
 pub use parlour_core::{
     AgentId, AgentType, ByteString, Bytes, Event, Fault, FaultKind, Header, InvalidName, Key,
     MAX_HOPS, MessageId, Metadata, MetadataError, Payload, Principal, TopicFilter, TopicId,

@@ -138,6 +138,7 @@ async fn serve(socket: WebSocket, workers: Workers) -> Option<()> {
                             timeout: None,
                             progress: false,
                             resent: false,
+                            attempt: None,
                             header,
                             payload,
                         })

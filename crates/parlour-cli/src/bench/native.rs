@@ -77,6 +77,7 @@ impl Caller {
             timeout: None,
             progress: false,
             resent: false,
+            attempt: None,
             header: HeaderFields::default(),
             payload: payload.clone(),
         }));

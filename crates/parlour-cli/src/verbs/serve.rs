@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use parlour_host::{Config, Host};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -13,6 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::args::Serve;
 use crate::config::Settings;
+use crate::data;
 use crate::exit::{Code, Failure};
 use crate::log;
 use crate::output::Output;
@@ -38,13 +40,14 @@ async fn keep_room(config: Config, args: &Serve, output: &Output) -> Result<Code
     let mut signals = Signals::install()?;
     let has_names = !config.server.allowed_hosts.is_empty();
     let listener = listen(&config, args.insecure).await?;
-    let host = host(config)?;
+    let keeps = if args.memory { None } else { Some(data::open(&config)?) };
+    let mut host = host(config)?;
+    if let Some(backbone) = keeps {
+        host = host.keep(Arc::new(backbone));
+    }
     let address = listener
         .local_addr()
         .map_err(|error| Failure::new(Code::Failed, format!("cannot tell the address: {error}")))?;
-    if !args.memory {
-        output.note("nothing is kept on disk: what is in this room ends with it");
-    }
     if address.ip().is_unspecified() && !has_names {
         output.note(
             "requests that name this machine by anything but a loopback address are refused: \
@@ -93,6 +96,12 @@ fn settings(args: &Serve) -> Result<Settings, Failure> {
     let mut flags = Vec::new();
     if let Some(address) = &args.listen {
         flags.push(("--listen", "server.listen", address.clone()));
+    }
+    if let Some(dir) = &args.data {
+        let dir = dir
+            .to_str()
+            .ok_or_else(|| Failure::new(Code::Usage, "the name of the directory is not UTF-8"))?;
+        flags.push(("--data", "server.data", dir.to_owned()));
     }
     if let Some(file) = &args.token_file {
         let file = file

@@ -740,11 +740,7 @@ impl Partition {
                 self.loaded -= live.message.as_ref().map_or(0, |message| message.weight());
                 self.live_bytes -= live.weight;
                 self.release(live.place.position);
-                let reply = match change {
-                    Change::Completed { reply } => Some(reply),
-                    _ => None,
-                };
-                self.settled.push(Settled { place, delivery: live.delivery, reply });
+                self.settled.push(Settled::new(place, live.delivery, change));
             }
         } else {
             *self.standing.of(after) += 1;
@@ -907,6 +903,41 @@ impl Iterator for Records {
         let before = self.rest.len();
         let record = record::decode(&mut self.rest);
         Some(record.map(|record| (place, record, before - self.rest.len())))
+    }
+}
+
+/// Which deliveries a commit tells the end of, and where.
+pub fn settled_in(position: Position, commit: &Bytes) -> Result<Vec<(u64, Place)>, Corrupt> {
+    let mut settled = Vec::new();
+    for found in Records::of(position, commit)? {
+        if let (place, Record::Settled { delivery, .. }, _) = found? {
+            settled.push((delivery.id.number, place));
+        }
+    }
+    Ok(settled)
+}
+
+/// When a commit was made.
+pub fn time_of(commit: &Bytes) -> Result<Timestamp, Corrupt> {
+    header(&mut Reader(commit.clone())).map(|scalars| scalars.time)
+}
+
+impl Settled {
+    /// Reads the end of a delivery from the commit that tells of it.
+    pub fn read(commit: &Bytes, place: Place) -> Result<Self, Corrupt> {
+        let Record::Settled { mut delivery, change } = record_at(commit, place.offset)? else {
+            return Err(Corrupt::Impossible("place of an end"));
+        };
+        delivery.apply(&change, time_of(commit)?);
+        Ok(Self::new(place, *delivery, change))
+    }
+
+    fn new(place: Place, delivery: Delivery, change: Change) -> Self {
+        let reply = match change {
+            Change::Completed { reply } => Some(reply),
+            _ => None,
+        };
+        Self { place, delivery, reply }
     }
 }
 

@@ -11,8 +11,9 @@ use super::frame::{
     Welcome,
 };
 use super::number::{field, field_name, kind, kind_name};
+use crate::durable::DeliveryId;
 use crate::{
-    AgentId, AgentType, CallId, Fault, FaultKind, InvalidName, Key, MessageId, MetadataError,
+    AgentId, AgentType, Attempt, CallId, Fault, FaultKind, InvalidName, Key, MessageId, MetadataError,
     Payload, Principal, Registration, TopicFilter, TopicId, TopicType,
 };
 
@@ -214,7 +215,7 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
             let (id, fault) = fault(fields)?;
             Frame::Reply(id.ok_or_else(missing(field::ID))?, Err(fault))
         }
-        kind::CANCEL | kind::PING | kind::PONG => {
+        kind::CANCEL | kind::RECEIVED | kind::PING | kind::PONG => {
             let mut id = None;
             for field in fields {
                 let field = field?;
@@ -225,6 +226,7 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
             let id = id.ok_or_else(missing(field::ID))?;
             match kind {
                 kind::CANCEL => Frame::Cancel(CallId(id)),
+                kind::RECEIVED => Frame::Received(CallId(id)),
                 kind::PING => Frame::Ping(id),
                 _ => Frame::Pong(id),
             }
@@ -290,6 +292,7 @@ fn message_frame(kind: u8, fields: Fields<'_>, payload: Bytes) -> Result<Frame, 
     let missing = |number| move || DecodeError::Missing(kind, number);
     let (mut id, mut timeout) = (None, None);
     let (mut progress, mut resent) = (false, false);
+    let (mut delivery, mut attempt) = (None, None);
     let (mut agent_type, mut key) = (None, None);
     let (mut topic_type, mut source) = (None, None);
     let (mut sender_type, mut sender_key) = (None, None);
@@ -311,6 +314,8 @@ fn message_frame(kind: u8, fields: Fields<'_>, payload: Bytes) -> Result<Frame, 
             field::TIMEOUT_MS => timeout = Some(Duration::from_millis(field.number()?)),
             field::PROGRESS => progress = field.number()? != 0,
             field::RESENT => resent = field.number()? != 0,
+            field::DELIVERY => delivery = Some(DeliveryId::parse(&field.text()?)?),
+            field::ATTEMPT => attempt = Some(field.number()?.try_into().unwrap_or(u32::MAX)),
             field::MESSAGE_ID => header.id = Some(MessageId::parse(field.text()?)?),
             field::CONVERSATION => header.conversation = Some(MessageId::parse(field.text()?)?),
             field::CAUSE => header.cause = Some(MessageId::parse(field.text()?)?),
@@ -337,6 +342,7 @@ fn message_frame(kind: u8, fields: Fields<'_>, payload: Bytes) -> Result<Frame, 
             timeout,
             progress,
             resent,
+            attempt: delivery.zip(attempt).map(|(delivery, number)| Attempt { delivery, number }),
             header,
             payload,
         }));

@@ -8,7 +8,7 @@ use super::decode::{DecodeError, decode};
 use super::frame::{Frame, HeaderFields, SharedEvent};
 use super::number::{field, kind};
 use crate::{
-    AgentId, AgentType, Call, CallId, Credit, Event, Fault, Key, MessageId, Payload, Principal,
+    AgentId, AgentType, Attempt, Call, CallId, Credit, Event, Fault, Key, MessageId, Payload, Principal,
     Reply, TopicFilter, TopicId,
 };
 
@@ -91,6 +91,7 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
             }
             header.flag(field::PROGRESS, call.progress);
             header.flag(field::RESENT, call.resent);
+            header.attempt(call.attempt);
             header.common(Common::from(&call.header));
             header.payload(&call.payload);
             payload = &call.payload.bytes;
@@ -129,6 +130,10 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
         }
         Frame::Drain => kind::DRAIN,
         Frame::Leave => kind::LEAVE,
+        Frame::Received(id) => {
+            header.number(field::ID, id.0);
+            kind::RECEIVED
+        }
         Frame::Ack(received) => {
             header.number(field::RECEIVED, *received);
             kind::ACK
@@ -151,6 +156,7 @@ pub fn encode_call(id: CallId, call: &Call, timeout: Duration, out: &mut BytesMu
     header.text(field::KEY, call.target.key.as_str());
     header.number(field::TIMEOUT_MS, millis(timeout));
     header.flag(field::PROGRESS, call.progress);
+    header.attempt(call.attempt);
     header.common(Common::from(&call.header));
     header.payload(&call.payload);
     header.finish(kind::CALL, &call.payload.bytes);
@@ -346,6 +352,13 @@ impl<'a> Header<'a> {
     }
 
     /// Makes it the frame that ends a call.
+    fn attempt(&mut self, attempt: Option<Attempt>) {
+        if let Some(Attempt { delivery, number }) = attempt {
+            self.text(field::DELIVERY, &delivery.to_string());
+            self.number(field::ATTEMPT, number.into());
+        }
+    }
+
     fn reply(mut self, id: CallId, reply: &Reply) {
         self.number(field::ID, id.0);
         match reply {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 
 use crate::{
-    AgentId, AgentType, CallId, Credit, Key, MessageId, Payload, Principal, Registration, Reply,
+    AgentId, AgentType, Attempt, CallId, Credit, Key, MessageId, Payload, Principal, Registration, Reply,
     TopicFilter, TopicId,
 };
 
@@ -62,6 +62,8 @@ pub enum Frame {
     Progress(CallId, Payload),
     /// Host: this client gets no new work; it should end what it has, and leave.
     Leave,
+    /// Client: the agent has a durable call.
+    Received(CallId),
 }
 
 /// The large ones are boxed, so that a frame is cheap to hand on.
@@ -175,6 +177,8 @@ pub struct CallFrame {
     pub progress: bool,
     /// Whether it was sent before, over a socket that broke.
     pub resent: bool,
+    /// Of a durable call: which attempt this is.
+    pub attempt: Option<Attempt>,
     /// What every message carries.
     pub header: HeaderFields,
     /// What is asked.

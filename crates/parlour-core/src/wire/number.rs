@@ -21,6 +21,7 @@ pub(super) mod kind {
     pub(in crate::wire) const ACK: u8 = 17;
     pub(in crate::wire) const PROGRESS: u8 = 18;
     pub(in crate::wire) const LEAVE: u8 = 19;
+    pub(in crate::wire) const RECEIVED: u8 = 20;
 }
 
 /// The fields of headers. A number means the same in every frame.
@@ -70,6 +71,8 @@ pub(super) mod field {
     pub(in crate::wire) const WINDOW_BYTES: u64 = 43;
     pub(in crate::wire) const RESENT: u64 = 44;
     pub(in crate::wire) const PROGRESS: u64 = 45;
+    pub(in crate::wire) const DELIVERY: u64 = 46;
+    pub(in crate::wire) const ATTEMPT: u64 = 47;
     /// Within a metadata entry.
     pub(in crate::wire) const ENTRY_NAME: u64 = 1;
     pub(in crate::wire) const ENTRY_VALUE: u64 = 2;
@@ -110,6 +113,7 @@ pub static KINDS: &[(u8, &str)] = &[
     (kind::ACK, "ack"),
     (kind::PROGRESS, "progress"),
     (kind::LEAVE, "leave"),
+    (kind::RECEIVED, "received"),
 ];
 
 /// What a sentence calls a kind of frame.
@@ -175,4 +179,6 @@ pub static FIELDS: &[(u64, &str, FieldType)] = &[
     (field::WINDOW_BYTES, "window_bytes", FieldType::Number),
     (field::RESENT, "resent", FieldType::Flag),
     (field::PROGRESS, "progress", FieldType::Flag),
+    (field::DELIVERY, "delivery", FieldType::Text),
+    (field::ATTEMPT, "attempt", FieldType::Number),
 ];

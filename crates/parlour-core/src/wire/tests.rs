@@ -83,6 +83,7 @@ fn every_kind_of_frame_survives_the_wire() {
             timeout: Some(Duration::from_millis(1500)),
             progress: true,
             resent: true,
+            attempt: None,
             header: header.clone(),
             payload: payload.clone(),
         }),
@@ -204,6 +205,7 @@ fn what_a_host_sends_on_is_written_like_the_frame() {
         timeout: Some(timeout),
         progress: true,
         resent: false,
+        attempt: None,
         header: fields,
         payload: payload.clone(),
     });

@@ -7,12 +7,9 @@
 mod reader;
 mod writer;
 
-use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,11 +19,12 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 
 use super::{Ack, Backbone, BackboneError, Work};
+use crate::thread::Thread;
 use reader::{Read, Reader};
 use writer::{Write, Writer};
 
 /// The version of the files that this version writes.
-pub const FORMAT: i64 = 1;
+const FORMAT: i64 = 1;
 
 /// Marks the database as ours for `file` and its like: "parl".
 const APPLICATION_ID: i64 = 0x7061_726c;
@@ -38,9 +36,10 @@ const RESERVE: &str = "reserve";
 /// Logs in a directory of their own, which no other process opens meanwhile.
 #[derive(Debug)]
 pub struct Embedded {
+    dir: PathBuf,
     partitions: u16,
-    writer: Worker<Write>,
-    reader: Worker<Read>,
+    writer: Thread<Write>,
+    reader: Thread<Read>,
     /// Held until the host ends. Last, so that all is closed when another host may open it.
     _lock: File,
 }
@@ -114,9 +113,10 @@ impl Embedded {
         let failed = |source| OpenError::Database { path: path.clone(), source };
         let reader = Reader::new(connect(&path).map_err(failed)?);
         let writer = Writer::new(connection, partitions, dir.join(RESERVE)).map_err(failed)?;
-        let reader = Worker::start("parlour-read", move |jobs| reader.run(jobs));
-        let writer = Worker::start("parlour-write", move |jobs| writer.run(jobs));
+        let reader = Thread::start("parlour-read", move |jobs| reader.run(jobs));
+        let writer = Thread::start("parlour-write", move |jobs| writer.run(jobs));
         Ok(Self {
+            dir: dir.to_owned(),
             partitions,
             writer: writer.map_err(io(&path))?,
             reader: reader.map_err(io(&path))?,
@@ -188,6 +188,18 @@ fn id_of(partition: PartitionId, position: Position) -> i64 {
     (i64::from(partition.0) << 48) | position.0 as i64
 }
 
+/// The first id that a commit of this partition could have, and the last.
+fn ids(partition: PartitionId) -> (i64, i64) {
+    (id_of(partition, Position(0)), id_of(partition, Position((1 << 48) - 1)))
+}
+
+/// How many bytes the commits of these ids have. Reads no commit.
+fn size(connection: &Connection, first: i64, last: i64) -> rusqlite::Result<u64> {
+    let size = "SELECT coalesce(sum(length(commit_bytes)), 0) FROM commits WHERE id BETWEEN ? AND ?";
+    let size: i64 = connection.prepare_cached(size)?.query_row([first, last], |row| row.get(0))?;
+    Ok(size as u64)
+}
+
 fn position_of(id: i64) -> Position {
     Position(id as u64 & 0xffff_ffff_ffff)
 }
@@ -217,48 +229,17 @@ fn failure(error: &rusqlite::Error) -> BackboneError {
 /// Who waits for the end of a job.
 type Done<T> = oneshot::Sender<Result<T, BackboneError>>;
 
-/// A thread that does jobs in the order in which they come. Dropping it waits until all are done.
-struct Worker<J> {
-    jobs: Option<mpsc::Sender<J>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl<J: Send + 'static> Worker<J> {
-    fn start(
-        name: &str,
-        run: impl FnOnce(&mpsc::Receiver<J>) + Send + 'static,
-    ) -> io::Result<Self> {
-        let (jobs, queue) = mpsc::channel();
-        let thread = std::thread::Builder::new().name(name.into()).spawn(move || run(&queue))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
-    }
-
-    fn ask<T: Send + 'static>(&self, job: impl FnOnce(Done<T>) -> J) -> Work<'static, T> {
-        let (done, end) = oneshot::channel();
-        // A thread that is gone drops the job, which tells whoever waits.
-        if let Some(jobs) = &self.jobs {
-            let _ = jobs.send(job(done));
-        }
-        Box::pin(async {
-            end.await.unwrap_or_else(|_| Err(BackboneError::Failed("the store is closed".into())))
-        })
-    }
-}
-
-impl<J> Drop for Worker<J> {
-    fn drop(&mut self) {
-        drop(self.jobs.take());
-        if let Some(thread) = self.thread.take() {
-            // One that panicked has dropped its jobs, which told whoever waited.
-            let _ = thread.join();
-        }
-    }
-}
-
-impl<J> fmt::Debug for Worker<J> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Worker").finish_non_exhaustive()
-    }
+/// Asks `thread` for something, which comes when it is done.
+fn ask<J: Send + 'static, T: Send + 'static>(
+    thread: &Thread<J>,
+    job: impl FnOnce(Done<T>) -> J,
+) -> Work<'static, T> {
+    let (done, end) = oneshot::channel();
+    // A thread that is gone drops the job, which tells whoever waits.
+    thread.send(job(done));
+    Box::pin(async {
+        end.await.unwrap_or_else(|_| Err(BackboneError::Failed("the store is closed".into())))
+    })
 }
 
 impl Backbone for Embedded {
@@ -270,12 +251,16 @@ impl Backbone for Embedded {
         self.partitions
     }
 
+    fn views(&self) -> Option<&Path> {
+        Some(&self.dir)
+    }
+
     fn append(&self, partition: PartitionId, position: Position, commit: Bytes) -> Work<'_, ()> {
-        self.writer.ask(|done| Write::Append(partition, position, commit, done))
+        ask(&self.writer, |done| Write::Append(partition, position, commit, done))
     }
 
     fn last(&self, partition: PartitionId) -> Work<'_, Option<(Position, Bytes)>> {
-        self.reader.ask(|done| Read::Last(partition, done))
+        ask(&self.reader, |done| Read::Last(partition, done))
     }
 
     fn read(
@@ -284,10 +269,14 @@ impl Backbone for Embedded {
         position: Position,
         bytes: usize,
     ) -> Work<'_, Vec<(Position, Bytes)>> {
-        self.reader.ask(|done| Read::From(partition, position, bytes, done))
+        ask(&self.reader, |done| Read::From(partition, position, bytes, done))
     }
 
-    fn trim(&self, partition: PartitionId, position: Position) -> Work<'_, ()> {
-        self.writer.ask(|done| Write::Trim(partition, position, done))
+    fn size(&self, partition: PartitionId) -> Work<'_, u64> {
+        ask(&self.reader, |done| Read::Size(partition, done))
+    }
+
+    fn trim(&self, partition: PartitionId, position: Position) -> Work<'_, u64> {
+        ask(&self.writer, |done| Write::Trim(partition, position, done))
     }
 }

@@ -76,12 +76,18 @@ impl Backbone for Memory {
         done(Ok(commits.map(|(position, commit)| (*position, commit.clone())).collect()))
     }
 
-    fn trim(&self, partition: PartitionId, position: Position) -> Work<'_, ()> {
+    fn size(&self, partition: PartitionId) -> Work<'_, u64> {
+        let log = self.log(partition);
+        done(Ok(log.commits.values().map(|commit| commit.len() as u64).sum()))
+    }
+
+    fn trim(&self, partition: PartitionId, position: Position) -> Work<'_, u64> {
         let mut log = self.log(partition);
         if position >= log.last {
             return done(Err(BackboneError::Failed("the last commit is not let go".into())));
         }
-        log.commits = log.commits.split_off(&position.next());
-        done(Ok(()))
+        let kept = log.commits.split_off(&position.next());
+        let gone = std::mem::replace(&mut log.commits, kept);
+        done(Ok(gone.values().map(|commit| commit.len() as u64).sum()))
     }
 }

@@ -37,7 +37,6 @@ macro_rules! conformance {
         }
     };
 }
-pub(crate) use conformance;
 
 conformance!(memory, std::sync::Arc::new(crate::backbone::Memory::new(3)));
 conformance!(embedded, std::sync::Arc::new(suite::Temporary::new(3)));
@@ -82,7 +81,11 @@ impl Backbone for Temporary {
         self.backbone.read(partition, position, bytes)
     }
 
-    fn trim(&self, partition: PartitionId, position: Position) -> Work<'_, ()> {
+    fn size(&self, partition: PartitionId) -> Work<'_, u64> {
+        self.backbone.size(partition)
+    }
+
+    fn trim(&self, partition: PartitionId, position: Position) -> Work<'_, u64> {
         self.backbone.trim(partition, position)
     }
 }
@@ -146,8 +149,12 @@ pub(crate) async fn partitions_do_not_know_of_each_other(backbone: Arc<dyn Backb
 pub(crate) async fn what_was_trimmed_is_gone_and_the_rest_is_there(backbone: Arc<dyn Backbone>) {
     let partition = PartitionId(1);
     fill(&*backbone, partition, 4).await;
-    backbone.trim(partition, Position(2)).await.unwrap();
-    backbone.trim(partition, Position(1)).await.unwrap();
+    let each = commit(1).len() as u64;
+    assert_eq!(backbone.size(partition).await, Ok(4 * each));
+    assert_eq!(backbone.trim(partition, Position(2)).await, Ok(2 * each));
+    assert_eq!(backbone.trim(partition, Position(1)).await, Ok(0));
+    assert_eq!(backbone.size(partition).await, Ok(2 * each));
+    assert_eq!(backbone.size(PartitionId(0)).await, Ok(0));
     let read = backbone.read(partition, Position(1), ALL).await.unwrap();
     assert_eq!(read, [3, 4].map(place));
     assert!(backbone.trim(partition, Position(4)).await.is_err());

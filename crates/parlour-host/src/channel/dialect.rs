@@ -240,6 +240,7 @@ impl Message<'_> {
             timeout: None,
             progress: false,
             resent: false,
+            attempt: None,
             header,
             payload: self.into_payload(source),
         })

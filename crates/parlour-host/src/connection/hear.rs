@@ -35,6 +35,11 @@ impl<L: Link> Connection<L> {
                 }
             }
             Frame::Progress(id, payload) => self.handle_progress(id, payload),
+            Frame::Received(id) => {
+                if let Some(reply_to) = self.session.progress_to(id) {
+                    reply_to.received();
+                }
+            }
             Frame::Cancel(id) => {
                 // Taken, so that a call is given up once however often that is said.
                 if let Some(ticket) = self.made.get_mut(&id).and_then(Option::take) {

@@ -1,7 +1,7 @@
 //! The return address of an attempt.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use parlour_core::durable::DeliveryId;
 use parlour_core::{Payload, Reply};
@@ -17,6 +17,8 @@ pub(crate) struct AttemptTo {
     pub(super) owner: mpsc::UnboundedSender<Input>,
     /// The place that it has at its worker.
     pub(super) slot: Slot,
+    /// Whether its agent has said that it has the message.
+    pub(super) is_received: AtomicBool,
     /// What it has told that the owner has not taken yet.
     pub(super) untaken: Arc<AtomicUsize>,
 }
@@ -34,8 +36,11 @@ impl Drop for Taken {
 }
 
 impl AttemptTo {
-    /// The agent has the message.
+    /// The agent has the message. Once is enough.
     pub(crate) fn received(&self) {
+        if self.is_received.swap(true, Relaxed) {
+            return;
+        }
         let _ = self.owner.send(Input::Received(self.id, self.token));
     }
 

@@ -1,16 +1,16 @@
 //! The task that owns a partition: takes inputs, has the partition decide, writes the log, and then
 //! does what was decided.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
 use bytestring::ByteString;
 use parlour_core::durable::{
     Accept, Accepted, Commit, Corrupt, Delivery, DeliveryId, Message, Partition, PartitionId, Place,
-    Position, Record, RetryPolicy, Settled, Start, Timestamp, record_at,
+    Position, Record, RetryPolicy, Settled, Start, Timestamp, record_at, settled_in, time_of,
 };
 use parlour_core::{AgentId, AgentType, Attempt, Call, Fault, FaultKind, Payload, Reply, WorkerId};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -19,14 +19,15 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::attempt::{AttemptTo, Taken};
 use super::gate::{Gate, Slot};
-use super::{Durable, Found, unknown};
+use super::{Durable, Found};
 use crate::backbone::BackboneError;
 use crate::exchange::Ticket;
 
 /// What the owner of a partition is asked, or told.
 pub(crate) enum Input {
     Accept(Box<Accept>, Answer<Result<Accepted, Fault>>),
-    Get(DeliveryId, Option<u64>, Answer<Result<Found, Fault>>),
+    /// Of a delivery that has not ended, once it is newer than that generation.
+    Get(DeliveryId, Option<u64>, Answer<Option<Found>>),
     Cancel(DeliveryId, ByteString, Answer<Result<(), Fault>>),
     /// Of an attempt, by its token.
     Received(DeliveryId, u64),
@@ -43,7 +44,7 @@ type Answer<T> = oneshot::Sender<T>;
 /// An answer that waits until the log says so.
 enum Answered {
     Accepted(Answer<Result<Accepted, Fault>>, Result<Accepted, Fault>),
-    Found(Answer<Result<Found, Fault>>, Result<Found, Fault>),
+    Found(Answer<Option<Found>>, Option<Found>),
     Done(Answer<Result<(), Fault>>, Result<(), Fault>),
 }
 
@@ -57,8 +58,8 @@ const SLACK: usize = 16 << 20;
 const FULL_REST: Duration = Duration::from_secs(1);
 /// The most of an agent's words that a step keeps.
 const MAX_DETAILS: usize = 4096;
-/// Deliveries that ended and are found without a look at the disk.
-const RECENT: usize = 1024;
+/// How often it is looked at what has become too old.
+const RETIRE: Duration = Duration::from_secs(60);
 
 pub(super) struct Owner {
     durable: Durable,
@@ -74,8 +75,11 @@ pub(super) struct Owner {
     /// Attempts that are under way, by which they can be given up.
     under_way: HashMap<u64, (u64, Option<Ticket>)>,
     /// Those who wait for something to happen to a delivery.
-    watchers: HashMap<u64, Vec<(u64, Answer<Result<Found, Fault>>)>>,
-    recent: VecDeque<Arc<Settled>>,
+    watchers: HashMap<u64, Vec<(u64, Answer<Option<Found>>)>>,
+    /// Bytes of the log.
+    size: u64,
+    /// When it is next looked at what has become too old.
+    retires: Instant,
     /// The commit that was read last.
     read: Option<(Position, Bytes)>,
 }
@@ -107,7 +111,8 @@ impl Owner {
             answers: Vec::new(),
             under_way: HashMap::new(),
             watchers: HashMap::new(),
-            recent: VecDeque::new(),
+            size: 0,
+            retires: Instant::now(),
             read: None,
         }
     }
@@ -129,17 +134,29 @@ impl Owner {
 
     /// Reads the log, and takes it over.
     async fn open(&mut self) -> Result<(), BackboneError> {
-        let backbone = self.durable.0.backbone.clone();
-        if let Some((_, last)) = backbone.last(self.id).await? {
-            let mut next = Partition::base(&last).map_err(damaged)?.next();
+        let shared = self.durable.0.clone();
+        let backbone = &shared.backbone;
+        if let Some(view) = shared.view.get()
+            && let Some((_, last)) = backbone.last(self.id).await? {
+            let base = Partition::base(&last).map_err(damaged)?;
+            let seen = view.seen(self.id).await;
+            // What only the view lacks is not needed for the state.
+            let mut next = base.min(seen).next();
             loop {
                 let commits = backbone.read(self.id, next, READ).await?;
                 let Some((position, _)) = commits.last() else { break };
                 next = position.next();
                 for (position, commit) in commits {
-                    self.partition.replay(position, &commit).map_err(damaged)?;
+                    if position > seen {
+                        let settled = settled_in(position, &commit).map_err(damaged)?;
+                        view.add(self.id, position, settled);
+                    }
+                    if position > base {
+                        self.partition.replay(position, &commit).map_err(damaged)?;
+                    }
                 }
             }
+            self.size = backbone.size(self.id).await?;
         }
         self.ahead = self.partition.time().since(self.now());
         let now = self.now();
@@ -153,7 +170,8 @@ impl Owner {
         let mut more = false;
         loop {
             let due = self.partition.poll_timeout().map(|at| self.instant(at));
-            let due = due.filter(|_| !more);
+            let due = due.unwrap_or(self.retires).min(self.retires);
+            let due = if more { Instant::now() } else { due };
             tokio::select! {
                 biased;
                 taken = self.inbox.recv_many(&mut inputs, BATCH) => {
@@ -166,7 +184,7 @@ impl Owner {
                     Ok(()) => self.partition.wake_all(),
                     Err(_) => return Ok(()),
                 },
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() || more => {}
+                () = sleep_until(due) => {}
             }
             let now = self.now();
             self.partition.handle_timeout(now);
@@ -189,6 +207,10 @@ impl Owner {
                 self.send(start, slot).await?;
             }
             self.tidy().await?;
+            if Instant::now() >= self.retires {
+                self.retires = Instant::now() + RETIRE;
+                self.retire(now).await?;
+            }
         }
     }
 
@@ -204,17 +226,16 @@ impl Owner {
                 self.answers.push(Answered::Accepted(answer, accepted));
             }
             Input::Get(id, after, answer) => {
-                let found = self.find(id);
-                let is_old = |found: &Found| {
-                    let delivery = found.delivery();
-                    !delivery.state.is_settled()
-                        && after.is_some_and(|after| delivery.generation <= after)
+                let delivery = self.partition.get(id);
+                let is_old = |it: &&Delivery| {
+                    !it.state.is_settled() && after.is_some_and(|after| it.generation <= after)
                 };
-                if found.as_ref().is_ok_and(is_old) {
+                if delivery.as_ref().is_some_and(is_old) {
                     let watchers = self.watchers.entry(id.number).or_default();
                     watchers.retain(|(_, answer)| !answer.is_closed());
                     watchers.push((after.unwrap_or_default(), answer));
                 } else {
+                    let found = delivery.map(|it| Found::Live(Box::new(it.clone())));
                     self.answers.push(Answered::Found(answer, found));
                 }
             }
@@ -280,12 +301,14 @@ impl Owner {
     /// Writes what was decided, and then tells it.
     async fn commit(&mut self) -> Result<(), BackboneError> {
         if let Some(Commit { position, bytes, changed, settled }) = self.partition.take_commit() {
+            self.size += bytes.len() as u64;
             self.append(position, bytes).await?;
+            let places = settled.iter().map(|it| (it.delivery.id.number, it.place));
+            if let Some(view) = self.durable.0.view.get() {
+                view.add(self.id, position, places.collect());
+            }
             for settled in settled {
-                if self.recent.len() >= RECENT {
-                    self.recent.pop_front();
-                }
-                self.recent.push_back(Arc::new(settled));
+                self.tell_end(settled);
             }
             changed.into_iter().for_each(|number| self.notify(number));
         }
@@ -318,28 +341,29 @@ impl Owner {
         }
     }
 
-    /// Answers those who waited for something to happen to a delivery.
+    /// Answers those who waited for something to happen to a delivery that goes on.
     fn notify(&mut self, number: u64) {
+        let Some(delivery) = self.partition.get_by_number(number) else { return };
         let Some(watchers) = self.watchers.remove(&number) else { return };
-        let id = DeliveryId { partition: self.id, epoch: 0, number };
-        let live = self.partition.get_by_number(number).cloned();
-        let found = match live {
-            Some(delivery) => Ok(Found::Live(Box::new(delivery))),
-            None => self.recent_of(number).map(Found::Settled).ok_or_else(|| unknown(id)),
-        };
         let mut waiting = Vec::new();
         for (after, answer) in watchers {
-            match &found {
-                Ok(Found::Live(delivery))
-                    if delivery.generation <= after && !delivery.state.is_settled() =>
-                {
-                    waiting.push((after, answer));
-                }
-                found => drop(answer.send(found.clone())),
+            if delivery.generation > after || delivery.state.is_settled() {
+                let _ = answer.send(Some(Found::Live(Box::new(delivery.clone()))));
+            } else {
+                waiting.push((after, answer));
             }
         }
         if !waiting.is_empty() {
             self.watchers.insert(number, waiting);
+        }
+    }
+
+    /// Answers those who waited for something to happen to a delivery that has ended.
+    fn tell_end(&mut self, settled: Settled) {
+        let Some(watchers) = self.watchers.remove(&settled.delivery.id.number) else { return };
+        let settled = Arc::new(settled);
+        for (_, answer) in watchers {
+            let _ = answer.send(Some(Found::Settled(settled.clone())));
         }
     }
 
@@ -368,7 +392,14 @@ impl Owner {
         };
         let ticket = exchange.attempt(
             call,
-            AttemptTo { id, token, owner, slot, untaken: Arc::default() },
+            AttemptTo {
+                id,
+                token,
+                owner,
+                slot,
+                is_received: AtomicBool::new(false),
+                untaken: Arc::default(),
+            },
         );
         self.under_way.insert(id.number, (token, ticket));
         Ok(())
@@ -410,16 +441,37 @@ impl Owner {
         Ok(())
     }
 
-    fn find(&self, id: DeliveryId) -> Result<Found, Fault> {
-        if let Some(delivery) = self.partition.get(id) {
-            return Ok(Found::Live(Box::new(delivery.clone())));
+    /// Lets the oldest commits go that nothing is made from, and that are too old or too many.
+    async fn retire(&mut self, now: Timestamp) -> Result<(), BackboneError> {
+        let shared = self.durable.0.clone();
+        let settings = &shared.exchange.config().durable;
+        let most = settings.retention_bytes.0 as u64 / shared.inboxes.len() as u64;
+        let oldest = Timestamp(now.0.saturating_sub(settings.retention_age.as_millis() as u64));
+        loop {
+            let mut size = self.size;
+            let mut until = None;
+            let commits = shared.backbone.read(self.id, Position(1), READ).await?;
+            let count = commits.len();
+            let mut gone = 0;
+            for (position, commit) in commits {
+                let is_needed = position > self.partition.needless();
+                let is_old = time_of(&commit).map_err(damaged)? < oldest;
+                if is_needed || !(is_old || size > most) {
+                    break;
+                }
+                size -= commit.len() as u64;
+                until = Some(position);
+                gone += 1;
+            }
+            let Some(until) = until else { return Ok(()) };
+            self.size -= shared.backbone.trim(self.id, until).await?;
+            if let Some(view) = shared.view.get() {
+                view.forget(self.id, until);
+            }
+            if gone < count {
+                return Ok(());
+            }
         }
-        let settled = self.recent_of(id.number).filter(|it| it.delivery.id == id);
-        settled.map(Found::Settled).ok_or_else(|| unknown(id))
-    }
-
-    fn recent_of(&self, number: u64) -> Option<Arc<Settled>> {
-        self.recent.iter().rev().find(|it| it.delivery.id.number == number).cloned()
     }
 
     fn now(&self) -> Timestamp {

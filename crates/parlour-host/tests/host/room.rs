@@ -288,6 +288,7 @@ fn call_frame(id: u64, agent: &str) -> CallFrame {
         timeout: None,
         progress: false,
         resent: false,
+        attempt: None,
         header: HeaderFields::default(),
         payload: Payload::default(),
     }

@@ -79,6 +79,7 @@ async fn a_call_with_the_longest_texts_there_can_be_arrives_and_so_does_its_repl
         timeout: None,
         progress: true,
         resent: false,
+        attempt: None,
         header: header.clone(),
         payload: longest_payload(),
     };

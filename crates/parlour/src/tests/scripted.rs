@@ -166,6 +166,7 @@ pub(super) fn call(id: u64, agent: &str, text: &str) -> Frame {
         timeout: Some(Duration::from_secs(10)),
         progress: false,
         resent: false,
+        attempt: None,
         header: header_fields(id),
         payload: Payload::text(text),
     })

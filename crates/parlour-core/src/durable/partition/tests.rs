@@ -91,10 +91,10 @@ impl Owner {
             let Delivery { id, state, .. } = settled.delivery;
             let earlier = self.settled.insert(id.number, state);
             assert_eq!(earlier, None, "{id} ended twice");
-            let record = record_at(&commit.bytes, settled.place.offset).unwrap();
-            let Record::Settled { delivery, .. } = record else { panic!("{record:?}") };
-            assert_eq!(delivery.id, id);
+            assert_eq!(Settled::read(&commit.bytes, settled.place).as_ref(), Ok(settled));
         }
+        let places = commit.settled.iter().map(|it| (it.delivery.id.number, it.place));
+        assert_eq!(settled_in(commit.position, &commit.bytes), Ok(places.collect()));
         self.log.insert(commit.position, commit.bytes);
         self.log.retain(|position, _| *position > self.partition.needless());
     }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use parlour_core::durable::{PartitionId, Position};
 use rusqlite::{Connection, params};
 
-use super::{Done, checksum, failure, id_of, position_of};
+use super::{Done, checksum, failure, id_of, ids, position_of, size};
 use crate::backbone::BackboneError;
 
 /// How often the write-ahead log is emptied into the database.
@@ -18,6 +18,7 @@ type Commits = Vec<(Position, Bytes)>;
 pub(super) enum Read {
     Last(PartitionId, Done<Option<(Position, Bytes)>>),
     From(PartitionId, Position, usize, Done<Commits>),
+    Size(PartitionId, Done<u64>),
 }
 
 pub(super) struct Reader {
@@ -37,6 +38,7 @@ impl Reader {
                 Ok(Read::From(partition, position, bytes, done)) => {
                     drop(done.send(self.read(partition, position, bytes)));
                 }
+                Ok(Read::Size(partition, done)) => drop(done.send(self.size(partition))),
                 Err(RecvTimeoutError::Timeout) => self.checkpoint(),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -60,6 +62,11 @@ impl Reader {
         self.commits(from, partition, position, bytes)
     }
 
+    fn size(&self, partition: PartitionId) -> Result<u64, BackboneError> {
+        let (first, last) = ids(partition);
+        size(&self.connection, first, last).map_err(|error| failure(&error))
+    }
+
     /// What `query` finds of a partition from `position` on, as much as fits into `bytes` but at least
     /// one.
     fn commits(
@@ -71,9 +78,8 @@ impl Reader {
     ) -> Result<Commits, BackboneError> {
         let failed = |error| failure(&error);
         let mut query = self.connection.prepare_cached(query).map_err(failed)?;
-        let last = Position((1 << 48) - 1);
-        let ids = params![id_of(partition, position), id_of(partition, last)];
-        let mut rows = query.query(ids).map_err(failed)?;
+        let (_, last) = ids(partition);
+        let mut rows = query.query(params![id_of(partition, position), last]).map_err(failed)?;
         let (mut commits, mut length) = (Vec::new(), 0);
         while let Some(row) = rows.next().map_err(failed)? {
             let id: i64 = row.get(0).map_err(failed)?;

@@ -9,7 +9,7 @@ use parlour_core::durable::{PartitionId, Position};
 use rusqlite::{Connection, params};
 use rustix::fs::{FallocateFlags, fallocate};
 
-use super::{Done, checksum, failure, id_of, position_of};
+use super::{Done, checksum, failure, id_of, ids, position_of, size};
 use crate::backbone::BackboneError;
 
 /// How many jobs go into one transaction at the most, and after how many bytes there are enough.
@@ -20,7 +20,7 @@ const RESERVE: u64 = 8 << 20;
 
 pub(super) enum Write {
     Append(PartitionId, Position, Bytes, Done<()>),
-    Trim(PartitionId, Position, Done<()>),
+    Trim(PartitionId, Position, Done<u64>),
 }
 
 impl Write {
@@ -31,10 +31,12 @@ impl Write {
         }
     }
 
-    fn done(self, result: Result<(), BackboneError>) {
-        let (Self::Append(.., done) | Self::Trim(.., done)) = self;
-        // Whoever asked may not wait any more.
-        let _ = done.send(result);
+    /// Answers whoever asked and may not wait any more.
+    fn done(self, result: Result<u64, BackboneError>) {
+        match self {
+            Self::Append(.., done) => drop(done.send(result.map(drop))),
+            Self::Trim(.., done) => drop(done.send(result)),
+        }
     }
 }
 
@@ -55,8 +57,7 @@ impl Writer {
         reserve: PathBuf,
     ) -> rusqlite::Result<Self> {
         let last = |partition| {
-            let first = id_of(PartitionId(partition), Position(0));
-            let most = id_of(PartitionId(partition), Position((1 << 48) - 1));
+            let (first, most) = ids(PartitionId(partition));
             let last = "SELECT max(id) FROM commits WHERE id BETWEEN ? AND ?";
             let id: Option<i64> =
                 connection.query_row(last, params![first, most], |row| row.get(0))?;
@@ -112,7 +113,7 @@ impl Writer {
             written = self.write(&admitted);
         }
         match &written {
-            Ok(()) => {
+            Ok(_) => {
                 self.last = last;
                 self.take_reserve();
             }
@@ -121,40 +122,48 @@ impl Writer {
             // kernel may have dropped the pages that it could not write.
             Err(error) => self.failed = Some(error.clone()),
         }
-        admitted.into_iter().for_each(|job| job.done(written.clone()));
+        match written {
+            Ok(freed) => admitted.into_iter().zip(freed).for_each(|(job, freed)| job.done(Ok(freed))),
+            Err(error) => admitted.into_iter().for_each(|job| job.done(Err(error.clone()))),
+        }
     }
 
-    fn write(&mut self, jobs: &[Write]) -> Result<(), BackboneError> {
+    /// Returns for each job how many bytes it let go.
+    fn write(&mut self, jobs: &[Write]) -> Result<Vec<u64>, BackboneError> {
         if let Some(failed) = &self.failed {
             return Err(failed.clone());
         }
         if jobs.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         self.transact(jobs).map_err(|error| failure(&error))
     }
 
-    fn transact(&mut self, jobs: &[Write]) -> rusqlite::Result<()> {
+    fn transact(&mut self, jobs: &[Write]) -> rusqlite::Result<Vec<u64>> {
+        let mut freed = vec![0; jobs.len()];
         // Dropped before its end, it is rolled back.
         let transaction = self.connection.transaction()?;
         {
             let mut insert = transaction.prepare_cached("INSERT INTO commits VALUES (?, ?, ?)")?;
             let mut delete =
                 transaction.prepare_cached("DELETE FROM commits WHERE id BETWEEN ? AND ?")?;
-            for job in jobs {
+            for (job, freed) in jobs.iter().zip(&mut freed) {
                 match job {
                     Write::Append(partition, position, commit, _) => {
                         let id = id_of(*partition, *position);
                         insert.execute(params![id, checksum(id, commit), &**commit])?;
                     }
                     Write::Trim(partition, position, _) => {
-                        let first = id_of(*partition, Position(0));
-                        delete.execute(params![first, id_of(*partition, *position)])?;
+                        let (first, _) = ids(*partition);
+                        let last = id_of(*partition, *position);
+                        *freed = size(&transaction, first, last)?;
+                        delete.execute(params![first, last])?;
                     }
                 }
             }
         }
-        transaction.commit()
+        transaction.commit()?;
+        Ok(freed)
     }
 
     /// Keeps some space, if there is any.

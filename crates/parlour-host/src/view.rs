@@ -1,0 +1,178 @@
+//! Where the logs tell of deliveries that have ended.
+//!
+//! It is made from the logs and follows them: it may lag behind, and be lost, as each partition's
+//! owner reads again what it has not seen.
+
+use std::path::Path;
+use std::sync::mpsc;
+
+use parlour_core::durable::{PartitionId, Place, Position};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
+use tokio::sync::oneshot;
+
+use crate::thread::Thread;
+
+/// The version of its tables. Another is made anew.
+const FORMAT: i64 = 1;
+const FILE: &str = "view.db";
+/// How many jobs are done in one transaction.
+const BATCH: usize = 1024;
+
+/// The way to it. It is written by a thread, in the order of what it is told and asked.
+#[derive(Debug)]
+pub(crate) struct View(Thread<Job>);
+
+enum Job {
+    /// What a commit tells the end of.
+    Add(PartitionId, Position, Vec<(u64, Place)>),
+    /// The log begins behind this position.
+    Forget(PartitionId, Position),
+    Find(PartitionId, u64, oneshot::Sender<Option<Place>>),
+    Seen(PartitionId, oneshot::Sender<Position>),
+}
+
+impl View {
+    /// Opens it in `dir`, or in memory. One that cannot be read is made anew.
+    pub(crate) fn open(dir: Option<&Path>) -> std::io::Result<Self> {
+        let path = dir.map(|dir| dir.join(FILE));
+        let open = || match &path {
+            Some(path) => tables(Connection::open(path)?),
+            None => tables(Connection::open_in_memory()?),
+        };
+        let connection = open().or_else(|error| {
+            tracing::warn!(%error, "the view of what has ended is made anew");
+            if let Some(path) = &path {
+                for suffix in ["", "-wal", "-shm", "-journal"] {
+                    let mut name = path.clone().into_os_string();
+                    name.push(suffix);
+                    // It may not be there.
+                    let _ = std::fs::remove_file(name);
+                }
+            }
+            open()
+        });
+        let connection = connection.map_err(std::io::Error::other)?;
+        Thread::start("parlour-view", move |jobs| run(connection, jobs)).map(Self)
+    }
+
+    /// Tells which deliveries a commit tells the end of, and where.
+    pub(crate) fn add(
+        &self,
+        partition: PartitionId,
+        position: Position,
+        settled: Vec<(u64, Place)>,
+    ) {
+        self.0.send(Job::Add(partition, position, settled));
+    }
+
+    /// Tells that the log of this partition begins behind `position`.
+    pub(crate) fn forget(&self, partition: PartitionId, position: Position) {
+        self.0.send(Job::Forget(partition, position));
+    }
+
+    /// Where the log tells of the end of a delivery.
+    pub(crate) async fn find(&self, partition: PartitionId, number: u64) -> Option<Place> {
+        let (found, place) = oneshot::channel();
+        self.0.send(Job::Find(partition, number, found));
+        place.await.ok().flatten()
+    }
+
+    /// Up to where it knows the log of this partition.
+    pub(crate) async fn seen(&self, partition: PartitionId) -> Position {
+        let (seen, position) = oneshot::channel();
+        self.0.send(Job::Seen(partition, seen));
+        position.await.unwrap_or_default()
+    }
+}
+
+fn tables(connection: Connection) -> rusqlite::Result<Connection> {
+    connection.pragma_update(None, "journal_mode", "wal")?;
+    // What a power cut takes is read from the logs again.
+    connection.pragma_update(None, "synchronous", "off")?;
+    let format: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if format != FORMAT {
+        connection.execute_batch(&format!(
+            "BEGIN;
+             DROP TABLE IF EXISTS settled;
+             DROP TABLE IF EXISTS seen;
+             CREATE TABLE settled (
+               -- The partition in the upper 16 bits, the number of the delivery in the lower 48.
+               id INTEGER PRIMARY KEY,
+               position INTEGER NOT NULL,
+               byte_offset INTEGER NOT NULL);
+             CREATE TABLE seen (partition INTEGER PRIMARY KEY, position INTEGER NOT NULL);
+             PRAGMA user_version = {FORMAT};
+             COMMIT;"
+        ))?;
+    }
+    Ok(connection)
+}
+
+fn run(mut connection: Connection, jobs: &mpsc::Receiver<Job>) {
+    while let Ok(first) = jobs.recv() {
+        let batch = std::iter::once(first).chain(jobs.try_iter().take(BATCH - 1));
+        if let Err(error) = work(&mut connection, batch) {
+            tracing::error!(%error, "the view of what has ended cannot be used");
+        }
+    }
+}
+
+fn work(connection: &mut Connection, jobs: impl Iterator<Item = Job>) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    for job in jobs {
+        match job {
+            Job::Add(partition, position, settled) => {
+                add(&transaction, partition, position, &settled)?;
+            }
+            Job::Forget(partition, position) => {
+                let (first, last) = (id_of(partition, 0), id_of(partition, (1 << 48) - 1));
+                transaction
+                    .prepare_cached("DELETE FROM settled WHERE id BETWEEN ? AND ? AND position <= ?")?
+                    .execute(params![first, last, position.0 as i64])?;
+            }
+            // Whoever asked may not wait any more.
+            Job::Find(partition, number, found) => {
+                let place = transaction
+                    .prepare_cached("SELECT position, byte_offset FROM settled WHERE id = ?")?
+                    .query_row([id_of(partition, number)], |row| {
+                        let position = Position(row.get::<_, i64>(0)? as u64);
+                        Ok(Place { position, offset: row.get(1)? })
+                    })
+                    .optional()?;
+                let _ = found.send(place);
+            }
+            Job::Seen(partition, seen) => {
+                let position: Option<i64> = transaction
+                    .prepare_cached("SELECT position FROM seen WHERE partition = ?")?
+                    .query_row([partition.0], |row| row.get(0))
+                    .optional()?;
+                let _ = seen.send(Position(position.unwrap_or_default() as u64));
+            }
+        }
+    }
+    transaction.commit()
+}
+
+fn add(
+    transaction: &Transaction<'_>,
+    partition: PartitionId,
+    position: Position,
+    settled: &[(u64, Place)],
+) -> rusqlite::Result<()> {
+    let mut insert = transaction.prepare_cached("INSERT OR REPLACE INTO settled VALUES (?, ?, ?)")?;
+    for (number, place) in settled {
+        insert.execute(params![
+            id_of(partition, *number),
+            place.position.0 as i64,
+            place.offset
+        ])?;
+    }
+    transaction
+        .prepare_cached("INSERT OR REPLACE INTO seen VALUES (?, ?)")?
+        .execute(params![partition.0, position.0 as i64])?;
+    Ok(())
+}
+
+fn id_of(partition: PartitionId, number: u64) -> i64 {
+    (i64::from(partition.0) << 48) | number as i64
+}

@@ -1,4 +1,4 @@
-"""A host of one's own: the built binary as a process, on a free port, with nothing kept."""
+"""A host of one's own: the built binary as a process, on a free port, with nothing kept unless asked."""
 
 from __future__ import annotations
 
@@ -37,11 +37,13 @@ BINARY = find_binary()
 
 
 class Room:
-    """A running host. Settings are those of its configuration, with `.` written as `__`."""
+    """A running host. Settings are those of its configuration, with `.` written as `__`; `data` is the
+    directory in which it keeps what is durable."""
 
-    def __init__(self, *args: str, port=0, **settings):
+    def __init__(self, *args: str, port=0, data=None, **settings):
         sets = [f"--set={key.replace('__', '.')}={value}" for key, value in settings.items()]
-        command = [BINARY, "serve", "--listen", f"127.0.0.1:{port}", "--memory", *sets, *args]
+        keeps = ["--memory"] if data is None else [f"--data={data}"]
+        command = [BINARY, "serve", "--listen", f"127.0.0.1:{port}", *keeps, *sets, *args]
         self.started_after = None
         # The environment of whoever runs the suite must not configure its hosts.
         env = {k: v for k, v in os.environ.items() if not k.startswith("PARLOUR_")}
@@ -129,6 +131,11 @@ class Room:
 
     def wait(self, timeout=40.0) -> int:
         return self.process.wait(timeout)
+
+    def kill(self):
+        """Ends the host as a crash would."""
+        self.process.kill()
+        self.process.wait()
 
     def stop(self) -> int:
         """Ends the host as an operator would, and returns its exit code."""

@@ -52,10 +52,22 @@ fn an_address_that_is_none_is_refused() {
 }
 
 #[test]
-fn that_nothing_is_kept_is_said_unless_it_was_asked_for() {
-    let host = parlour(["serve", "--listen", "127.0.0.1:0"]).start();
-    host.said("nothing is kept");
-    host.said("listening on http://127.0.0.1:");
+fn data_is_kept_where_the_environment_says_unless_a_flag_says_otherwise() {
+    let home = tempfile::tempdir().expect("a directory");
+    let [given, data] = ["given", "data"].map(|name| home.path().join(name));
+    let text = |path: &std::path::Path| path.to_str().expect("UTF-8").to_owned();
+    let (given_text, data_text) = (text(&given), text(&data));
+    let start = |args: &[&str]| {
+        let args = ["serve", "--listen", "127.0.0.1:0"].into_iter().chain(args.iter().copied());
+        let host = parlour(args).env("XDG_DATA_HOME", &data_text).start();
+        host.said("listening on http://127.0.0.1:");
+    };
+    start(&["--memory"]);
+    assert!(!data.exists());
+    start(&["--data", &given_text]);
+    assert!(given.join("parlour.db").exists() && !data.exists());
+    start(&[]);
+    assert!(data.join("parlour/parlour.db").exists());
 }
 
 #[test]

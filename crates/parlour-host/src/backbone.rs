@@ -33,6 +33,11 @@ pub trait Backbone: Send + Sync + fmt::Debug + 'static {
     /// What is promised of a commit once it has been appended.
     fn ack(&self) -> Ack;
 
+    /// Whether there is room for more than what must still be written of what was accepted.
+    fn has_room(&self) -> bool {
+        true
+    }
+
     /// How many partitions the room has. It never changes.
     fn partitions(&self) -> u16;
 

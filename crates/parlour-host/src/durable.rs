@@ -139,6 +139,9 @@ impl Durable {
     /// Takes a message that is to be delivered. When it returns, the message is as safe as
     /// [`ack`](Self::ack) says.
     pub(crate) async fn accept(&self, accept: Accept) -> Result<Accepted, Fault> {
+        if !self.0.backbone.has_room() {
+            return Err(refusal(&BackboneError::Full("what is left is for what was accepted".into())));
+        }
         let inbox = self.inbox(self.partition_of(&accept.agent));
         let limit = self.0.exchange.config().limits.queue_messages;
         if inbox.accepts.fetch_add(1, Relaxed) >= limit {

@@ -32,6 +32,21 @@ pub(crate) struct Metrics {
     pub(crate) replies_unasked: Counter,
     pub(crate) senders_refused: Counter,
     limit_hits: Family<Key, Counter>,
+    pub(crate) deliveries: Deliveries,
+}
+
+/// Where all deliveries are: `accepted = completed + cancelled + expired + discarded + dead + waiting +
+/// in_flight`, at every moment and after every restart.
+#[derive(Debug)]
+pub(crate) struct Deliveries {
+    pub(crate) accepted: Counter,
+    pub(crate) completed: Counter,
+    pub(crate) cancelled: Counter,
+    pub(crate) expired: Counter,
+    pub(crate) discarded: Counter,
+    pub(crate) waiting: Gauge<i64, AtomicI64>,
+    pub(crate) in_flight: Gauge<i64, AtomicI64>,
+    pub(crate) dead: Gauge<i64, AtomicI64>,
 }
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
@@ -72,13 +87,29 @@ impl Metrics {
         let sessions_resumed =
             counter("sessions_resumed", "Sessions that went on over another socket");
         let replies_unasked = counter("replies_unasked", "Replies to calls not in flight");
+        let accepted = counter("deliveries_accepted", "Durable messages accepted, one per recipient");
+        let completed = counter("deliveries_completed", "Deliveries that were answered");
+        let cancelled = counter("deliveries_cancelled", "Deliveries that somebody gave up");
+        let expired = counter("deliveries_expired", "Deliveries whose time was over");
+        let discarded = counter("deliveries_discarded", "Dead deliveries that somebody gave up");
         let senders_refused = counter("senders_refused", "Senders that were not passed on");
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
             gauge
         };
+        let deliveries = Deliveries {
+            accepted,
+            completed,
+            cancelled,
+            expired,
+            discarded,
+            waiting: gauge("deliveries_waiting", "Deliveries that wait for an attempt"),
+            in_flight: gauge("deliveries_in_flight", "Deliveries with an attempt under way"),
+            dead: gauge("deliveries_dead", "Deliveries that failed for good"),
+        };
         Self {
+            deliveries,
             calls_in_flight: gauge("calls_in_flight", "Calls that have not ended"),
             moving: gauge("moving", "Messages that wait for their agent to move"),
             connections: gauge("connections", "Open connections"),

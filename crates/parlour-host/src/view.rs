@@ -3,9 +3,12 @@
 //! It is made from the logs and follows them: it may lag behind, and be lost, as each partition's
 //! owner reads again what it has not seen.
 
+use std::collections::HashMap;
+use std::io;
 use std::path::Path;
 use std::sync::mpsc;
 
+use parking_lot::Mutex;
 use parlour_core::durable::{PartitionId, Place, Position};
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use tokio::sync::oneshot;
@@ -18,11 +21,16 @@ const FILE: &str = "view.db";
 /// How many jobs are done in one transaction.
 const BATCH: usize = 1024;
 
-/// The way to it. It is written by a thread, in the order of what it is told and asked.
+/// The way to it.
 #[derive(Debug)]
-pub(crate) struct View(Thread<Job>);
+pub(crate) enum View {
+    /// For logs in memory.
+    Memory(Mutex<HashMap<(PartitionId, u64), Place>>),
+    /// In a file. A thread writes it, in the order of what it is told and asked.
+    File(Thread<Job>),
+}
 
-enum Job {
+pub(crate) enum Job {
     /// What a commit tells the end of.
     Add(PartitionId, Position, Vec<(u64, Place)>),
     /// The log begins behind this position.
@@ -33,26 +41,22 @@ enum Job {
 
 impl View {
     /// Opens it in `dir`, or in memory. One that cannot be read is made anew.
-    pub(crate) fn open(dir: Option<&Path>) -> std::io::Result<Self> {
-        let path = dir.map(|dir| dir.join(FILE));
-        let open = || match &path {
-            Some(path) => tables(Connection::open(path)?),
-            None => tables(Connection::open_in_memory()?),
-        };
+    pub(crate) fn open(dir: Option<&Path>) -> io::Result<Self> {
+        let Some(dir) = dir else { return Ok(Self::Memory(Mutex::default())) };
+        let path = dir.join(FILE);
+        let open = || tables(Connection::open(&path)?);
         let connection = open().or_else(|error| {
             tracing::warn!(%error, "the view of what has ended is made anew");
-            if let Some(path) = &path {
-                for suffix in ["", "-wal", "-shm", "-journal"] {
-                    let mut name = path.clone().into_os_string();
-                    name.push(suffix);
-                    // It may not be there.
-                    let _ = std::fs::remove_file(name);
-                }
+            for suffix in ["", "-wal", "-shm"] {
+                let mut name = path.clone().into_os_string();
+                name.push(suffix);
+                // It may not be there.
+                let _ = std::fs::remove_file(name);
             }
             open()
         });
-        let connection = connection.map_err(std::io::Error::other)?;
-        Thread::start("parlour-view", move |jobs| run(connection, jobs)).map(Self)
+        let connection = connection.map_err(io::Error::other)?;
+        Thread::start("parlour-view", move |jobs| run(connection, jobs)).map(Self::File)
     }
 
     /// Tells which deliveries a commit tells the end of, and where.
@@ -62,25 +66,41 @@ impl View {
         position: Position,
         settled: Vec<(u64, Place)>,
     ) {
-        self.0.send(Job::Add(partition, position, settled));
+        match self {
+            Self::Memory(places) => {
+                let settled = settled.into_iter();
+                places.lock().extend(settled.map(|(number, place)| ((partition, number), place)));
+            }
+            Self::File(thread) => thread.send(Job::Add(partition, position, settled)),
+        }
     }
 
     /// Tells that the log of this partition begins behind `position`.
     pub(crate) fn forget(&self, partition: PartitionId, position: Position) {
-        self.0.send(Job::Forget(partition, position));
+        match self {
+            Self::Memory(places) => places
+                .lock()
+                .retain(|(of, _), place| *of != partition || place.position > position),
+            Self::File(thread) => thread.send(Job::Forget(partition, position)),
+        }
     }
 
     /// Where the log tells of the end of a delivery.
     pub(crate) async fn find(&self, partition: PartitionId, number: u64) -> Option<Place> {
+        let thread = match self {
+            Self::Memory(places) => return places.lock().get(&(partition, number)).copied(),
+            Self::File(thread) => thread,
+        };
         let (found, place) = oneshot::channel();
-        self.0.send(Job::Find(partition, number, found));
+        thread.send(Job::Find(partition, number, found));
         place.await.ok().flatten()
     }
 
     /// Up to where it knows the log of this partition.
     pub(crate) async fn seen(&self, partition: PartitionId) -> Position {
+        let Self::File(thread) = self else { return Position::default() };
         let (seen, position) = oneshot::channel();
-        self.0.send(Job::Seen(partition, seen));
+        thread.send(Job::Seen(partition, seen));
         position.await.unwrap_or_default()
     }
 }

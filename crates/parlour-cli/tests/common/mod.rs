@@ -57,6 +57,7 @@ pub(crate) fn parlour<'a>(args: impl IntoIterator<Item = &'a str>) -> Parlour {
     }
     command.args(args).current_dir(home.path()).stdin(Stdio::null());
     command.env("HOME", home.path()).env("XDG_CONFIG_HOME", home.path().join("config"));
+    command.env("XDG_DATA_HOME", home.path().join("data"));
     command.env_remove("NO_COLOR");
     Parlour { command, _home: home }
 }

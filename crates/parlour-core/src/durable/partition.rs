@@ -38,7 +38,8 @@ pub struct Partition {
     commits: VecDeque<Written>,
     /// Numbers of those that wait, are in flight, and are dead.
     standing: Standing,
-    /// The records since the last commit, and the totals before the first of them.
+    /// Whether a commit is begun: its records so far, and the totals before the first of them.
+    is_open: bool,
     records: Vec<u8>,
     before: Totals,
     settled: Vec<Settled>,
@@ -212,6 +213,7 @@ impl Partition {
             sources: BTreeMap::new(),
             commits: VecDeque::new(),
             standing: Standing::default(),
+            is_open: false,
             records: Vec::new(),
             before: Totals::default(),
             settled: Vec::new(),
@@ -252,11 +254,13 @@ impl Partition {
         Ok(())
     }
 
-    /// Takes the log over, once all of it was replayed: attempts that were under way are lost with the
+    /// Takes the log over with the commit that comes next, once all of it was replayed: attempts that were under way are lost with the
     /// host that made them.
     pub fn recover(&mut self, epoch: u32, policy: &RetryPolicy, now: Timestamp, random: f64) {
         self.scalars.epoch = epoch;
         self.advance(now);
+        // Also if there is nothing to tell: whoever owned the partition before cannot write any more.
+        self.open();
         let in_flight = |live: &&Live| live.delivery.state.is_in_flight();
         let mut lost: Vec<_> = self.deliveries.values().filter(in_flight).collect();
         lost.sort_unstable_by_key(|live| live.delivery.id.number);
@@ -515,7 +519,7 @@ impl Partition {
 
     /// The records since the last commit, if there are any.
     pub fn take_commit(&mut self) -> Option<Commit> {
-        if self.records.is_empty() {
+        if !std::mem::take(&mut self.is_open) {
             return None;
         }
         self.let_go();
@@ -591,7 +595,7 @@ impl Partition {
 
     /// A commit has one time, which is that of its first record.
     fn advance(&mut self, now: Timestamp) {
-        if self.records.is_empty() {
+        if !self.is_open {
             self.scalars.time = self.scalars.time.max(now);
         }
     }
@@ -610,14 +614,19 @@ impl Partition {
         Ok(delivery)
     }
 
-    /// Opens a commit if none is open, and tells where the next record stands in it.
-    fn place(&mut self) -> Place {
-        let position = self.position.next();
-        if self.records.is_empty() {
+    /// Begins a commit, if none is begun.
+    fn open(&mut self) {
+        if !std::mem::replace(&mut self.is_open, true) {
             self.before = self.scalars.totals;
+            let position = self.position.next();
             self.commits.push_back(Written { position, bytes: 0, live: 0 });
         }
-        Place { position, offset: self.records.len() as u32 }
+    }
+
+    /// Where the next record stands.
+    fn place(&mut self) -> Place {
+        self.open();
+        Place { position: self.position.next(), offset: self.records.len() as u32 }
     }
 
     /// Writes that a delivery was changed, and changes it.

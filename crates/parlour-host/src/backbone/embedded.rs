@@ -5,11 +5,14 @@
 //! reads, and moves what was written from the write-ahead log into the database.
 
 mod reader;
+mod reserve;
 mod writer;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,6 +24,7 @@ use tokio::sync::oneshot;
 use super::{Ack, Backbone, BackboneError, Work};
 use crate::thread::Thread;
 use reader::{Read, Reader};
+use reserve::Reserve;
 use writer::{Write, Writer};
 
 /// The version of the files that this version writes.
@@ -38,6 +42,8 @@ const RESERVE: &str = "reserve";
 pub struct Embedded {
     dir: PathBuf,
     partitions: u16,
+    /// Whether the reserve is there.
+    has_room: Arc<AtomicBool>,
     writer: Thread<Write>,
     reader: Thread<Read>,
     /// Held until the host ends. Last, so that all is closed when another host may open it.
@@ -112,12 +118,15 @@ impl Embedded {
         sync(dir).map_err(io(dir))?;
         let failed = |source| OpenError::Database { path: path.clone(), source };
         let reader = Reader::new(connect(&path).map_err(failed)?);
-        let writer = Writer::new(connection, partitions, dir.join(RESERVE)).map_err(failed)?;
+        let has_room = Arc::new(AtomicBool::new(true));
+        let reserve = Reserve::new(dir.join(RESERVE), has_room.clone());
+        let writer = Writer::new(connection, partitions, reserve).map_err(failed)?;
         let reader = Thread::start("parlour-read", move |jobs| reader.run(jobs));
         let writer = Thread::start("parlour-write", move |jobs| writer.run(jobs));
         Ok(Self {
             dir: dir.to_owned(),
             partitions,
+            has_room,
             writer: writer.map_err(io(&path))?,
             reader: reader.map_err(io(&path))?,
             _lock: lock,
@@ -245,6 +254,10 @@ fn ask<J: Send + 'static, T: Send + 'static>(
 impl Backbone for Embedded {
     fn ack(&self) -> Ack {
         Ack::Durable
+    }
+
+    fn has_room(&self) -> bool {
+        self.has_room.load(Relaxed)
     }
 
     fn partitions(&self) -> u16 {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use parlour_core::durable::{
     Accept, Accepted, Commit, Corrupt, Delivery, DeliveryId, Message, Partition, PartitionId, Place,
-    Position, Record, RetryPolicy, Settled, Start, Timestamp, record_at, settled_in, time_of,
+    Position, Record, RetryPolicy, Settled, Standing, Start, Timestamp, Totals, record_at, settled_in, time_of,
 };
 use parlour_core::{AgentId, AgentType, Attempt, Call, Fault, FaultKind, Payload, Reply, WorkerId};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -78,6 +78,8 @@ pub(super) struct Owner {
     watchers: HashMap<u64, Vec<(u64, Answer<Option<Found>>)>>,
     /// Bytes of the log.
     size: u64,
+    /// What the metrics were told.
+    counted: (Totals, Standing),
     /// When it is next looked at what has become too old.
     retires: Instant,
     /// The commit that was read last.
@@ -112,6 +114,7 @@ impl Owner {
             under_way: HashMap::new(),
             watchers: HashMap::new(),
             size: 0,
+            counted: Default::default(),
             retires: Instant::now(),
             read: None,
         }
@@ -311,6 +314,7 @@ impl Owner {
                 self.tell_end(settled);
             }
             changed.into_iter().for_each(|number| self.notify(number));
+            self.count();
         }
         for answer in self.answers.drain(..) {
             match answer {
@@ -320,6 +324,21 @@ impl Owner {
             }
         }
         Ok(())
+    }
+
+    /// Has the metrics tell what the partition's commits tell.
+    fn count(&mut self) {
+        let (totals, standing) = (self.partition.totals(), self.partition.standing());
+        let (old, stood) = std::mem::replace(&mut self.counted, (totals, standing));
+        let it = &self.durable.0.exchange.metrics().deliveries;
+        it.accepted.inc_by(totals.accepted - old.accepted);
+        it.completed.inc_by(totals.completed - old.completed);
+        it.cancelled.inc_by(totals.cancelled - old.cancelled);
+        it.expired.inc_by(totals.expired - old.expired);
+        it.discarded.inc_by(totals.discarded - old.discarded);
+        it.waiting.inc_by(standing.waiting as i64 - stood.waiting as i64);
+        it.in_flight.inc_by(standing.in_flight as i64 - stood.in_flight as i64);
+        it.dead.inc_by(standing.dead as i64 - stood.dead as i64);
     }
 
     async fn append(&self, position: Position, bytes: Bytes) -> Result<(), BackboneError> {

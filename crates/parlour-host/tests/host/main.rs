@@ -4,6 +4,7 @@
 
 mod abuse;
 mod describe;
+mod durable;
 mod outcomes;
 mod patience;
 mod pools;

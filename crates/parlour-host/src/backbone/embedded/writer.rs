@@ -1,22 +1,21 @@
 //! The thread that writes.
 
-use std::fs::OpenOptions;
-use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parlour_core::durable::{PartitionId, Position};
 use rusqlite::{Connection, params};
-use rustix::fs::{FallocateFlags, fallocate};
 
+use super::reserve::Reserve;
 use super::{Done, checksum, failure, id_of, ids, position_of, size};
 use crate::backbone::BackboneError;
 
 /// How many jobs go into one transaction at the most, and after how many bytes there are enough.
 const JOBS: usize = 1024;
 const BYTES: usize = 4 << 20;
-/// How much space is kept for what must still be written when the disk is full.
-const RESERVE: u64 = 8 << 20;
+/// How often it is tried to have a reserve again.
+const PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) enum Write {
     Append(PartitionId, Position, Bytes, Done<()>),
@@ -44,8 +43,7 @@ pub(super) struct Writer {
     connection: Connection,
     /// The last position of each partition.
     last: Vec<Position>,
-    reserve: PathBuf,
-    is_reserved: bool,
+    reserve: Reserve,
     /// Why nothing is written any more.
     failed: Option<BackboneError>,
 }
@@ -54,7 +52,7 @@ impl Writer {
     pub(super) fn new(
         connection: Connection,
         partitions: u16,
-        reserve: PathBuf,
+        reserve: Reserve,
     ) -> rusqlite::Result<Self> {
         let last = |partition| {
             let (first, most) = ids(PartitionId(partition));
@@ -64,12 +62,21 @@ impl Writer {
             Ok(id.map_or(Position(0), position_of))
         };
         let last = (0..partitions).map(last).collect::<rusqlite::Result<_>>()?;
-        Ok(Self { connection, last, reserve, is_reserved: false, failed: None })
+        Ok(Self { connection, last, reserve, failed: None })
     }
 
-    pub(super) fn run(mut self, queue: &mpsc::Receiver<Write>) {
-        self.take_reserve();
-        while let Ok(first) = queue.recv() {
+    pub(super) fn run(mut self, queue: &Receiver<Write>) {
+        loop {
+            let first = match queue.recv_timeout(PAUSE) {
+                Ok(first) => first,
+                Err(RecvTimeoutError::Timeout) => {
+                    if !self.reserve.is_there() {
+                        self.reserve.take();
+                    }
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
             let mut bytes = first.weight();
             let mut jobs = vec![first];
             while jobs.len() < JOBS
@@ -109,14 +116,11 @@ impl Writer {
             }
         }
         let mut written = self.write(&admitted);
-        if matches!(written, Err(BackboneError::Full(_))) && self.give_reserve() {
+        if matches!(written, Err(BackboneError::Full(_))) && self.reserve.give() {
             written = self.write(&admitted);
         }
         match &written {
-            Ok(_) => {
-                self.last = last;
-                self.take_reserve();
-            }
+            Ok(_) => self.last = last,
             Err(BackboneError::Full(_)) => {}
             // What is on the disk is not known any more, and another attempt would not tell: the
             // kernel may have dropped the pages that it could not write.
@@ -164,22 +168,5 @@ impl Writer {
         }
         transaction.commit()?;
         Ok(freed)
-    }
-
-    /// Keeps some space, if there is any.
-    fn take_reserve(&mut self) {
-        if self.is_reserved {
-            return;
-        }
-        let file =
-            OpenOptions::new().create(true).truncate(false).write(true).open(&self.reserve);
-        self.is_reserved = file.is_ok_and(|file| {
-            fallocate(&file, FallocateFlags::empty(), 0, RESERVE).is_ok()
-        });
-    }
-
-    /// Gives that space up. Returns whether there was any.
-    fn give_reserve(&mut self) -> bool {
-        std::mem::take(&mut self.is_reserved) && std::fs::remove_file(&self.reserve).is_ok()
     }
 }

@@ -1,0 +1,45 @@
+//! Space that is kept for what must still be written when the disk is full.
+
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use rustix::fs::{FallocateFlags, fallocate};
+
+/// How much.
+const BYTES: u64 = 8 << 20;
+
+/// A file that takes space, for as long as there is some.
+pub(super) struct Reserve {
+    path: PathBuf,
+    /// Whether it is there, for others to see.
+    is_there: Arc<AtomicBool>,
+}
+
+impl Reserve {
+    pub(super) fn new(path: PathBuf, is_there: Arc<AtomicBool>) -> Self {
+        let mut reserve = Self { path, is_there };
+        reserve.take();
+        reserve
+    }
+
+    pub(super) fn is_there(&self) -> bool {
+        self.is_there.load(Relaxed)
+    }
+
+    /// Takes the space, if there is so much.
+    pub(super) fn take(&mut self) {
+        let mut options = OpenOptions::new();
+        let file = options.create(true).truncate(false).write(true).open(&self.path);
+        let taken = file.is_ok_and(|file| {
+            fallocate(&file, FallocateFlags::empty(), 0, BYTES).is_ok()
+        });
+        self.is_there.store(taken, Relaxed);
+    }
+
+    /// Gives the space back. Returns whether there was any.
+    pub(super) fn give(&mut self) -> bool {
+        self.is_there.swap(false, Relaxed) && std::fs::remove_file(&self.path).is_ok()
+    }
+}

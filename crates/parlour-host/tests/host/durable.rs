@@ -7,7 +7,7 @@ use parlour_core::{Fault, FaultKind, Payload};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use crate::room::{Channel, Room};
+use crate::room::Room;
 
 async fn send(room: &Room, agent: &str, headers: &str) -> String {
     let answer = room.post(&format!("/v1/agents/{agent}/deliveries"), headers, "work").await;
@@ -54,14 +54,14 @@ async fn pauses_between_attempts_grow_and_are_drawn_at_random() {
 
 #[tokio::test(start_paused = true)]
 async fn an_attempt_that_takes_too_long_has_failed_and_its_worker_is_told() {
-    let room = Room::open(&[("durable.attempt_timeout", "1m")]);
+    let room = Room::open(&[("durable.attempt_timeout", "10s")]);
     let mut worker = room.worker("job").await;
     let id = send(&room, "job/1", "parlour-max-attempts: 1\r\n").await;
     let call = worker.next_call().await;
-    assert_eq!(call.timeout, Some(Duration::from_secs(60)));
+    assert_eq!(call.timeout, Some(Duration::from_secs(10)));
     let begun = Instant::now();
     let found = look(&room, &id, "?after=2&wait=1m").await;
-    assert_eq!(begun.elapsed().as_secs(), 60);
+    assert_eq!(begun.elapsed().as_secs(), 10);
     assert_eq!((&found["state"], &found["fault"]["kind"]), (&"dead".into(), &"deadline_exceeded".into()));
     assert_eq!(worker.next().await, Some(Frame::Cancel(call.id)));
 }
@@ -78,22 +78,23 @@ async fn what_waits_for_a_worker_waits_for_ever_and_begins_when_one_is_there() {
 }
 
 /// Has a message accepted and answered.
-async fn done(room: &Room, worker: &mut Channel) -> String {
+async fn done(room: &Room) -> String {
+    let mut worker = room.worker("job").await;
     let id = send(room, "job/1", "").await;
     let call = worker.next_call().await;
     worker.send(Frame::Reply(call.id, Ok(Payload::text("done")))).await;
     assert_eq!(look(room, &id, "?after=2&wait=1m").await["state"], "completed");
+    worker.say_goodbye().await;
     id
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_has_ended_is_let_go_when_it_is_too_old() {
     let room = Room::open(&[("durable.retention_age", "1h"), ("durable.partitions", "1")]);
-    let mut worker = room.worker("job").await;
-    let old = done(&room, &mut worker).await;
+    let old = done(&room).await;
     sleep(Duration::from_secs(50 * 60)).await;
     assert_eq!(look(&room, &old, "").await["state"], "completed");
-    let young = done(&room, &mut worker).await;
+    let young = done(&room).await;
     sleep(Duration::from_secs(12 * 60)).await;
     assert_eq!(look(&room, &old, "").await["kind"], "not_found");
     assert_eq!(look(&room, &young, "").await["state"], "completed");
@@ -103,9 +104,8 @@ async fn what_has_ended_is_let_go_when_it_is_too_old() {
 async fn what_has_not_ended_is_kept_however_old_it_is() {
     let room = Room::open(&[("durable.retention_age", "1s"), ("durable.partitions", "1")]);
     let waits = send(&room, "late/1", "").await;
-    let mut worker = room.worker("job").await;
     for _ in 0..3 {
-        done(&room, &mut worker).await;
+        done(&room).await;
         sleep(Duration::from_secs(3600)).await;
     }
     assert_eq!(look(&room, &waits, "").await["state"], "accepted");

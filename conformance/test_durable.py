@@ -88,12 +88,12 @@ def test_a_message_waits_for_a_worker_and_its_reply_for_whoever_asks(room):
 
 
 def test_who_waits_for_the_next_step_gets_it_when_it_happens(room):
-    name = send(room)["id"]
+    name = send(room, "steps/k")["id"]
     assert look(room, name, "?after=1&wait=1ms")["steps"] == []
     answers = []
     waits = threading.Thread(target=lambda: answers.append(look(room, name, "?after=1&wait=30s")))
     waits.start()
-    with worker(room.url, "echo"):
+    with worker(room.url, "steps"):
         waits.join()
     assert answers[0]["generation"] > 1
     assert answers[0]["steps"][0]["level"] == "dispatched"
@@ -176,8 +176,8 @@ async def test_what_is_cancelled_is_taken_from_its_worker_and_a_late_reply_chang
 
 
 def test_what_is_to_come_later_comes_then_and_what_is_too_late_does_not(room):
-    with worker(room.url, "echo"):
-        later = send(room, parlour_delay_ms=300)["id"]
+    with worker(room.url, "later"):
+        later = send(room, "later/k", parlour_delay_ms=300)["id"]
         assert look(room, later)["next_attempt_at"] > look(room, later)["accepted_at"]
         found = ended(room, later)
         begun = next(step for step in found["steps"] if step["level"] == "dispatched")

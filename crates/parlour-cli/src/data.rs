@@ -36,16 +36,19 @@ fn failure(error: &OpenError) -> Failure {
             Code::AlreadyRunning,
             "end that host first, or give this one a directory of its own with --data DIR",
         ),
-        OpenError::Io { .. } => {
-            (Code::Storage, "is it a directory that this user may write to? --data DIR takes another")
-        }
-        OpenError::Newer { .. } => {
-            (Code::BadConfig, "start the version that wrote it, or give another directory with --data DIR")
-        }
+        OpenError::Io { .. } => (
+            Code::Storage,
+            "is it a directory that this user may write to? --data DIR takes another",
+        ),
+        OpenError::Newer { .. } => (
+            Code::BadConfig,
+            "start the version that wrote it, or give another directory with --data DIR",
+        ),
         OpenError::Foreign(_) => (Code::BadConfig, "give a directory of its own with --data DIR"),
-        OpenError::Partitions { .. } => {
-            (Code::BadConfig, "set durable.partitions to what it was, or begin in another directory")
-        }
+        OpenError::Partitions { .. } => (
+            Code::BadConfig,
+            "set durable.partitions to what it was, or begin in another directory",
+        ),
         _ => (Code::Storage, "look at the disk, or restore a backup into another directory"),
     };
     Failure::new(code, error.to_string()).hint(hint)

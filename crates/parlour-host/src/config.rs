@@ -296,8 +296,14 @@ impl Value for List {
     }
 }
 
-const BYTE_UNITS: [(&str, usize); 6] =
-    [("PiB", 1 << 50), ("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+const BYTE_UNITS: [(&str, usize); 6] = [
+    ("PiB", 1 << 50),
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("B", 1),
+];
 
 impl Value for ByteCount {
     const EXPECTED: &'static str = "a number of bytes such as 65536, 64KiB or 1MiB";

@@ -8,8 +8,8 @@ mod gate;
 mod owner;
 
 use std::io;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytestring::ByteString;
@@ -140,7 +140,9 @@ impl Durable {
     /// [`ack`](Self::ack) says.
     pub(crate) async fn accept(&self, accept: Accept) -> Result<Accepted, Fault> {
         if !self.0.backbone.has_room() {
-            return Err(refusal(&BackboneError::Full("what is left is for what was accepted".into())));
+            return Err(refusal(&BackboneError::Full(
+                "what is left is for what was accepted".into(),
+            )));
         }
         let inbox = self.inbox(self.partition_of(&accept.agent));
         let limit = self.0.exchange.config().limits.queue_messages;
@@ -179,7 +181,8 @@ impl Durable {
         let commit = commits.into_iter().find(|(position, _)| *position == place.position);
         let (_, commit) = commit.ok_or_else(|| unknown(id))?;
         let settled = Settled::read(&commit, place);
-        let settled = settled.map_err(|error| refusal(&BackboneError::Damaged(error.to_string())))?;
+        let settled =
+            settled.map_err(|error| refusal(&BackboneError::Damaged(error.to_string())))?;
         if settled.delivery.id == id { Ok(Arc::new(settled)) } else { Err(unknown(id)) }
     }
 
@@ -193,7 +196,8 @@ impl Durable {
     fn partition_of(&self, agent: &AgentId) -> PartitionId {
         // The same for good, as the logs say where a message is: FNV-1a with 64 bits, whose high bits
         // are mixed into the low ones.
-        let bytes = agent.agent_type.as_str().bytes().chain([b'/']).chain(agent.key.as_str().bytes());
+        let bytes =
+            agent.agent_type.as_str().bytes().chain([b'/']).chain(agent.key.as_str().bytes());
         let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });

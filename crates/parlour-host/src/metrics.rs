@@ -87,7 +87,8 @@ impl Metrics {
         let sessions_resumed =
             counter("sessions_resumed", "Sessions that went on over another socket");
         let replies_unasked = counter("replies_unasked", "Replies to calls not in flight");
-        let accepted = counter("deliveries_accepted", "Durable messages accepted, one per recipient");
+        let accepted =
+            counter("deliveries_accepted", "Durable messages accepted, one per recipient");
         let completed = counter("deliveries_completed", "Deliveries that were answered");
         let cancelled = counter("deliveries_cancelled", "Deliveries that somebody gave up");
         let expired = counter("deliveries_expired", "Deliveries whose time was over");

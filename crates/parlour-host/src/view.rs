@@ -78,9 +78,9 @@ impl View {
     /// Tells that the log of this partition begins behind `position`.
     pub(crate) fn forget(&self, partition: PartitionId, position: Position) {
         match self {
-            Self::Memory(places) => places
-                .lock()
-                .retain(|(of, _), place| *of != partition || place.position > position),
+            Self::Memory(places) => {
+                places.lock().retain(|(of, _), place| *of != partition || place.position > position)
+            }
             Self::File(thread) => thread.send(Job::Forget(partition, position)),
         }
     }
@@ -147,7 +147,9 @@ fn work(connection: &mut Connection, jobs: impl Iterator<Item = Job>) -> rusqlit
             Job::Forget(partition, position) => {
                 let (first, last) = (id_of(partition, 0), id_of(partition, (1 << 48) - 1));
                 transaction
-                    .prepare_cached("DELETE FROM settled WHERE id BETWEEN ? AND ? AND position <= ?")?
+                    .prepare_cached(
+                        "DELETE FROM settled WHERE id BETWEEN ? AND ? AND position <= ?",
+                    )?
                     .execute(params![first, last, position.0 as i64])?;
             }
             // Whoever asked may not wait any more.
@@ -179,7 +181,8 @@ fn add(
     position: Position,
     settled: &[(u64, Place)],
 ) -> rusqlite::Result<()> {
-    let mut insert = transaction.prepare_cached("INSERT OR REPLACE INTO settled VALUES (?, ?, ?)")?;
+    let mut insert =
+        transaction.prepare_cached("INSERT OR REPLACE INTO settled VALUES (?, ?, ?)")?;
     for (number, place) in settled {
         insert.execute(params![
             id_of(partition, *number),

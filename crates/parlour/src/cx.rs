@@ -2,8 +2,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parlour_core::wire::HeaderFields;
 use parlour_core::durable::DeliveryId;
+use parlour_core::wire::HeaderFields;
 use parlour_core::{AgentId, Attempt, CallId, Header, MessageId, Principal};
 use serde::Serialize;
 use serde::de::DeserializeOwned;

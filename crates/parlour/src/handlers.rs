@@ -82,7 +82,8 @@ impl Handlers {
         let deadline = after(timeout);
         let served = Arc::clone(served);
         let progress = call.progress.then_some(call.id);
-        let cx = Cx::new(handle.clone(), call.target, header, Some(deadline), progress, call.attempt);
+        let cx =
+            Cx::new(handle.clone(), call.target, header, Some(deadline), progress, call.attempt);
         let task = self.tasks.spawn(served.call(cx, call.payload));
         self.running.insert(task.id(), Some(call.id));
         self.calls.insert(call.id, task);

@@ -13,8 +13,8 @@ use super::frame::{
 use super::number::{field, field_name, kind, kind_name};
 use crate::durable::DeliveryId;
 use crate::{
-    AgentId, AgentType, Attempt, CallId, Fault, FaultKind, InvalidName, Key, MessageId, MetadataError,
-    Payload, Principal, Registration, TopicFilter, TopicId, TopicType,
+    AgentId, AgentType, Attempt, CallId, Fault, FaultKind, InvalidName, Key, MessageId,
+    MetadataError, Payload, Principal, Registration, TopicFilter, TopicId, TopicType,
 };
 
 /// Why bytes are not a frame.

@@ -8,8 +8,8 @@ use super::decode::{DecodeError, decode};
 use super::frame::{Frame, HeaderFields, SharedEvent};
 use super::number::{field, kind};
 use crate::{
-    AgentId, AgentType, Attempt, Call, CallId, Credit, Event, Fault, Key, MessageId, Payload, Principal,
-    Reply, TopicFilter, TopicId,
+    AgentId, AgentType, Attempt, Call, CallId, Credit, Event, Fault, Key, MessageId, Payload,
+    Principal, Reply, TopicFilter, TopicId,
 };
 
 /// The most bytes of a fault's detail, and of its hint; more is cut when it is written.

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use bytestring::ByteString;
 
 use crate::{
-    AgentId, AgentType, Attempt, CallId, Credit, Key, MessageId, Payload, Principal, Registration, Reply,
-    TopicFilter, TopicId,
+    AgentId, AgentType, Attempt, CallId, Credit, Key, MessageId, Payload, Principal, Registration,
+    Reply, TopicFilter, TopicId,
 };
 
 /// What a client (a worker, a caller, or both at once) and a host say to each other.

@@ -204,7 +204,8 @@ fn ids(partition: PartitionId) -> (i64, i64) {
 
 /// How many bytes the commits of these ids have. Reads no commit.
 fn size(connection: &Connection, first: i64, last: i64) -> rusqlite::Result<u64> {
-    let size = "SELECT coalesce(sum(length(commit_bytes)), 0) FROM commits WHERE id BETWEEN ? AND ?";
+    let size =
+        "SELECT coalesce(sum(length(commit_bytes)), 0) FROM commits WHERE id BETWEEN ? AND ?";
     let size: i64 = connection.prepare_cached(size)?.query_row([first, last], |row| row.get(0))?;
     Ok(size as u64)
 }

@@ -9,13 +9,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use bytestring::ByteString;
 use parlour_core::durable::{
-    Accept, Accepted, Commit, Corrupt, Delivery, DeliveryId, Message, Partition, PartitionId, Place,
-    Position, Record, RetryPolicy, Settled, Standing, Start, Timestamp, Totals, record_at, settled_in, time_of,
+    Accept, Accepted, Commit, Corrupt, Delivery, DeliveryId, Message, Partition, PartitionId,
+    Place, Position, Record, RetryPolicy, Settled, Standing, Start, Timestamp, Totals, record_at,
+    settled_in, time_of,
 };
 use parlour_core::{AgentId, AgentType, Attempt, Call, Fault, FaultKind, Payload, Reply, WorkerId};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio_util::sync::CancellationToken;
 use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use super::attempt::{AttemptTo, Taken};
 use super::gate::{Gate, Slot};
@@ -140,7 +141,8 @@ impl Owner {
         let shared = self.durable.0.clone();
         let backbone = &shared.backbone;
         if let Some(view) = shared.view.get()
-            && let Some((_, last)) = backbone.last(self.id).await? {
+            && let Some((_, last)) = backbone.last(self.id).await?
+        {
             let base = Partition::base(&last).map_err(damaged)?;
             let seen = view.seen(self.id).await;
             // What only the view lacks is not needed for the state.

@@ -104,7 +104,9 @@ impl Schedule {
             && ends <= begins
         {
             let detail = "the message expires before it may be delivered";
-            return Err(invalid(detail).hint(format!("give a longer {TTL_MS}, or deliver it sooner")));
+            return Err(
+                invalid(detail).hint(format!("give a longer {TTL_MS}, or deliver it sooner"))
+            );
         }
         Ok(Self { not_before, expires_at })
     }

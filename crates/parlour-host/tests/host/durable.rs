@@ -62,7 +62,10 @@ async fn an_attempt_that_takes_too_long_has_failed_and_its_worker_is_told() {
     let begun = Instant::now();
     let found = look(&room, &id, "?after=2&wait=1m").await;
     assert_eq!(begun.elapsed().as_secs(), 10);
-    assert_eq!((&found["state"], &found["fault"]["kind"]), (&"dead".into(), &"deadline_exceeded".into()));
+    assert_eq!(
+        (&found["state"], &found["fault"]["kind"]),
+        (&"dead".into(), &"deadline_exceeded".into())
+    );
     assert_eq!(worker.next().await, Some(Frame::Cancel(call.id)));
 }
 

@@ -381,7 +381,7 @@ fn every_cut_of_a_commit_is_refused() {
 }
 
 /// What may happen to a partition, in any order.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Op {
     Accept { agent: u8, key: Option<u8>, body: u8, strict: bool, delay: u8, ttl: u8 },
     Start { open: bool },

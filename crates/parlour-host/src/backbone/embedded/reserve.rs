@@ -32,9 +32,8 @@ impl Reserve {
     pub(super) fn take(&mut self) {
         let mut options = OpenOptions::new();
         let file = options.create(true).truncate(false).write(true).open(&self.path);
-        let taken = file.is_ok_and(|file| {
-            fallocate(&file, FallocateFlags::empty(), 0, BYTES).is_ok()
-        });
+        let taken =
+            file.is_ok_and(|file| fallocate(&file, FallocateFlags::empty(), 0, BYTES).is_ok());
         self.is_there.store(taken, Relaxed);
     }
 

@@ -127,7 +127,9 @@ impl Writer {
             Err(error) => self.failed = Some(error.clone()),
         }
         match written {
-            Ok(freed) => admitted.into_iter().zip(freed).for_each(|(job, freed)| job.done(Ok(freed))),
+            Ok(freed) => {
+                admitted.into_iter().zip(freed).for_each(|(job, freed)| job.done(Ok(freed)))
+            }
             Err(error) => admitted.into_iter().for_each(|job| job.done(Err(error.clone()))),
         }
     }

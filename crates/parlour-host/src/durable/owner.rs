@@ -42,6 +42,9 @@ pub(crate) enum Input {
 
 type Answer<T> = oneshot::Sender<T>;
 
+/// Somebody who wants to know when a delivery is newer than this generation.
+type Watcher = (u64, Answer<Option<Found>>);
+
 /// An answer that waits until the log says so.
 enum Answered {
     Accepted(Answer<Result<Accepted, Fault>>, Result<Accepted, Fault>),
@@ -76,7 +79,7 @@ pub(super) struct Owner {
     /// Attempts that are under way, by which they can be given up.
     under_way: HashMap<u64, (u64, Option<Ticket>)>,
     /// Those who wait for something to happen to a delivery.
-    watchers: HashMap<u64, Vec<(u64, Answer<Option<Found>>)>>,
+    watchers: HashMap<u64, Vec<Watcher>>,
     /// Bytes of the log.
     size: u64,
     /// What the metrics were told.
@@ -143,7 +146,7 @@ impl Owner {
         if let Some(view) = shared.view.get()
             && let Some((_, last)) = backbone.last(self.id).await?
         {
-            let base = Partition::base(&last).map_err(damaged)?;
+            let base = Partition::base(&last).map_err(|error| damaged(&error))?;
             let seen = view.seen(self.id).await;
             // What only the view lacks is not needed for the state.
             let mut next = base.min(seen).next();
@@ -153,11 +156,14 @@ impl Owner {
                 next = position.next();
                 for (position, commit) in commits {
                     if position > seen {
-                        let settled = settled_in(position, &commit).map_err(damaged)?;
+                        let settled =
+                            settled_in(position, &commit).map_err(|error| damaged(&error))?;
                         view.add(self.id, position, settled);
                     }
                     if position > base {
-                        self.partition.replay(position, &commit).map_err(damaged)?;
+                        self.partition
+                            .replay(position, &commit)
+                            .map_err(|error| damaged(&error))?;
                     }
                 }
             }
@@ -429,7 +435,7 @@ impl Owner {
     /// Reads a message that is not in memory.
     async fn load(&mut self, place: Place) -> Result<Arc<Message>, BackboneError> {
         let commit = self.commit_at(place.position).await?;
-        match record_at(&commit, place.offset).map_err(damaged)? {
+        match record_at(&commit, place.offset).map_err(|error| damaged(&error))? {
             Record::Accepted { message, .. } | Record::Carried { message, .. } => {
                 Ok(Arc::new(*message))
             }
@@ -456,7 +462,7 @@ impl Owner {
     async fn tidy(&mut self) -> Result<(), BackboneError> {
         while let Some(position) = self.partition.poll_carry(SLACK) {
             let commit = self.commit_at(position).await?;
-            self.partition.carry(position, &commit).map_err(damaged)?;
+            self.partition.carry(position, &commit).map_err(|error| damaged(&error))?;
             self.commit().await?;
         }
         Ok(())
@@ -476,7 +482,7 @@ impl Owner {
             let mut gone = 0;
             for (position, commit) in commits {
                 let is_needed = position > self.partition.needless();
-                let is_old = time_of(&commit).map_err(damaged)? < oldest;
+                let is_old = time_of(&commit).map_err(|error| damaged(&error))? < oldest;
                 if is_needed || !(is_old || size > most) {
                     break;
                 }
@@ -505,7 +511,7 @@ impl Owner {
     }
 }
 
-fn damaged(error: Corrupt) -> BackboneError {
+fn damaged(error: &Corrupt) -> BackboneError {
     BackboneError::Damaged(error.to_string())
 }
 

@@ -410,3 +410,151 @@ def test_names_that_are_none_and_waits_that_are_none_are_refused(room):
     too_large = room.http("POST", "/v1/agents/echo/k/deliveries", b"x" * ((1 << 20) + 1))
     assert too_large.status == 413
     assert send(room, "no%20type/k", expect=400)["kind"] == "invalid"
+
+
+# Dead letters
+
+
+def dead(room, agent="broken/k", body=b"x") -> str:
+    """A message that fails for good."""
+    name = send(room, agent, body, parlour_max_attempts=1)["id"]
+    with worker(room.url, agent.split("/")[0], "--", "sh", "-c", "echo no luck >&2; exit 1"):
+        assert ended(room, name)["state"] == "dead"
+    return name
+
+
+def post(room, path, expect=200) -> dict:
+    answer = room.http("POST", path)
+    assert answer.status == expect, (answer.status, answer.body)
+    return json.loads(answer.body)
+
+
+def test_a_dead_letter_has_its_whole_story_and_what_was_to_be_delivered(kept):
+    room = kept(timeouts__grace="1ms")
+    name = dead(room, body=b"\xff not text")
+    assert room.stop() == 0
+    room = kept()
+    listed = json.loads(room.http("GET", "/v1/dead-letters?agent_type=broken").body)
+    assert [letter["id"] for letter in listed["dead_letters"]] == [name] and listed["next"] is None
+    assert json.loads(room.http("GET", "/v1/dead-letters?agent_type=other").body)["dead_letters"] == []
+    letter = json.loads(room.http("GET", f"/v1/dead-letters/{name}").body)
+    assert letter["message"]["content"]["data_base64"] == "/yBub3QgdGV4dA=="
+    assert "no luck" in letter["steps"][-1]["fault"]["detail"]
+    assert room.metric("parlour_deliveries_dead") == 1
+
+
+def test_what_is_sent_back_has_all_its_attempts_again_also_after_a_crash(kept):
+    room = kept(timeouts__grace="1ms")
+    name = dead(room)
+    post(room, f"/v1/dead-letters/{name}/redrive")
+    assert look(room, name)["state"] == "waiting"
+    post(room, f"/v1/dead-letters/{name}/redrive", expect=409)
+    room.kill()
+    room = kept()
+    with worker(room.url, "broken"):
+        found = ended(room, name)
+    assert (found["state"], found["attempt"]) == ("completed", 1)
+    assert "redriven" in levels(found)
+
+
+def test_what_is_discarded_is_gone_from_the_dead_and_counted(kept):
+    room = kept(timeouts__grace="1ms")
+    name = dead(room)
+    post(room, f"/v1/deliveries/{name}/cancel", expect=409)
+    post(room, f"/v1/dead-letters/{name}/discard?reason=a%20test")
+    assert json.loads(room.http("GET", "/v1/dead-letters").body)["dead_letters"] == []
+    assert room.http("GET", f"/v1/dead-letters/{name}").status == 404
+    assert look(room, name)["steps"][-1]["level"] == "discarded"
+    post(room, f"/v1/dead-letters/{name}/redrive", expect=404)
+    waiting = send(room, "nobody/k")["id"]
+    post(room, f"/v1/dead-letters/{waiting}/discard", expect=409)
+    names = ("accepted", "completed", "cancelled", "expired", "discarded", "dead", "waiting", "in_flight")
+    accepted, *rest = (
+        room.metric(f"parlour_deliveries_{name}" + ("_total" if number < 5 else ""))
+        for number, name in enumerate(names)
+    )
+    assert accepted == 2 == sum(rest)
+    # And after a restart.
+    room.kill()
+    room = kept()
+    assert room.metric("parlour_deliveries_accepted_total") == 2
+    assert room.metric("parlour_deliveries_discarded_total") == 1
+
+
+def test_a_list_has_pages(room):
+    names = [send(room, f"paged/{number}")["id"] for number in range(7)]
+    seen, after = [], ""
+    while after is not None:
+        path = f"/v1/deliveries?agent_type=paged&state=accepted&limit=3{after}"
+        page = json.loads(room.http("GET", path).body)
+        seen += [found["id"] for found in page["deliveries"]]
+        after = page["next"] and f"&after={page['next']}"
+    assert sorted(seen) == sorted(names) and len(seen) == 7
+    for query in ("state=done", "limit=0", "limit=5000", "after=x", "agent_type=a%20b", "other=1"):
+        assert room.http("GET", f"/v1/deliveries?{query}").status == 400, query
+
+
+def test_steps_stream_and_resume_without_a_gap(room):
+    name = send(room, "streamed/k")["id"]
+
+    def stream(last=None):
+        command = ["curl", "-sN", "--max-time", "20", f"{room.url}/v1/deliveries/{name}/events"]
+        command += [] if last is None else ["-H", f"Last-Event-ID: {last}"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def steps(text):
+        blocks = [dict(line.split(": ", 1) for line in it.splitlines()) for it in text.split("\n\n") if it]
+        return [(int(block["id"]), json.loads(block["data"])["level"]) for block in blocks]
+
+    follows = stream()
+    with worker(room.url, "streamed"):
+        text, _ = follows.communicate(timeout=30)
+    whole = steps(text)
+    assert whole == [(1, "accepted"), (2, "dispatched"), (3, "received"), (4, "completed")]
+    resumed, _ = stream(last=2).communicate(timeout=30)
+    assert steps(resumed) == whole[2:]
+
+
+# The command line
+
+
+def parlour(room, *args, expect=0, stdin=None) -> subprocess.CompletedProcess:
+    command = [BINARY, *args, "--url", room.url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, input=stdin)
+    assert done.returncode == expect, done
+    return done
+
+
+def test_the_command_line_sends_waits_and_tells(kept):
+    room = kept(timeouts__grace="1ms")
+    name = parlour(room, "send", "echo/k", "hello", "--key", "k").stdout.strip()
+    assert parlour(room, "send", "echo/k", "hello", "--key", "k").stdout.strip() == name
+    refused = parlour(room, "send", "echo/k", "other", "--key", "k", expect=5)
+    assert "idempotency key" in refused.stderr
+    assert name in parlour(room, "deliveries", "ls").stdout
+    late = parlour(room, "deliveries", "wait", name, "--timeout", "10ms", expect=6)
+    assert f"parlour deliveries wait {name}" in late.stderr
+    with worker(room.url, "echo"):
+        assert parlour(room, "deliveries", "wait", name).stdout == "hello"
+        assert parlour(room, "send", "echo/k", "again", "--wait", "30s").stdout == "again"
+    shown = parlour(room, "deliveries", "show", name).stdout
+    assert "completed" in shown and "dispatched" in shown
+    assert json.loads(parlour(room, "deliveries", "show", name, "--json").stdout)["id"] == name
+    gone = parlour(room, "send", "nobody/k", "x", "--delay", "1h").stdout.strip()
+    assert "cancelled" in parlour(room, "deliveries", "cancel", gone, "--reason", "twice").stdout
+    parlour(room, "deliveries", "wait", gone, expect=1)
+    parlour(room, "deliveries", "show", "0-00000000-7", expect=3)
+
+
+def test_the_command_line_sends_dead_letters_back(kept):
+    room = kept(timeouts__grace="1ms")
+    first, second = dead(room, body=b"one"), dead(room, body=b"two")
+    table = parlour(room, "dead-letters", "ls").stdout
+    assert first in table and second in table and "no luck" in table
+    assert "one" in parlour(room, "dead-letters", "show", first).stdout
+    assert parlour(room, "dead-letters", "redrive", first).stdout.strip() == first
+    partly = parlour(room, "dead-letters", "discard", first, second, expect=8)
+    assert partly.stdout.strip() == second
+    with worker(room.url, "broken"):
+        assert parlour(room, "deliveries", "wait", first).stdout == "one"
+    assert first not in parlour(room, "dead-letters", "ls").stdout

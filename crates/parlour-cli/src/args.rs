@@ -30,7 +30,8 @@ Examples:
     after_help = "\
 Exit codes:
   0 ok   1 failed   2 usage   3 not found   4 denied   5 conflict   6 timeout
-  7 cannot connect   8 partly failed   75 already running   78 bad configuration
+  7 cannot connect   8 partly failed   74 storage   75 already running
+  78 bad configuration
   130 interrupted   143 terminated"
 )]
 pub(crate) struct Args {
@@ -128,6 +129,30 @@ Examples:
   date | parlour call upper -
   parlour call pricing '{\"sku\": 7}' --content-type application/json --meta tenant=acme")]
     Call(Call),
+    /// Has a message accepted for later, and prints the id under which to look for it
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour send report/july @july.csv                  prints an id once it is on the disk
+  parlour send report/july @july.csv --wait 10m       prints the reply when it is there
+  parlour send invoice/7 '{}' --key invoice-7         the same key twice is accepted once
+  parlour send reminder/ada 'stand up' --delay 1h --ttl 2h")]
+    Send(Send),
+    /// Shows what became of messages that were accepted for later
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour deliveries ls --state waiting
+  parlour deliveries show 3-9f2c11aa-512              with every step of its life
+  parlour deliveries wait 3-9f2c11aa-512              prints its reply when it is there
+  parlour deliveries cancel 3-9f2c11aa-512 --reason 'ordered twice'")]
+    Deliveries(Deliveries),
+    /// Shows what failed for good, sends it back or gives it up
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour dead-letters ls --agent-type report
+  parlour dead-letters show 3-9f2c11aa-512            why, and what was to be delivered
+  parlour dead-letters redrive 3-9f2c11aa-512         has it attempted again, as often as at first
+  parlour dead-letters discard 3-9f2c11aa-512 --reason 'a test'")]
+    DeadLetters(DeadLetters),
     /// Publishes an event to a topic
     #[command(help_template = TEMPLATE, before_help = "\
 Examples:
@@ -318,6 +343,149 @@ pub(crate) struct Call {
     pub(crate) progress: bool,
     #[command(flatten)]
     pub(crate) client: Client,
+}
+
+#[derive(Clone, Debug, Arguments)]
+pub(crate) struct Send {
+    /// The agent it is for [default key: default]
+    #[arg(value_name = "TYPE[/KEY]")]
+    pub(crate) target: String,
+    #[command(flatten)]
+    pub(crate) body: Body,
+    /// Your name for the work: sent again under it, it is accepted once
+    #[arg(long, value_name = "KEY")]
+    pub(crate) key: Option<String>,
+    /// Deliver it no sooner than in this time, such as 5s or 2h
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) delay: Option<Duration>,
+    /// Give it up unless an attempt has begun by then
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) ttl: Option<Duration>,
+    /// How many attempts may fail [default: the host's durable.max_attempts]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_attempts: Option<u32>,
+    /// Wait so long for its reply, and print that
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) wait: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) client: Client,
+}
+
+#[derive(Clone, Debug, Arguments)]
+pub(crate) struct Deliveries {
+    #[command(subcommand)]
+    pub(crate) action: DeliveriesAction,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum DeliveriesAction {
+    /// Lists those that have not ended, and the dead, the oldest first
+    Ls {
+        /// Only those in this state, such as accepted, waiting, processing or dead
+        #[arg(long)]
+        state: Option<String>,
+        #[command(flatten)]
+        listed: Listed,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// Shows one with every step of its life
+    Show {
+        /// Its id
+        id: String,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// Waits until it has ended, and prints its reply
+    Wait {
+        /// Its id
+        id: String,
+        /// How long
+        #[arg(long, default_value = "1h", value_parser = duration)]
+        timeout: Duration,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// Gives it up, wherever it is
+    Cancel {
+        /// Its id
+        id: String,
+        /// Why, for those who look later
+        #[arg(long)]
+        reason: Option<String>,
+        #[command(flatten)]
+        client: Client,
+    },
+}
+
+impl DeliveriesAction {
+    /// Where the host is.
+    pub(crate) fn client(&self) -> &Client {
+        let (Self::Ls { client, .. } | Self::Show { client, .. } | Self::Wait { client, .. } | Self::Cancel { client, .. }) = self;
+        client
+    }
+}
+
+/// What a list is to have.
+#[derive(Clone, Debug, Arguments)]
+pub(crate) struct Listed {
+    /// Only those for agents of this type
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) agent_type: Option<String>,
+    /// How many at the most
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub(crate) limit: u64,
+}
+
+#[derive(Clone, Debug, Arguments)]
+pub(crate) struct DeadLetters {
+    #[command(subcommand)]
+    pub(crate) action: DeadLettersAction,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum DeadLettersAction {
+    /// Lists them, the oldest first
+    Ls {
+        #[command(flatten)]
+        listed: Listed,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// Shows one: why it failed each time, and what was to be delivered
+    Show {
+        /// Its id
+        id: String,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// Has some attempted again, as often as at first
+    Redrive {
+        /// Their ids
+        #[arg(required = true)]
+        ids: Vec<String>,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// Gives some up
+    Discard {
+        /// Their ids
+        #[arg(required = true)]
+        ids: Vec<String>,
+        /// Why, for those who look later
+        #[arg(long)]
+        reason: Option<String>,
+        #[command(flatten)]
+        client: Client,
+    },
+}
+
+impl DeadLettersAction {
+    /// Where the host is.
+    pub(crate) fn client(&self) -> &Client {
+        let (Self::Ls { client, .. } | Self::Show { client, .. } | Self::Redrive { client, .. } | Self::Discard { client, .. }) = self;
+        client
+    }
 }
 
 #[derive(Clone, Debug, Arguments)]

@@ -1,11 +1,11 @@
-//! Reads the host's documents over HTTP, for the verbs that only look or ask for one thing.
+//! Asks the host over HTTP, for the verbs that need no channel.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, HOST};
-use http::{HeaderValue, Method, Request, StatusCode, Uri};
-use http_body_util::{BodyExt, Empty, Limited};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use parlour_core::{Fault, FaultKind};
 use serde_json::Value;
@@ -56,37 +56,85 @@ impl Rest {
         self.document(Method::POST, path).await
     }
 
+    /// The same with a body and more headers.
+    pub(crate) async fn send(
+        &self,
+        path: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Value, Failure> {
+        let bytes = self.success(Method::POST, path, headers, body, PATIENCE).await?;
+        serde_json::from_slice(&bytes).map_err(|_| self.is_no_host())
+    }
+
+    /// The JSON document at this path, which the host may take so much longer to answer with.
+    pub(crate) async fn wait(&self, path: &str, longer: Duration) -> Result<Value, Failure> {
+        let (headers, patience) = (HeaderMap::new(), PATIENCE + longer);
+        let bytes = self.success(Method::GET, path, headers, Bytes::new(), patience).await?;
+        serde_json::from_slice(&bytes).map_err(|_| self.is_no_host())
+    }
+
+    /// What is at this path, as it is.
+    pub(crate) async fn bytes(&self, path: &str) -> Result<Bytes, Failure> {
+        self.success(Method::GET, path, HeaderMap::new(), Bytes::new(), PATIENCE).await
+    }
+
     async fn document(&self, method: Method, path: &str) -> Result<Value, Failure> {
-        let (status, body) = self.request(method, path).await?;
-        if !status.is_success() {
-            return Err(refusal(status, &body));
-        }
+        let body = self.success(method, path, HeaderMap::new(), Bytes::new(), PATIENCE).await?;
         serde_json::from_slice(&body).map_err(|_| self.is_no_host())
+    }
+
+    async fn success(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<Bytes, Failure> {
+        let (status, body) = self.request(method, path, headers, body, patience).await?;
+        if status.is_success() { Ok(body) } else { Err(refusal(status, &body)) }
     }
 
     /// Whether this path answers with a success.
     pub(crate) async fn is_ok(&self, path: &str) -> Result<bool, Failure> {
-        Ok(self.request(Method::GET, path).await?.0.is_success())
+        let (headers, body) = (HeaderMap::new(), Bytes::new());
+        let (status, _) = self.request(Method::GET, path, headers, body, PATIENCE).await?;
+        Ok(status.is_success())
     }
 
-    async fn request(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), Failure> {
-        match tokio::time::timeout(PATIENCE, self.exchange(method, path)).await {
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<(StatusCode, Bytes), Failure> {
+        let exchange = self.exchange(method, path, headers, body);
+        match tokio::time::timeout(patience, exchange).await {
             Ok(answer) => answer,
             Err(_) => {
-                let seconds = PATIENCE.as_secs();
+                let seconds = patience.as_secs();
                 let detail = format!("{} did not answer within {seconds} s", self.url);
                 Err(Failure::new(Code::Timeout, detail))
             }
         }
     }
 
-    async fn exchange(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), Failure> {
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), Failure> {
         let stream = TcpStream::connect(&self.authority).await.map_err(|error| {
             Failure::new(Code::CannotConnect, format!("cannot connect to {}: {error}", self.url))
                 .hint("start a host with `parlour serve`, or name one with --url or PARLOUR_URL")
         })?;
         let (mut sender, connection) =
-            hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
+            hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream))
                 .await
                 .map_err(|_| self.is_no_host())?;
         tokio::spawn(connection);
@@ -100,7 +148,8 @@ impl Rest {
             value.set_sensitive(true);
             request = request.header(AUTHORIZATION, value);
         }
-        let request = request.body(Empty::new()).map_err(|_| self.is_no_host())?;
+        let mut request = request.body(Full::new(body)).map_err(|_| self.is_no_host())?;
+        request.headers_mut().extend(headers);
         let answer = sender.send_request(request).await.map_err(|_| self.is_no_host())?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), MAX_BYTES).collect().await;
@@ -111,6 +160,21 @@ impl Rest {
         Failure::new(Code::Failed, format!("{} does not answer as a host does", self.url))
             .hint("another program may have that port; name the host with --url or PARLOUR_URL")
     }
+}
+
+/// A header of a request, from a text that a user gave.
+pub(crate) fn header(
+    headers: &mut HeaderMap,
+    name: &str,
+    value: impl AsRef<[u8]>,
+) -> Result<(), Failure> {
+    let wrong = |detail: String| Failure::new(Code::Usage, detail);
+    let parsed = HeaderName::try_from(name)
+        .map_err(|_| wrong(format!("`{}` cannot be sent as a header", name.escape_debug())))?;
+    let value = HeaderValue::from_bytes(value.as_ref())
+        .map_err(|_| wrong(format!("the value of {name} has characters that no header can have")))?;
+    headers.insert(parsed, value);
+    Ok(())
 }
 
 /// The failure that a problem document tells of.

@@ -14,8 +14,10 @@ use std::time::Duration;
 
 use bytestring::ByteString;
 use parking_lot::Mutex;
-use parlour_core::durable::{Accept, Accepted, Delivery, DeliveryId, PartitionId, Settled};
-use parlour_core::{AgentId, Fault, FaultKind, Payload};
+use parlour_core::durable::{
+    Accept, Accepted, Delivery, DeliveryId, Message, PartitionId, Settled, State, Timestamp,
+};
+use parlour_core::{AgentId, AgentType, Fault, FaultKind, Payload};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -62,6 +64,30 @@ pub(crate) enum Found {
     Live(Box<Delivery>),
     /// It has ended.
     Settled(Arc<Settled>),
+}
+
+/// Which deliveries a list is to have, of those that have not ended or are dead: the oldest first.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Query {
+    pub(crate) agent_type: Option<AgentType>,
+    pub(crate) state: Option<State>,
+    /// Only what comes behind this one.
+    pub(crate) after: Option<(Timestamp, DeliveryId)>,
+    /// How many at the most.
+    pub(crate) limit: usize,
+}
+
+impl Query {
+    fn wants(&self, it: &Delivery) -> bool {
+        self.agent_type.as_ref().is_none_or(|wanted| *wanted == it.agent.agent_type)
+            && self.state.is_none_or(|wanted| wanted == it.state)
+            && self.after.is_none_or(|after| Self::key(it) > after)
+    }
+
+    /// The order of a list.
+    pub(crate) fn key(it: &Delivery) -> (Timestamp, DeliveryId) {
+        (it.accepted_at, it.id)
+    }
 }
 
 impl Found {
@@ -190,6 +216,34 @@ impl Durable {
     pub(crate) async fn cancel(&self, id: DeliveryId, reason: ByteString) -> Result<(), Fault> {
         let inbox = self.inbox_of(id)?;
         self.ask(inbox, |answer| Input::Cancel(id, reason, answer)).await?
+    }
+
+    /// Has a dead delivery attempted again, as often as at first.
+    pub(crate) async fn redrive(&self, id: DeliveryId) -> Result<(), Fault> {
+        self.ask(self.inbox_of(id)?, |answer| Input::Redrive(id, answer)).await?
+    }
+
+    /// Gives a dead delivery up.
+    pub(crate) async fn discard(&self, id: DeliveryId, reason: ByteString) -> Result<(), Fault> {
+        self.ask(self.inbox_of(id)?, |answer| Input::Discard(id, reason, answer)).await?
+    }
+
+    /// What a delivery carries that has not ended, or is dead.
+    pub(crate) async fn message(&self, id: DeliveryId) -> Result<Arc<Message>, Fault> {
+        let inbox = self.inbox_of(id)?;
+        self.ask(inbox, |answer| Input::Message(id, answer)).await?.ok_or_else(|| unknown(id))
+    }
+
+    /// Deliveries that have not ended, or are dead.
+    pub(crate) async fn list(&self, query: Query) -> Result<Vec<Delivery>, Fault> {
+        let query = Arc::new(query);
+        let mut all = Vec::new();
+        for inbox in &*self.0.inboxes {
+            all.extend(self.ask(inbox, |answer| Input::List(query.clone(), answer)).await?);
+        }
+        all.sort_unstable_by_key(Query::key);
+        all.truncate(query.limit);
+        Ok(all)
     }
 
     /// Which partition keeps the messages for an agent.

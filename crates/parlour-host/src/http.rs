@@ -3,6 +3,7 @@
 mod agents;
 pub(crate) mod answer;
 mod body;
+mod dead_letters;
 mod deliveries;
 pub(crate) mod guard;
 mod operators;

@@ -89,6 +89,24 @@ pub enum State {
 }
 
 impl State {
+    /// Every state, in the order of a life.
+    pub const ALL: [Self; 9] = [
+        Self::Accepted,
+        Self::Dispatched,
+        Self::Received,
+        Self::Processing,
+        Self::Waiting,
+        Self::Completed,
+        Self::Dead,
+        Self::Cancelled,
+        Self::Expired,
+    ];
+
+    /// The state of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
+    }
+
     /// The name on every wire.
     pub fn name(self) -> &'static str {
         match self {

@@ -154,19 +154,6 @@ mod change {
     pub(super) const DISCARDED: u8 = 9;
 }
 
-/// States and levels by their numbers.
-const STATES: [State; 9] = [
-    State::Accepted,
-    State::Dispatched,
-    State::Received,
-    State::Processing,
-    State::Waiting,
-    State::Completed,
-    State::Dead,
-    State::Cancelled,
-    State::Expired,
-];
-
 /// Appends `record` to `out`. What it is about stands before its message, which can be skipped.
 pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
     match record {
@@ -317,7 +304,7 @@ impl Writer<'_> {
 
     fn delivery(&mut self, it: &Delivery) {
         self.new_delivery(it);
-        let state = STATES.iter().position(|state| *state == it.state).unwrap_or_default();
+        let state = State::ALL.iter().position(|state| *state == it.state).unwrap_or_default();
         self.0.push(state as u8);
         self.number(it.generation);
         for count in [it.attempt, it.failed, it.lost, it.unsent] {
@@ -546,7 +533,7 @@ impl Reader {
 
     fn delivery(&mut self) -> Result<Delivery, Corrupt> {
         let mut it = self.new_delivery()?;
-        let state = STATES.get(usize::from(self.byte()?));
+        let state = State::ALL.get(usize::from(self.byte()?));
         it.state = *state.ok_or(Corrupt::Impossible("state"))?;
         it.generation = self.number()?;
         it.attempt = self.small()?;

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::attempt::{AttemptTo, Taken};
 use super::gate::{Gate, Slot};
-use super::{Durable, Found};
+use super::{Durable, Found, Query};
 use crate::backbone::BackboneError;
 use crate::exchange::Ticket;
 
@@ -30,6 +30,11 @@ pub(crate) enum Input {
     /// Of a delivery that has not ended, once it is newer than that generation.
     Get(DeliveryId, Option<u64>, Answer<Option<Found>>),
     Cancel(DeliveryId, ByteString, Answer<Result<(), Fault>>),
+    Redrive(DeliveryId, Answer<Result<(), Fault>>),
+    Discard(DeliveryId, ByteString, Answer<Result<(), Fault>>),
+    List(Arc<Query>, Answer<Vec<Delivery>>),
+    /// What a delivery that has not ended, or is dead, carries.
+    Message(DeliveryId, Answer<Option<Arc<Message>>>),
     /// Of an attempt, by its token.
     Received(DeliveryId, u64),
     Processing(DeliveryId, u64, Payload, Taken),
@@ -50,6 +55,7 @@ enum Answered {
     Accepted(Answer<Result<Accepted, Fault>>, Result<Accepted, Fault>),
     Found(Answer<Option<Found>>, Option<Found>),
     Done(Answer<Result<(), Fault>>, Result<(), Fault>),
+    List(Answer<Vec<Delivery>>, Vec<Delivery>),
 }
 
 /// Inputs taken before a commit is written.
@@ -78,6 +84,8 @@ pub(super) struct Owner {
     answers: Vec<Answered>,
     /// Attempts that are under way, by which they can be given up.
     under_way: HashMap<u64, (u64, Option<Ticket>)>,
+    /// Those who want to see what a delivery carries.
+    asked: Vec<(DeliveryId, Answer<Option<Arc<Message>>>)>,
     /// Those who wait for something to happen to a delivery.
     watchers: HashMap<u64, Vec<Watcher>>,
     /// Bytes of the log.
@@ -116,6 +124,7 @@ impl Owner {
             ahead: Duration::ZERO,
             answers: Vec::new(),
             under_way: HashMap::new(),
+            asked: Vec::new(),
             watchers: HashMap::new(),
             size: 0,
             counted: Default::default(),
@@ -217,6 +226,14 @@ impl Owner {
             for (start, slot) in starts.drain(..) {
                 self.send(start, slot).await?;
             }
+            for (id, answer) in std::mem::take(&mut self.asked) {
+                let message = match self.partition.message(id) {
+                    Some(Ok(message)) => Some(message),
+                    Some(Err(place)) => Some(self.load(place).await?),
+                    None => None,
+                };
+                let _ = answer.send(message);
+            }
             self.tidy().await?;
             if Instant::now() >= self.retires {
                 self.retires = Instant::now() + RETIRE;
@@ -259,6 +276,22 @@ impl Owner {
                 }
                 self.answers.push(Answered::Done(answer, cancelled.map(drop)));
             }
+            Input::Redrive(id, answer) => {
+                let redriven = self.partition.redrive(id, now);
+                self.answers.push(Answered::Done(answer, redriven));
+            }
+            Input::Discard(id, reason, answer) => {
+                let discarded = self.partition.discard(id, reason, now);
+                self.answers.push(Answered::Done(answer, discarded));
+            }
+            Input::List(query, answer) => {
+                let mut list: Vec<_> =
+                    self.partition.iter().filter(|it| query.wants(it)).collect();
+                list.sort_unstable_by_key(|it| Query::key(it));
+                let list = list.into_iter().take(query.limit).cloned().collect();
+                self.answers.push(Answered::List(answer, list));
+            }
+            Input::Message(id, answer) => self.asked.push((id, answer)),
             Input::Received(id, token) => {
                 // What is said of an attempt that is over is of no interest.
                 let _ = self.partition.received(id, token, now);
@@ -329,6 +362,7 @@ impl Owner {
                 Answered::Accepted(answer, accepted) => drop(answer.send(accepted)),
                 Answered::Found(answer, found) => drop(answer.send(found)),
                 Answered::Done(answer, done) => drop(answer.send(done)),
+                Answered::List(answer, list) => drop(answer.send(list)),
             }
         }
         Ok(())

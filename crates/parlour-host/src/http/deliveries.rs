@@ -1,11 +1,17 @@
 //! The durable door: messages that are accepted for later, and what became of them.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use axum::extract::{Query, Request, State};
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use futures_util::stream::unfold;
+use http_body::Frame;
+use http_body_util::StreamBody;
 use http::{HeaderMap, HeaderName, StatusCode, header};
 use parlour_core::durable::{
-    Accept, Accepted, Delivery, DeliveryId, Message, MessageKind, Step, Timestamp,
+    Accept, Accepted, Delivery, DeliveryId, Message, MessageKind, State as Life, Step, Timestamp,
 };
 use parlour_core::{AgentId, AgentType, Fault, FaultKind, Key, Payload};
 use serde::Deserialize;
@@ -16,12 +22,18 @@ use super::answer::{Answer, Refusal, invalid, json as json_answer};
 use super::problem::Problem;
 use super::rest::{header_fields, number, origin, payload, reply_of, set};
 use super::router::{App, Segments};
+use super::sse::{HEARTBEAT, streaming, write_named};
+use crate::durable;
 
 const DELAY_MS: HeaderName = HeaderName::from_static("parlour-delay-ms");
 const DELIVER_AT: HeaderName = HeaderName::from_static("parlour-deliver-at");
 const TTL_MS: HeaderName = HeaderName::from_static("parlour-ttl-ms");
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const MAX_ATTEMPTS: HeaderName = HeaderName::from_static("parlour-max-attempts");
 
+/// How many deliveries a list has unless it is asked for more or fewer, and at the most.
+const PAGE: usize = 100;
+const LONGEST_PAGE: usize = 1000;
 /// The longest that a request waits for a step.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
@@ -187,7 +199,7 @@ pub(crate) async fn reply(State(app): State<App>, Segments(id): Segments<String>
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Reason {
-    reason: Option<String>,
+    pub(super) reason: Option<String>,
 }
 
 /// `POST /v1/deliveries/{id}/cancel`
@@ -202,11 +214,131 @@ pub(crate) async fn cancel(
     Ok(json_answer(&view(found.delivery(), 0)))
 }
 
+/// What a list is to have.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Filter {
+    agent_type: Option<String>,
+    state: Option<String>,
+    limit: Option<usize>,
+    /// The `next` of the list before.
+    after: Option<String>,
+}
+
+/// `GET /v1/deliveries`: those that have not ended, and the dead, the oldest first.
+pub(crate) async fn all(State(app): State<App>, Query(filter): Query<Filter>) -> Answer {
+    list(&app, filter, None, "deliveries").await
+}
+
+/// A page of a list under this name.
+pub(super) async fn list(
+    app: &App,
+    filter: Filter,
+    state: Option<Life>,
+    name: &'static str,
+) -> Answer {
+    let asked = filter.state.map(|name| {
+        Life::from_name(&name).ok_or_else(|| {
+            let states = Life::ALL.map(Life::name).join(", ");
+            let detail = format!("`{}` is no state", name.escape_debug());
+            invalid(detail).hint(format!("the states: {states}"))
+        })
+    });
+    let after = filter.after.map(|text| {
+        let cursor = text.split_once('_').and_then(|(at, id)| {
+            Some((Timestamp(at.parse().ok()?), DeliveryId::parse(id).ok()?))
+        });
+        cursor.ok_or_else(|| {
+            let detail = format!("`after` is no `next` of a list: `{}`", text.escape_debug());
+            invalid(detail).hint("give the `next` of the last answer, or leave it out")
+        })
+    });
+    let limit = filter.limit.unwrap_or(PAGE);
+    if limit == 0 || limit > LONGEST_PAGE {
+        let detail = format!("`limit` is {limit}");
+        return Err(invalid(detail).hint(format!("ask for 1 to {LONGEST_PAGE}")).into());
+    }
+    let query = durable::Query {
+        agent_type: filter.agent_type.map(AgentType::parse).transpose()?,
+        state: state.or(asked.transpose()?),
+        after: after.transpose()?,
+        limit,
+    };
+    let page = app.durable.list(query).await?;
+    let next = page.last().filter(|_| page.len() == limit);
+    let next = next.map(|last| format!("{}_{}", last.accepted_at.0, last.id));
+    Ok(json_answer(&json!({
+        name: page.iter().map(summary).collect::<Vec<_>>(),
+        "next": next,
+    })))
+}
+
+/// `GET /v1/deliveries/{id}/events`: the steps as server-sent events, and the end of the stream with
+/// that of the delivery. `Last-Event-ID` is the generation of the last one that came.
+pub(crate) async fn events(
+    State(app): State<App>,
+    Segments(id): Segments<String>,
+    request: Request,
+) -> Answer {
+    let id = DeliveryId::parse(&id)?;
+    let after = number(request.headers(), &LAST_EVENT_ID)?.unwrap_or(0);
+    let found = app.durable.get(id, None).await?;
+    let delivery = found.delivery();
+    // The first step is always known; of those behind it the oldest may have been let go.
+    let oldest = delivery.steps.first().map_or(delivery.generation, |step| step.generation);
+    if oldest > 2 && after + 1 < oldest {
+        let detail = format!("the steps before {oldest} were let go, and {after} is before them");
+        let hint = format!("begin with what is there: GET /v1/deliveries/{id}");
+        return Err(Fault::new(FaultKind::Gone, detail).hint(hint).into());
+    }
+    let heartbeat = app.exchange.config().timeouts.heartbeat;
+    let steps = unfold(Some((after, Some(found))), move |state| {
+        let durable = app.durable.clone();
+        async move {
+            let (after, known) = state?;
+            let found = match known {
+                Some(found) => found,
+                None => match timeout(heartbeat, durable.get(id, Some(after))).await {
+                    Ok(found) => found.ok()?,
+                    Err(_) => {
+                        return Some((Bytes::from_static(HEARTBEAT), Some((after, None))));
+                    }
+                },
+            };
+            let delivery = found.delivery();
+            let mut text = BytesMut::new();
+            for it in steps(delivery).filter(|step| step.generation > after) {
+                let generation = it.generation.to_string();
+                text.extend_from_slice(b"id: ");
+                text.extend_from_slice(generation.as_bytes());
+                text.extend_from_slice(b"\n");
+                text.extend_from_slice(&write_named("step", &step(&it, delivery)));
+            }
+            let next = (!delivery.state.is_settled()).then_some((delivery.generation, None));
+            Some((text.freeze(), next))
+        }
+    });
+    Ok(streaming(StreamBody::new(steps.map(|text| Ok(Frame::data(text))))))
+}
+
+/// All steps that are known of a delivery.
+fn steps(it: &Delivery) -> impl Iterator<Item = Cow<'_, Step>> {
+    let first = Cow::Owned(it.first_step());
+    std::iter::once(first).chain(it.steps.iter().map(Cow::Borrowed))
+}
+
+/// A delivery as a list shows it.
+pub(super) fn summary(it: &Delivery) -> Value {
+    let mut summary = view(it, u64::MAX);
+    if let Some(fields) = summary.as_object_mut() {
+        fields.remove("steps");
+    }
+    summary
+}
+
 /// A delivery as JSON, with the steps that are newer than `after`.
-fn view(it: &Delivery, after: u64) -> Value {
-    let first = it.first_step();
-    let steps = std::iter::once(&first).chain(&it.steps);
-    let newer = steps.filter(|step| step.generation > after);
+pub(super) fn view(it: &Delivery, after: u64) -> Value {
+    let newer = steps(it).filter(|step| step.generation > after);
     json!({
         "id": it.id.to_string(),
         "agent": it.agent.to_string(),
@@ -222,7 +354,7 @@ fn view(it: &Delivery, after: u64) -> Value {
         "conversation": it.conversation.as_str(),
         "accepted_at": it.accepted_at.0,
         "fault": it.fault().map(fault),
-        "steps": newer.map(|step| self::step(step, it)).collect::<Vec<_>>(),
+        "steps": newer.map(|step| self::step(&step, it)).collect::<Vec<_>>(),
     })
 }
 

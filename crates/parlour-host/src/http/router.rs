@@ -16,7 +16,7 @@ use super::answer::{Refusal, invalid};
 use super::guard::Guard;
 use super::tasks::Tasks;
 use super::upgrade::Lobby;
-use super::{agents, deliveries, operators, rest, sse, upgrade};
+use super::{agents, dead_letters, deliveries, operators, rest, sse, upgrade};
 use crate::durable::Durable;
 use crate::exchange::Exchange;
 
@@ -58,9 +58,15 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/agents/{type}", only(get(agents::one), "GET"))
         .route("/v1/agents/{type}/{key}/call", only(post(rest::call), "POST"))
         .route("/v1/agents/{type}/{key}/deliveries", only(post(deliveries::accept), "POST"))
+        .route("/v1/deliveries", only(get(deliveries::all), "GET"))
         .route("/v1/deliveries/{id}", only(get(deliveries::one), "GET"))
+        .route("/v1/deliveries/{id}/events", only(get(deliveries::events), "GET"))
         .route("/v1/deliveries/{id}/reply", only(get(deliveries::reply), "GET"))
         .route("/v1/deliveries/{id}/cancel", only(post(deliveries::cancel), "POST"))
+        .route("/v1/dead-letters", only(get(dead_letters::all), "GET"))
+        .route("/v1/dead-letters/{id}", only(get(dead_letters::one), "GET"))
+        .route("/v1/dead-letters/{id}/redrive", only(post(dead_letters::redrive), "POST"))
+        .route("/v1/dead-letters/{id}/discard", only(post(dead_letters::discard), "POST"))
         .route(
             "/v1/topics/{type}/events",
             only(get(sse::events).post(rest::publish_to_events), "GET, POST"),

@@ -31,7 +31,7 @@ use crate::peer::{Bounds, Outgoing, Peer, ProgressOf, progress};
 /// The name under which such listeners are listed.
 const NAME: &str = "sse";
 const MEDIA_TYPE: &str = "text/event-stream";
-const HEARTBEAT: &[u8] = b": heartbeat\n\n";
+pub(super) const HEARTBEAT: &[u8] = b": heartbeat\n\n";
 /// How many messages of a call's progress may wait for a client that reads slowly.
 const PROGRESS: usize = 256;
 
@@ -61,7 +61,7 @@ pub(crate) async fn events(
     Ok(streaming(stream))
 }
 
-fn streaming(body: impl Body<Data = Bytes, Error = Infallible> + Send + 'static) -> Response {
+pub(super) fn streaming(body: impl Body<Data = Bytes, Error = Infallible> + Send + 'static) -> Response {
     let mut response = Response::new(axum::body::Body::new(body));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
@@ -256,7 +256,7 @@ struct Topic<'a> {
 
 /// A payload in JSON: as text if it is text.
 #[derive(Serialize)]
-struct Content<'a> {
+pub(super) struct Content<'a> {
     data_type: &'a str,
     content_type: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -289,7 +289,7 @@ pub(crate) fn write(event: &Event, time: Duration) -> Bytes {
     format!("id: {}\ndata: {}\n\n", event.header.id, json(&value)).into()
 }
 
-fn write_named(name: &str, value: &impl Serialize) -> Bytes {
+pub(super) fn write_named(name: &str, value: &impl Serialize) -> Bytes {
     format!("event: {name}\ndata: {}\n\n", json(value)).into()
 }
 

@@ -421,7 +421,10 @@ pub(crate) enum DeliveriesAction {
 impl DeliveriesAction {
     /// Where the host is.
     pub(crate) fn client(&self) -> &Client {
-        let (Self::Ls { client, .. } | Self::Show { client, .. } | Self::Wait { client, .. } | Self::Cancel { client, .. }) = self;
+        let (Self::Ls { client, .. }
+        | Self::Show { client, .. }
+        | Self::Wait { client, .. }
+        | Self::Cancel { client, .. }) = self;
         client
     }
 }
@@ -483,7 +486,10 @@ pub(crate) enum DeadLettersAction {
 impl DeadLettersAction {
     /// Where the host is.
     pub(crate) fn client(&self) -> &Client {
-        let (Self::Ls { client, .. } | Self::Show { client, .. } | Self::Redrive { client, .. } | Self::Discard { client, .. }) = self;
+        let (Self::Ls { client, .. }
+        | Self::Show { client, .. }
+        | Self::Redrive { client, .. }
+        | Self::Discard { client, .. }) = self;
         client
     }
 }

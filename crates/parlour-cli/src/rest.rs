@@ -171,8 +171,9 @@ pub(crate) fn header(
     let wrong = |detail: String| Failure::new(Code::Usage, detail);
     let parsed = HeaderName::try_from(name)
         .map_err(|_| wrong(format!("`{}` cannot be sent as a header", name.escape_debug())))?;
-    let value = HeaderValue::from_bytes(value.as_ref())
-        .map_err(|_| wrong(format!("the value of {name} has characters that no header can have")))?;
+    let value = HeaderValue::from_bytes(value.as_ref()).map_err(|_| {
+        wrong(format!("the value of {name} has characters that no header can have"))
+    })?;
     headers.insert(parsed, value);
     Ok(())
 }

@@ -92,10 +92,17 @@ pub(crate) fn show(delivery: &Value, output: &Output) -> Result<Code, Failure> {
         field(name, &text(delivery, name))?;
     }
     let count = |name| number(delivery, name);
-    field("attempts", &format!(
-        "{}, of which {} failed (at most {}) and {} were lost (at most {})",
-        count("attempt"), count("failed"), count("max_attempts"), count("lost"), count("max_lost"),
-    ))?;
+    field(
+        "attempts",
+        &format!(
+            "{}, of which {} failed (at most {}) and {} were lost (at most {})",
+            count("attempt"),
+            count("failed"),
+            count("max_attempts"),
+            count("lost"),
+            count("max_lost"),
+        ),
+    )?;
     field("accepted", &format!("{} ago", ago(count("accepted_at"))))?;
     let upcoming = next(delivery);
     if !upcoming.is_empty() {
@@ -145,8 +152,11 @@ pub(crate) async fn reply(
                 let why = delivery.get("fault").map(|fault| text(fault, "detail"));
                 let why = why.filter(|why| !why.is_empty());
                 let why = why.map(|why| format!(": {why}")).unwrap_or_default();
-                return Err(Failure::new(Code::Failed, format!("the delivery {id} is {state}{why}"))
-                    .hint(format!("`parlour deliveries show {id}` has the whole story")));
+                return Err(Failure::new(
+                    Code::Failed,
+                    format!("the delivery {id} is {state}{why}"),
+                )
+                .hint(format!("`parlour deliveries show {id}` has the whole story")));
             }
             state if Instant::now() >= until => {
                 let detail = format!("the delivery {id} is still {state}");

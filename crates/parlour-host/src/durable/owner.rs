@@ -285,8 +285,7 @@ impl Owner {
                 self.answers.push(Answered::Done(answer, discarded));
             }
             Input::List(query, answer) => {
-                let mut list: Vec<_> =
-                    self.partition.iter().filter(|it| query.wants(it)).collect();
+                let mut list: Vec<_> = self.partition.iter().filter(|it| query.wants(it)).collect();
                 list.sort_unstable_by_key(|it| Query::key(it));
                 let list = list.into_iter().take(query.limit).cloned().collect();
                 self.answers.push(Answered::List(answer, list));

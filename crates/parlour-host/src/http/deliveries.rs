@@ -7,9 +7,9 @@ use axum::extract::{Query, Request, State};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::unfold;
+use http::{HeaderMap, HeaderName, StatusCode, header};
 use http_body::Frame;
 use http_body_util::StreamBody;
-use http::{HeaderMap, HeaderName, StatusCode, header};
 use parlour_core::durable::{
     Accept, Accepted, Delivery, DeliveryId, Message, MessageKind, State as Life, Step, Timestamp,
 };
@@ -245,9 +245,9 @@ pub(super) async fn list(
         })
     });
     let after = filter.after.map(|text| {
-        let cursor = text.split_once('_').and_then(|(at, id)| {
-            Some((Timestamp(at.parse().ok()?), DeliveryId::parse(id).ok()?))
-        });
+        let cursor = text
+            .split_once('_')
+            .and_then(|(at, id)| Some((Timestamp(at.parse().ok()?), DeliveryId::parse(id).ok()?)));
         cursor.ok_or_else(|| {
             let detail = format!("`after` is no `next` of a list: `{}`", text.escape_debug());
             invalid(detail).hint("give the `next` of the last answer, or leave it out")

@@ -61,7 +61,9 @@ pub(crate) async fn events(
     Ok(streaming(stream))
 }
 
-pub(super) fn streaming(body: impl Body<Data = Bytes, Error = Infallible> + Send + 'static) -> Response {
+pub(super) fn streaming(
+    body: impl Body<Data = Bytes, Error = Infallible> + Send + 'static,
+) -> Response {
     let mut response = Response::new(axum::body::Body::new(body));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));

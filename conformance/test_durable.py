@@ -13,7 +13,7 @@ import time
 import pytest
 
 from parlour_v1 import Channel, Field, Kind, frame
-from room import BINARY, Room, worker
+from room import BINARY, Room, eventually, worker
 
 
 def send(room, agent="echo/k", body=b"hello", expect=202, **headers) -> dict:
@@ -434,6 +434,7 @@ def test_a_dead_letter_has_its_whole_story_and_what_was_to_be_delivered(kept):
     name = dead(room, body=b"\xff not text")
     assert room.stop() == 0
     room = kept()
+    eventually(lambda: room.http("GET", "/readyz").status == 200, what="the logs are read")
     listed = json.loads(room.http("GET", "/v1/dead-letters?agent_type=broken").body)
     assert [letter["id"] for letter in listed["dead_letters"]] == [name] and listed["next"] is None
     assert json.loads(room.http("GET", "/v1/dead-letters?agent_type=other").body)["dead_letters"] == []
@@ -477,6 +478,7 @@ def test_what_is_discarded_is_gone_from_the_dead_and_counted(kept):
     # And after a restart.
     room.kill()
     room = kept()
+    eventually(lambda: room.http("GET", "/readyz").status == 200, what="the logs are read")
     assert room.metric("parlour_deliveries_accepted_total") == 2
     assert room.metric("parlour_deliveries_discarded_total") == 1
 

@@ -234,7 +234,7 @@ impl Owner {
                 };
                 let _ = answer.send(message);
             }
-            self.tidy().await?;
+            more |= self.tidy().await?;
             if Instant::now() >= self.retires {
                 self.retires = Instant::now() + RETIRE;
                 self.retire(now).await?;
@@ -491,14 +491,14 @@ impl Owner {
         Ok(commit)
     }
 
-    /// Lets the beginning of the log go when little of it is needed.
-    async fn tidy(&mut self) -> Result<(), BackboneError> {
-        while let Some(position) = self.partition.poll_carry(SLACK) {
-            let commit = self.commit_at(position).await?;
-            self.partition.carry(position, &commit).map_err(|error| damaged(&error))?;
-            self.commit().await?;
-        }
-        Ok(())
+    /// Lets the first commit go that the state is made of, when little of the log is needed. Returns
+    /// whether there may be another: those who wait for something have their turn in between.
+    async fn tidy(&mut self) -> Result<bool, BackboneError> {
+        let Some(position) = self.partition.poll_carry(SLACK) else { return Ok(false) };
+        let commit = self.commit_at(position).await?;
+        self.partition.carry(position, &commit).map_err(|error| damaged(&error))?;
+        self.commit().await?;
+        Ok(true)
     }
 
     /// Lets the oldest commits go that nothing is made from, and that are too old or too many.

@@ -1,0 +1,70 @@
+//! redb, every commit with `Durability::Immediate`. `two_phase` adds the second fsync of its careful mode.
+
+use std::path::Path;
+
+use anyhow::Result;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+
+use crate::store::{Batch, Settings, Store};
+
+pub const SETTINGS: &[&str] = &["two_phase", "cache_mib"];
+
+const COMMITS: TableDefinition<'_, (u16, u64), &[u8]> = TableDefinition::new("commits");
+const BODIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("bodies");
+
+pub struct Redb {
+    database: Database,
+    two_phase: bool,
+}
+
+impl Redb {
+    pub fn open(dir: &Path, settings: &Settings<'_>) -> Result<Self> {
+        let cache: usize = settings.get("cache_mib", "64").parse()?;
+        let database =
+            Database::builder().set_cache_size(cache << 20).create(dir.join("log.redb"))?;
+        let store = Self { database, two_phase: settings.get("two_phase", "0") == "1" };
+        store.commit(&Batch::default())?;
+        Ok(store)
+    }
+
+    fn commit(&self, batch: &Batch) -> Result<()> {
+        let mut transaction = self.database.begin_write()?;
+        transaction.set_two_phase_commit(self.two_phase);
+        {
+            let mut commits = transaction.open_table(COMMITS)?;
+            for row in &batch.rows {
+                commits.insert((row.partition, row.position), row.value.as_slice())?;
+            }
+            for &(partition, up_to) in &batch.trims {
+                commits.retain_in((partition, 0)..=(partition, up_to), |_, _| false)?;
+            }
+            let mut bodies = transaction.open_table(BODIES)?;
+            for (id, body) in &batch.bodies {
+                bodies.insert(id, body.as_slice())?;
+            }
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+}
+
+impl Store for Redb {
+    fn commit(&mut self, batch: &Batch) -> Result<()> {
+        Self::commit(self, batch)
+    }
+
+    fn get(&mut self, partition: u16, position: u64) -> Result<Option<Vec<u8>>> {
+        let table = self.database.begin_read()?.open_table(COMMITS)?;
+        Ok(table.get((partition, position))?.map(|value| value.value().to_vec()))
+    }
+
+    fn read_all(&mut self, each: &mut dyn FnMut(u16, u64, &[u8]) -> Result<()>) -> Result<()> {
+        let table = self.database.begin_read()?.open_table(COMMITS)?;
+        for entry in table.iter()? {
+            let (key, value) = entry?;
+            let (partition, position) = key.value();
+            each(partition, position, value.value())?;
+        }
+        Ok(())
+    }
+}

@@ -116,10 +116,10 @@ impl Default for Options {
 pub fn stores_with_features() -> Vec<&'static str> {
     let mut stores = vec!["file", "file:prealloc=67108864"];
     if cfg!(feature = "sqlite") {
-        stores.push("sqlite");
+        stores.extend(["sqlite", "sqlite:order=position"]);
     }
     if cfg!(feature = "redb") {
-        stores.push("redb");
+        stores.extend(["redb", "redb:order=position"]);
     }
     if cfg!(feature = "fjall") {
         stores.push("fjall");
@@ -148,13 +148,13 @@ fn sections(options: &Options, wanted: &[String]) -> Result<()> {
     if wants("commit") {
         for writers in ["1", "64", "1000"] {
             println!("\ncommit, {writers} writers");
-            let columns = ["rate", "p50", "p99", "max", "per_commit", "amplification", "cpu"];
+            let columns = ["rate", "p50", "p99", "max", "per_commit", "disk", "cpu"];
             table(&all, rounds, &columns, |spec| {
                 Ok(figures(&step(options, "@load", spec, &[writers, seconds])?))
             })?;
         }
         println!("\ncommit, 64 writers, a body of 100 KiB beside every eighth commit");
-        let columns = ["rate", "p50", "p99", "amplification"];
+        let columns = ["rate", "p50", "p99", "disk"];
         table(&readable, rounds, &columns, |spec| {
             Ok(figures(&step(options, "@load", spec, &["64", seconds, "0", "0", "8"])?))
         })?;
@@ -164,12 +164,11 @@ fn sections(options: &Options, wanted: &[String]) -> Result<()> {
         table(&all, 1, &["fsync", "fdatasync", "msync", "commits"], |spec| fsyncs(options, spec))?;
     }
     if wants("retention") {
-        let (retain, seconds) = if quick { (16 << 20, "1") } else { (256 << 20, "20") };
+        let (retain, seconds) = if quick { (16 << 20, "1") } else { (256 << 20, "10") };
         println!("\ncommit, accepts and settlements, a log held at {} MiB", retain >> 20);
         for writers in ["64", "1000"] {
             println!("{writers} writers");
-            let columns =
-                ["rate", "p50", "p99", "max", "amplification", "cpu", "filled", "size", "largest"];
+            let columns = ["rate", "p50", "p99", "max", "disk", "cpu", "filled", "size", "largest"];
             table(&readable, rounds, &columns, |spec| {
                 Ok(figures(&step(
                     options,

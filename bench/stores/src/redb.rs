@@ -7,14 +7,15 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::store::{Batch, Settings, Store};
 
-pub const SETTINGS: &[&str] = &["two_phase", "cache_mib"];
+pub const SETTINGS: &[&str] = &["two_phase", "cache_mib", "order"];
 
-const COMMITS: TableDefinition<'_, (u16, u64), &[u8]> = TableDefinition::new("commits");
+const COMMITS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("commits");
 const BODIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("bodies");
 
 pub struct Redb {
     database: Database,
     two_phase: bool,
+    by_position: bool,
 }
 
 impl Redb {
@@ -22,9 +23,18 @@ impl Redb {
         let cache: usize = settings.get("cache_mib", "64").parse()?;
         let database =
             Database::builder().set_cache_size(cache << 20).create(dir.join("log.redb"))?;
-        let store = Self { database, two_phase: settings.get("two_phase", "0") == "1" };
+        let store = Self {
+            database,
+            two_phase: settings.get("two_phase", "0") == "1",
+            by_position: settings.by_position(),
+        };
         store.commit(&Batch::default())?;
         Ok(store)
+    }
+
+    fn key(&self, partition: u16, position: u64) -> (u64, u64) {
+        let partition = u64::from(partition);
+        if self.by_position { (position, partition) } else { (partition, position) }
     }
 
     fn commit(&self, batch: &Batch) -> Result<()> {
@@ -33,10 +43,17 @@ impl Redb {
         {
             let mut commits = transaction.open_table(COMMITS)?;
             for row in &batch.rows {
-                commits.insert((row.partition, row.position), row.value.as_slice())?;
+                commits.insert(self.key(row.partition, row.position), row.value.as_slice())?;
             }
-            for &(partition, up_to) in &batch.trims {
-                commits.retain_in((partition, 0)..=(partition, up_to), |_, _| false)?;
+            if !self.by_position {
+                for &(partition, up_to) in &batch.trims {
+                    commits.retain_in(
+                        self.key(partition, 0)..=self.key(partition, up_to),
+                        |_, _| false,
+                    )?;
+                }
+            } else if let Some((partition, up_to)) = batch.trim_through {
+                commits.retain_in(..=self.key(partition, up_to), |_, _| false)?;
             }
             let mut bodies = transaction.open_table(BODIES)?;
             for (id, body) in &batch.bodies {
@@ -55,15 +72,17 @@ impl Store for Redb {
 
     fn get(&mut self, partition: u16, position: u64) -> Result<Option<Vec<u8>>> {
         let table = self.database.begin_read()?.open_table(COMMITS)?;
-        Ok(table.get((partition, position))?.map(|value| value.value().to_vec()))
+        Ok(table.get(self.key(partition, position))?.map(|value| value.value().to_vec()))
     }
 
     fn read_all(&mut self, each: &mut dyn FnMut(u16, u64, &[u8]) -> Result<()>) -> Result<()> {
         let table = self.database.begin_read()?.open_table(COMMITS)?;
         for entry in table.iter()? {
             let (key, value) = entry?;
-            let (partition, position) = key.value();
-            each(partition, position, value.value())?;
+            let (first, second) = key.value();
+            let (partition, position) =
+                if self.by_position { (second, first) } else { (first, second) };
+            each(partition as u16, position, value.value())?;
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ pub const SETTINGS: &[&str] = &[
     "mmap_mib",
     "cache_mib",
     "schema",
+    "order",
     "max_pages",
 ];
 
@@ -27,6 +28,8 @@ pub const SETTINGS: &[&str] = &[
 enum Schema {
     /// One integer, the rowid: partition in the upper 16 bits, position in the lower 48.
     Packed,
+    /// One integer, the rowid: position above, partition in the lower 16 bits.
+    Position,
     /// Two columns, `WITHOUT ROWID`.
     Pair,
     /// A table for each partition, whose rowid is the position.
@@ -68,12 +71,15 @@ impl Sqlite {
         connection.query_row(&format!("PRAGMA max_page_count={max}"), [], |_| Ok(()))?;
         connection.busy_timeout(std::time::Duration::from_secs(10))?;
         let schema = match settings.get("schema", "packed") {
+            "packed" if settings.by_position() => Schema::Position,
             "pair" => Schema::Pair,
             "tables" => Schema::Tables,
             _ => Schema::Packed,
         };
         connection.execute_batch(&match schema {
-            Schema::Packed => "CREATE TABLE IF NOT EXISTS commits (id INTEGER PRIMARY KEY, value BLOB NOT NULL)".into(),
+            Schema::Packed | Schema::Position => {
+                "CREATE TABLE IF NOT EXISTS commits (id INTEGER PRIMARY KEY, value BLOB NOT NULL)".to_owned()
+            }
             Schema::Pair => "CREATE TABLE IF NOT EXISTS commits (partition INTEGER, position INTEGER, value BLOB NOT NULL,
                 PRIMARY KEY (partition, position)) WITHOUT ROWID"
                 .to_owned(),
@@ -94,9 +100,9 @@ impl Sqlite {
         for row in &batch.rows {
             let (p, n) = (row.partition, row.position as i64);
             match self.schema {
-                Schema::Packed => transaction
+                Schema::Packed | Schema::Position => transaction
                     .prepare_cached("INSERT INTO commits VALUES (?, ?)")?
-                    .execute(params![packed(p, n), row.value])?,
+                    .execute(params![self.schema.id(p, n), row.value])?,
                 Schema::Pair => transaction
                     .prepare_cached("INSERT INTO commits VALUES (?, ?, ?)")?
                     .execute(params![p, n, row.value])?,
@@ -105,12 +111,19 @@ impl Sqlite {
                     .execute(params![n, row.value])?,
             };
         }
+        if self.schema == Schema::Position
+            && let Some((p, n)) = batch.trim_through
+        {
+            let id = self.schema.id(p, n as i64);
+            transaction.prepare_cached("DELETE FROM commits WHERE id <= ?")?.execute([id])?;
+        }
         for &(p, up_to) in &batch.trims {
             let n = up_to as i64;
             match self.schema {
                 Schema::Packed => transaction
                     .prepare_cached("DELETE FROM commits WHERE id BETWEEN ? AND ?")?
-                    .execute(params![packed(p, 0), packed(p, n)])?,
+                    .execute(params![self.schema.id(p, 0), self.schema.id(p, n)])?,
+                Schema::Position => break,
                 Schema::Pair => transaction
                     .prepare_cached("DELETE FROM commits WHERE partition = ? AND position <= ?")?
                     .execute(params![p, n])?,
@@ -128,9 +141,12 @@ impl Sqlite {
     }
 }
 
-/// Partitions go to 32,767 this way, positions to 2⁴⁸.
-fn packed(partition: u16, position: i64) -> i64 {
-    i64::from(partition) << 48 | position
+impl Schema {
+    /// Partitions go to 32,767 this way, positions to 2⁴⁷.
+    fn id(self, partition: u16, position: i64) -> i64 {
+        let partition = i64::from(partition);
+        if self == Self::Position { position << 16 | partition } else { partition << 48 | position }
+    }
 }
 
 impl Store for Sqlite {
@@ -153,10 +169,10 @@ impl Store for Sqlite {
         let n = position as i64;
         let value = |row: &rusqlite::Row<'_>| row.get(0);
         Ok(match self.schema {
-            Schema::Packed => self
+            Schema::Packed | Schema::Position => self
                 .connection
                 .prepare_cached("SELECT value FROM commits WHERE id = ?")?
-                .query_row([packed(partition, n)], value)
+                .query_row([self.schema.id(partition, n)], value)
                 .optional()?,
             Schema::Pair => self
                 .connection
@@ -175,6 +191,9 @@ impl Store for Sqlite {
 
     fn read_all(&mut self, each: &mut dyn FnMut(u16, u64, &[u8]) -> Result<()>) -> Result<()> {
         let queries = match self.schema {
+            Schema::Position => {
+                vec!["SELECT id & 0xffff, id >> 16, value FROM commits ORDER BY id".to_owned()]
+            }
             Schema::Packed => vec![
                 "SELECT id >> 48, id & 0xffffffffffff, value FROM commits ORDER BY id".to_owned(),
             ],

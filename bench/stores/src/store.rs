@@ -9,7 +9,8 @@ use crate::{floor, stores_with_features};
 /// Partitions of a room. All of them share the transaction of a group commit.
 pub const PARTITIONS: u16 = 16;
 
-/// One commit of one partition. The last four bytes are the checksum.
+/// One commit of one partition. Before its bytes is the position of the commit before it, behind them the checksum of
+/// all of it, so that one that is missing is noticed wherever positions are not dense.
 pub struct Row {
     pub partition: u16,
     pub position: u64,
@@ -17,17 +18,22 @@ pub struct Row {
 }
 
 impl Row {
-    pub fn new(partition: u16, position: u64, mut value: Vec<u8>) -> Self {
+    pub fn new(partition: u16, position: u64, before: u64, bytes: &[u8]) -> Self {
+        let mut value = Vec::with_capacity(bytes.len() + 12);
+        value.extend_from_slice(&before.to_le_bytes());
+        value.extend_from_slice(bytes);
         let sum = checksum(partition, position, &value);
         value.extend_from_slice(&sum.to_le_bytes());
         Self { partition, position, value }
     }
 }
 
-/// Whether a value is what was stored under this key. A commit in another's place is not.
-pub fn verify(partition: u16, position: u64, value: &[u8]) -> bool {
-    let Some((bytes, sum)) = value.split_last_chunk::<4>() else { return false };
-    checksum(partition, position, bytes) == u32::from_le_bytes(*sum)
+/// The position before, if a value is what was stored under this key. A commit in another's place is not.
+pub fn verify(partition: u16, position: u64, value: &[u8]) -> Option<u64> {
+    let (bytes, sum) = value.split_last_chunk::<4>()?;
+    let (before, _) = bytes.split_first_chunk::<8>()?;
+    let whole = checksum(partition, position, bytes) == u32::from_le_bytes(*sum);
+    whole.then_some(u64::from_le_bytes(*before))
 }
 
 fn checksum(partition: u16, position: u64, bytes: &[u8]) -> u32 {
@@ -46,6 +52,8 @@ pub struct Batch {
     pub bodies: Vec<(u64, Vec<u8>)>,
     /// Up to which position, inclusive, a partition lets its commits go.
     pub trims: Vec<(u16, u64)>,
+    /// The same in order of writing: everything up to this commit goes.
+    pub trim_through: Option<(u16, u64)>,
 }
 
 pub trait Store: Send {
@@ -54,7 +62,7 @@ pub trait Store: Send {
 
     fn get(&mut self, partition: u16, position: u64) -> Result<Option<Vec<u8>>>;
 
-    /// Every commit in order of partition and position.
+    /// Every commit, those of a partition in order.
     fn read_all(&mut self, each: &mut dyn FnMut(u16, u64, &[u8]) -> Result<()>) -> Result<()>;
 }
 
@@ -74,6 +82,12 @@ impl<'a> Settings<'a> {
         self.0.iter().find(|(n, _)| *n == name).map_or(default, |(_, value)| value)
     }
 
+    /// Whether keys are in order of writing, (position, partition), with the transaction's number as the position of all
+    /// that is in it, rather than (partition, position), with positions of each partition's own.
+    pub fn by_position(&self) -> bool {
+        self.get("order", "partition") == "position"
+    }
+
     fn check(&self, known: &[&str]) -> Result<()> {
         for (name, _) in &self.0 {
             ensure!(known.contains(name), "no setting {name}; there are {known:?}");
@@ -82,7 +96,7 @@ impl<'a> Settings<'a> {
     }
 }
 
-pub fn open(spec: &str, dir: &Path) -> Result<Box<dyn Store>> {
+pub fn settings(spec: &str) -> (&str, Settings<'_>) {
     let (name, settings) = spec.split_once(':').unwrap_or((spec, ""));
     let settings = Settings(
         settings
@@ -91,6 +105,11 @@ pub fn open(spec: &str, dir: &Path) -> Result<Box<dyn Store>> {
             .map(|s| s.split_once('=').unwrap_or((s, "1")))
             .collect(),
     );
+    (name, settings)
+}
+
+pub fn open(spec: &str, dir: &Path) -> Result<Box<dyn Store>> {
+    let (name, settings) = settings(spec);
     std::fs::create_dir_all(dir)?;
     Ok(match name {
         "file" => {

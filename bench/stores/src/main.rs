@@ -138,7 +138,7 @@ fn sections(options: &Options, wanted: &[String]) -> Result<()> {
     );
     let quick = options.quick;
     let rounds = options.rounds.unwrap_or(if quick { 1 } else { 3 });
-    let seconds = if quick { "0.4" } else { "3" };
+    let seconds = if quick { "0.4" } else { "2" };
     let readable: Vec<&str> =
         options.stores.iter().map(String::as_str).filter(|s| !s.starts_with("file")).collect();
     let all: Vec<&str> = options.stores.iter().map(String::as_str).collect();
@@ -164,7 +164,7 @@ fn sections(options: &Options, wanted: &[String]) -> Result<()> {
         table(&all, 1, &["fsync", "fdatasync", "msync", "commits"], |spec| fsyncs(options, spec))?;
     }
     if wants("retention") {
-        let (retain, seconds) = if quick { (16 << 20, "1") } else { (256 << 20, "10") };
+        let (retain, seconds) = if quick { (16 << 20, "1") } else { (256 << 20, "6") };
         println!("\ncommit, accepts and settlements, a log held at {} MiB", retain >> 20);
         for writers in ["64", "1000"] {
             println!("{writers} writers");

@@ -1,5 +1,7 @@
 //! SQLite in WAL mode with `synchronous=FULL`.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -54,6 +56,7 @@ impl Sqlite {
         }
         let mode: String = connection.query_row("PRAGMA journal_mode=wal", [], |row| row.get(0))?;
         ensure!(mode == "wal", "the journal is {mode}, not wal");
+        commits_behind_the_end(&connection)?;
         connection.pragma_update(None, "synchronous", "full")?;
         let cache: i64 = settings.get("cache_mib", "8").parse()?;
         connection.pragma_update(None, "cache_size", -(cache << 10))?;
@@ -139,6 +142,30 @@ impl Sqlite {
         }
         transaction.commit()
     }
+}
+
+/// SQLite reads a WAL up to the first frame that is not right and forgets what is behind, as a power cut in a commit
+/// leaves it so. A second commit behind such a frame was not begun before the first was on the disk: that is damage.
+fn commits_behind_the_end(connection: &Connection) -> Result<()> {
+    // Reading makes the connection look into the WAL.
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+    let frames: i64 = connection.query_row("PRAGMA wal_checkpoint(noop)", [], |row| row.get(1))?;
+    let page: u32 = connection.query_row("PRAGMA page_size", [], |row| row.get(0))?;
+    let wal = File::open(connection.path().unwrap_or_default().to_owned() + "-wal")?;
+    let (mut header, mut frame) = ([0; 32], [0; 24]);
+    if wal.read_exact_at(&mut header, 0).is_err() {
+        return Ok(());
+    }
+    let mut commits = 0;
+    let mut at = 32 + frames.max(0) as u64 * u64::from(24 + page);
+    while wal.read_exact_at(&mut frame, at).is_ok() {
+        let same_turn = frame[8..16] == header[16..24];
+        let ends_a_commit = frame[4..8] != [0; 4];
+        commits += u32::from(same_turn && ends_a_commit);
+        at += u64::from(24 + page);
+    }
+    ensure!(commits < 2, "the WAL is damaged: {commits} commits lie behind its end");
+    Ok(())
 }
 
 impl Schema {

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode};
 
-use crate::store::{Batch, PARTITIONS, Settings, Store, key};
+use crate::store::{Batch, Each, PARTITIONS, Settings, Store, key};
 
 pub const SETTINGS: &[&str] = &["blobs"];
 
@@ -64,7 +64,7 @@ impl Store for Fjall {
         Ok(self.commits.get(key(partition, position))?.map(|value| value.to_vec()))
     }
 
-    fn read_all(&mut self, each: &mut dyn FnMut(u16, u64, &[u8]) -> Result<()>) -> Result<()> {
+    fn read_all(&mut self, each: &mut Each<'_>) -> Result<()> {
         for guard in self.commits.iter() {
             let (key, value) = guard.into_inner()?;
             ensure!(key.len() == 10, "a key of {} bytes", key.len());

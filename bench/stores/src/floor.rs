@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use crate::store::{Batch, Settings, Store, key};
+use crate::store::{Batch, Each, Settings, Store, key};
 
 pub const SETTINGS: &[&str] = &["prealloc"];
 
@@ -62,7 +62,7 @@ impl Store for Floor {
         bail!("a file has no index")
     }
 
-    fn read_all(&mut self, each: &mut dyn FnMut(u16, u64, &[u8]) -> Result<()>) -> Result<()> {
+    fn read_all(&mut self, each: &mut Each<'_>) -> Result<()> {
         let mut reader = std::io::BufReader::with_capacity(1 << 20, self.file.try_clone()?);
         let mut head = [0; 14];
         let mut value = Vec::new();

@@ -1,5 +1,7 @@
 //! Measures embedded stores under the schema of a room's log: `stores [--quick] [--dir DIR] [--stores A;B] [SECTION…]`.
 
+#![expect(clippy::disallowed_methods, reason = "the clock is what is measured")]
+
 mod damage;
 #[cfg(feature = "fjall")]
 mod fjall;
@@ -116,7 +118,7 @@ impl Default for Options {
 pub fn stores_with_features() -> Vec<&'static str> {
     let mut stores = vec!["file", "file:prealloc=67108864"];
     if cfg!(feature = "sqlite") {
-        stores.extend(["sqlite", "sqlite:order=position"]);
+        stores.extend(["sqlite", "sqlite:order=position,page_size=8192"]);
     }
     if cfg!(feature = "redb") {
         stores.extend(["redb", "redb:order=position"]);
@@ -224,7 +226,7 @@ fn table(
     let mut rows = vec![Vec::new(); stores.len()];
     for _ in 0..rounds {
         for (store, row) in stores.iter().zip(&mut rows) {
-            row.push(measure(store).with_context(|| format!("{store}"))?);
+            row.push(measure(store).with_context(|| (*store).to_owned())?);
         }
     }
     let width = stores.iter().map(|s| s.len()).max().unwrap_or(0);

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
-use crate::store::{Batch, Settings, Store};
+use crate::store::{Batch, Each, Settings, Store};
 
 pub const SETTINGS: &[&str] = &["two_phase", "cache_mib", "order"];
 
@@ -75,7 +75,7 @@ impl Store for Redb {
         Ok(table.get(self.key(partition, position))?.map(|value| value.value().to_vec()))
     }
 
-    fn read_all(&mut self, each: &mut dyn FnMut(u16, u64, &[u8]) -> Result<()>) -> Result<()> {
+    fn read_all(&mut self, each: &mut Each<'_>) -> Result<()> {
         let table = self.database.begin_read()?.open_table(COMMITS)?;
         for entry in table.iter()? {
             let (key, value) = entry?;

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use anyhow::{Result, ensure};
 use rusqlite::{Connection, OptionalExtension, params};
 
-use crate::store::{Batch, Settings, Store};
+use crate::store::{Batch, Each, Settings, Store};
 
 pub const SETTINGS: &[&str] = &[
     "page_size",
@@ -216,7 +216,7 @@ impl Store for Sqlite {
         })
     }
 
-    fn read_all(&mut self, each: &mut dyn FnMut(u16, u64, &[u8]) -> Result<()>) -> Result<()> {
+    fn read_all(&mut self, each: &mut Each<'_>) -> Result<()> {
         let queries = match self.schema {
             Schema::Position => {
                 vec!["SELECT id & 0xffff, id >> 16, value FROM commits ORDER BY id".to_owned()]

@@ -56,6 +56,9 @@ pub struct Batch {
     pub trim_through: Option<(u16, u64)>,
 }
 
+/// Is given partition, position and value.
+pub type Each<'a> = dyn FnMut(u16, u64, &[u8]) -> Result<()> + 'a;
+
 pub trait Store: Send {
     /// Returns once the batch would survive a power cut.
     fn commit(&mut self, batch: &Batch) -> Result<()>;
@@ -63,7 +66,7 @@ pub trait Store: Send {
     fn get(&mut self, partition: u16, position: u64) -> Result<Option<Vec<u8>>>;
 
     /// Every commit, those of a partition in order.
-    fn read_all(&mut self, each: &mut dyn FnMut(u16, u64, &[u8]) -> Result<()>) -> Result<()>;
+    fn read_all(&mut self, each: &mut Each<'_>) -> Result<()>;
 }
 
 /// The key as bytes that sort as it does.

@@ -117,7 +117,8 @@ impl Embedded {
         // What a crash of the machine leaves of a new directory is looked for by name.
         sync(dir).map_err(io(dir))?;
         let failed = |source| OpenError::Database { path: path.clone(), source };
-        let reader = Reader::new(connect(&path).map_err(failed)?);
+        let reader = Connection::open(&path).and_then(settle).map_err(failed)?;
+        let reader = Reader::new(reader);
         let has_room = Arc::new(AtomicBool::new(true));
         let reserve = Reserve::new(dir.join(RESERVE), has_room.clone());
         let writer = Writer::new(connection, partitions, reserve).map_err(failed)?;
@@ -137,7 +138,11 @@ impl Embedded {
 /// Opens the database, and makes its tables if it is new.
 fn database(path: &Path, partitions: u16) -> Result<Connection, OpenError> {
     let failed = |source| OpenError::Database { path: path.to_owned(), source };
-    let connection = connect(path).map_err(failed)?;
+    let connection = Connection::open(path).map_err(failed)?;
+    // Counts for a database that is made now.
+    connection.pragma_update(None, "page_size", 8192).map_err(failed)?;
+    connection.pragma_update(None, "auto_vacuum", "incremental").map_err(failed)?;
+    let connection = settle(connection).map_err(failed)?;
     let number = |pragma: &str| connection.pragma_query_value(None, pragma, |row| row.get(0));
     let (application, format): (i64, i64) =
         (number("application_id").map_err(failed)?, number("user_version").map_err(failed)?);
@@ -160,14 +165,15 @@ fn database(path: &Path, partitions: u16) -> Result<Connection, OpenError> {
                  COMMIT;"
             ))
             .map_err(failed)?;
-        return Ok(connection);
-    }
-    if application != APPLICATION_ID {
+    } else if application != APPLICATION_ID {
         return Err(OpenError::Foreign(path.to_owned()));
-    }
-    if format > FORMAT {
+    } else if format > FORMAT {
         return Err(OpenError::Newer { path: path.to_owned(), found: format });
     }
+    // After a failed fsync the log may be well in the kernel's memory and not on the disk. Nothing is
+    // acknowledged that rests on it before it was moved, and that has succeeded.
+    let moved = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+    moved.map_err(failed)?;
     let found = connection.query_row("SELECT partitions FROM room", [], |row| row.get(0));
     let found: u16 = found.map_err(failed)?;
     if found != partitions {
@@ -177,13 +183,12 @@ fn database(path: &Path, partitions: u16) -> Result<Connection, OpenError> {
 }
 
 /// A connection as both threads have it.
-fn connect(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = Connection::open(path)?;
+fn settle(connection: Connection) -> rusqlite::Result<Connection> {
     connection.busy_timeout(Duration::from_secs(10))?;
     connection.pragma_update(None, "journal_mode", "wal")?;
     // Each transaction is on the disk when its commit returns.
     connection.pragma_update(None, "synchronous", "full")?;
-    // The reader's thread does this, so that no commit waits for it.
+    // The writer does this itself: SQLite keeps to itself what goes wrong when it does.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     Ok(connection)
 }

@@ -1,7 +1,6 @@
-//! The thread that reads, and that moves what was written into the database.
+//! The thread that reads.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::sync::mpsc::Receiver;
 
 use bytes::Bytes;
 use parlour_core::durable::{PartitionId, Position};
@@ -9,9 +8,6 @@ use rusqlite::{Connection, params};
 
 use super::{Done, checksum, failure, id_of, ids, position_of, size};
 use crate::backbone::BackboneError;
-
-/// How often the write-ahead log is emptied into the database.
-const PAUSE: Duration = Duration::from_millis(200);
 
 type Commits = Vec<(Position, Bytes)>;
 
@@ -31,16 +27,14 @@ impl Reader {
     }
 
     pub(super) fn run(self, queue: &Receiver<Read>) {
-        loop {
-            match queue.recv_timeout(PAUSE) {
-                // Whoever asked may not wait any more.
-                Ok(Read::Last(partition, done)) => drop(done.send(self.last(partition))),
-                Ok(Read::From(partition, position, bytes, done)) => {
+        while let Ok(job) = queue.recv() {
+            // Whoever asked may not wait any more.
+            match job {
+                Read::Last(partition, done) => drop(done.send(self.last(partition))),
+                Read::From(partition, position, bytes, done) => {
                     drop(done.send(self.read(partition, position, bytes)));
                 }
-                Ok(Read::Size(partition, done)) => drop(done.send(self.size(partition))),
-                Err(RecvTimeoutError::Timeout) => self.checkpoint(),
-                Err(RecvTimeoutError::Disconnected) => return,
+                Read::Size(partition, done) => drop(done.send(self.size(partition))),
             }
         }
     }
@@ -101,11 +95,5 @@ impl Reader {
             }
         }
         Ok(commits)
-    }
-
-    fn checkpoint(&self) {
-        // What it cannot move now it moves the next time; what it cannot write, a commit cannot
-        // either, and says so.
-        let _ = self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
     }
 }

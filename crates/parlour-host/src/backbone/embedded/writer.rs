@@ -14,6 +14,9 @@ use crate::backbone::BackboneError;
 /// How many jobs go into one transaction at the most, and after how many bytes there are enough.
 const JOBS: usize = 1024;
 const BYTES: usize = 4 << 20;
+/// After how many bytes of commits the write-ahead log is moved into the database. Shorter, and it is
+/// done too often; longer, and a commit waits for it too long.
+const LOG: usize = 8 << 20;
 /// How often it is tried to have a reserve again.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -44,6 +47,8 @@ pub(super) struct Writer {
     /// The last position of each partition.
     last: Vec<Position>,
     reserve: Reserve,
+    /// Bytes written since it was last moved.
+    unmoved: usize,
     /// Why nothing is written any more.
     failed: Option<BackboneError>,
 }
@@ -62,7 +67,7 @@ impl Writer {
             Ok(id.map_or(Position(0), position_of))
         };
         let last = (0..partitions).map(last).collect::<rusqlite::Result<_>>()?;
-        Ok(Self { connection, last, reserve, failed: None })
+        Ok(Self { connection, last, reserve, unmoved: 0, failed: None })
     }
 
     pub(super) fn run(mut self, queue: &Receiver<Write>) {
@@ -142,7 +147,19 @@ impl Writer {
         if jobs.is_empty() {
             return Ok(Vec::new());
         }
-        self.transact(jobs).map_err(|error| failure(&error))
+        let freed = self.transact(jobs).map_err(|error| failure(&error))?;
+        self.unmoved += jobs.iter().map(Write::weight).sum::<usize>();
+        if self.unmoved >= LOG {
+            self.unmoved = 0;
+            let moved = self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+            match moved.map_err(|error| failure(&error)) {
+                // What is in the log is safe there. It is moved when there is room.
+                Ok(()) | Err(BackboneError::Full(_)) => {}
+                // These commits are on the disk, but none can follow.
+                Err(error) => self.failed = Some(error),
+            }
+        }
+        Ok(freed)
     }
 
     fn transact(&mut self, jobs: &[Write]) -> rusqlite::Result<Vec<u64>> {

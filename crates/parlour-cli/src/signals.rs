@@ -27,6 +27,15 @@ impl Signals {
         })
     }
 
+    /// Has a file that may not grow end in an error, as a full disk does, and not in the program's end.
+    /// Must be called within a runtime.
+    pub(crate) fn survive_long_files() -> Result<(), Failure> {
+        let signal = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()));
+        signal.map(drop).map_err(|error| {
+            Failure::new(Code::Failed, format!("cannot listen for signals: {error}"))
+        })
+    }
+
     /// Waits for the next one, and says with which code a program ends that obeys it at once.
     ///
     /// Cancel safe: a signal is reported by the next call if this one is dropped.

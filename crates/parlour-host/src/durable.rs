@@ -165,6 +165,9 @@ impl Durable {
     /// Takes a message that is to be delivered. When it returns, the message is as safe as
     /// [`ack`](Self::ack) says.
     pub(crate) async fn accept(&self, accept: Accept) -> Result<Accepted, Fault> {
+        if let Some(failure) = &*self.0.failure.lock() {
+            return Err(refusal(failure));
+        }
         if !self.0.backbone.has_room() {
             return Err(refusal(&BackboneError::Full(
                 "what is left is for what was accepted".into(),

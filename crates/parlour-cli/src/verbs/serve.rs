@@ -38,6 +38,7 @@ pub(crate) fn run(args: &Serve, output: &Output) -> Result<Code, Failure> {
 async fn keep_room(config: Config, args: &Serve, output: &Output) -> Result<Code, Failure> {
     // Before the address is said, so that whoever reads it can already end the program well.
     let mut signals = Signals::install()?;
+    Signals::survive_long_files()?;
     let has_names = !config.server.allowed_hosts.is_empty();
     let listener = listen(&config, args.insecure).await?;
     let keeps = if args.memory { None } else { Some(data::open(&config)?) };

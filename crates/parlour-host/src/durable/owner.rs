@@ -15,7 +15,7 @@ use parlour_core::durable::{
 };
 use parlour_core::{AgentId, AgentType, Attempt, Call, Fault, FaultKind, Payload, Reply, WorkerId};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::attempt::{AttemptTo, Taken};
@@ -58,6 +58,18 @@ enum Answered {
     List(Answer<Vec<Delivery>>, Vec<Delivery>),
 }
 
+impl Answered {
+    /// Answers whoever asked and may not wait any more.
+    fn send(self) {
+        match self {
+            Self::Accepted(answer, accepted) => drop(answer.send(accepted)),
+            Self::Found(answer, found) => drop(answer.send(found)),
+            Self::Done(answer, done) => drop(answer.send(done)),
+            Self::List(answer, list) => drop(answer.send(list)),
+        }
+    }
+}
+
 /// Inputs taken before a commit is written.
 const BATCH: usize = 1024;
 /// How much of a log is read at once.
@@ -82,6 +94,8 @@ pub(super) struct Owner {
     /// By how much the time of the log is ahead of the clock, which was set back since.
     ahead: Duration,
     answers: Vec<Answered>,
+    /// What came while a commit waited for room.
+    late: Vec<Input>,
     /// Attempts that are under way, by which they can be given up.
     under_way: HashMap<u64, (u64, Option<Ticket>)>,
     /// Those who want to see what a delivery carries.
@@ -123,6 +137,7 @@ impl Owner {
             policy,
             ahead: Duration::ZERO,
             answers: Vec::new(),
+            late: Vec::new(),
             under_way: HashMap::new(),
             asked: Vec::new(),
             watchers: HashMap::new(),
@@ -191,7 +206,7 @@ impl Owner {
         loop {
             let due = self.partition.poll_timeout().map(|at| self.instant(at));
             let due = due.unwrap_or(self.retires).min(self.retires);
-            let due = if more { Instant::now() } else { due };
+            let due = if more || !self.late.is_empty() { Instant::now() } else { due };
             tokio::select! {
                 biased;
                 taken = self.inbox.recv_many(&mut inputs, BATCH) => {
@@ -209,7 +224,7 @@ impl Owner {
             let now = self.now();
             self.partition.handle_timeout(now);
             let mut woken = Vec::new();
-            for input in inputs.drain(..) {
+            for input in self.late.split_off(0).into_iter().chain(inputs.drain(..)) {
                 if let Input::WakeWorker(worker) = input {
                     woken.push(worker);
                 }
@@ -356,14 +371,7 @@ impl Owner {
             changed.into_iter().for_each(|number| self.notify(number));
             self.count();
         }
-        for answer in self.answers.drain(..) {
-            match answer {
-                Answered::Accepted(answer, accepted) => drop(answer.send(accepted)),
-                Answered::Found(answer, found) => drop(answer.send(found)),
-                Answered::Done(answer, done) => drop(answer.send(done)),
-                Answered::List(answer, list) => drop(answer.send(list)),
-            }
-        }
+        self.answers.drain(..).for_each(Answered::send);
         Ok(())
     }
 
@@ -382,13 +390,18 @@ impl Owner {
         it.dead.inc_by(standing.dead as i64 - stood.dead as i64);
     }
 
-    async fn append(&self, position: Position, bytes: Bytes) -> Result<(), BackboneError> {
-        let shared = &self.durable.0;
+    /// Writes a commit, and waits for room on the disk where there is none.
+    async fn append(&mut self, position: Position, bytes: Bytes) -> Result<(), BackboneError> {
+        let shared = self.durable.0.clone();
         loop {
             match shared.backbone.append(self.id, position, bytes.clone()).await {
                 Err(error @ BackboneError::Full(_)) => {
+                    self.refuse_accepts(&error);
                     shared.failure.lock().get_or_insert(error);
-                    sleep(FULL_REST).await;
+                    let until = Instant::now() + FULL_REST;
+                    while let Ok(Some(input)) = timeout_at(until, self.inbox.recv()).await {
+                        self.handle_while_full(input);
+                    }
                 }
                 appended => {
                     let mut failure = shared.failure.lock();
@@ -398,6 +411,34 @@ impl Owner {
                     return appended;
                 }
             }
+        }
+    }
+
+    /// Tells those whose messages are in a commit that cannot be written yet.
+    fn refuse_accepts(&mut self, error: &BackboneError) {
+        for answer in &mut self.answers {
+            if let Answered::Accepted(_, accepted @ Ok(_)) = answer {
+                let fault = Fault::new(FaultKind::StorageFull, error.to_string())
+                    .may_have_run_if(true)
+                    .hint("free some space; sent again under the same idempotency key it is accepted once");
+                *accepted = Err(fault);
+            }
+        }
+        let (accepts, others) = std::mem::take(&mut self.answers)
+            .into_iter()
+            .partition::<Vec<_>, _>(|answer| matches!(answer, Answered::Accepted(..)));
+        self.answers = others;
+        accepts.into_iter().for_each(Answered::send);
+    }
+
+    /// Reading goes on while a commit waits for room: also of what that commit says.
+    fn handle_while_full(&mut self, input: Input) {
+        match input {
+            Input::Get(id, _, answer) => {
+                let found = self.partition.get(id).cloned();
+                let _ = answer.send(found.map(|it| Found::Live(Box::new(it))));
+            }
+            input => self.late.push(input),
         }
     }
 

@@ -1,0 +1,122 @@
+"""Disks that are full, or do not keep what they were given: what was acknowledged is there all the same."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import subprocess
+
+import pytest
+
+from room import Room, eventually, worker
+from test_durable import ended, look, send
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 32 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to mount a small file system")
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", mounted]
+    done = subprocess.run(mount, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    yield mounted
+    subprocess.run(["umount", "-l", mounted], check=True)
+
+
+def fill(room, size=200_000, most=500) -> tuple[list[str], dict]:
+    """Has messages accepted until one is refused. Returns their names, and why."""
+    names = []
+    for number in range(most):
+        answer = room.http("POST", f"/v1/agents/late/{number % 5}/deliveries", os.urandom(size))
+        if answer.status != 202:
+            return names, {"status": answer.status, "retry": answer.getheader("retry-after"),
+                           "body": answer.body.decode()}
+        names.append(re.search(r'"id":"([^"]+)"', answer.body.decode())[1])
+    raise AssertionError("the disk was never full")
+
+
+def test_a_full_disk_refuses_what_is_new_and_what_was_accepted_goes_on(small_disk):
+    filler = small_disk / "filler"
+    filler.write_bytes(b"x" * (6 << 20))
+    room = Room(data=small_disk / "data")
+    try:
+        names, refused = fill(room)
+        assert names and refused["status"] == 507 and refused["retry"], refused
+        assert "storage_full" in refused["body"] and "hint" in refused["body"]
+        # Reading, and ending what was accepted, goes on.
+        assert look(room, names[0])["state"] == "accepted"
+        with worker(room.url, "late", "--", "true"):
+            for name in names[:20]:
+                assert ended(room, name)["state"] == "completed"
+        assert send(room, expect=507)["kind"] == "storage_full"
+        # When there is room again, it is taken without a restart.
+        filler.unlink()
+        eventually(lambda: room.http("POST", "/v1/agents/late/9/deliveries", b"x").status == 202)
+        room.kill()
+        room = Room(data=small_disk / "data")
+        for name in names:
+            assert look(room, name)["state"] in ("accepted", "waiting", "dispatched", "received", "completed")
+    finally:
+        room.kill()
+
+
+def test_a_limit_on_the_length_of_files_is_a_full_disk_and_not_the_end(tmp_path):
+    room = Room(data=tmp_path / "data")
+    try:
+        resource.prlimit(room.pid, resource.RLIMIT_FSIZE, (4 << 20, 4 << 20))
+        names, refused = fill(room)
+        assert refused["status"] == 507, refused
+        assert room.answers() and look(room, names[0])["state"] == "accepted"
+        room.kill()
+        room = Room(data=tmp_path / "data")
+        assert all(look(room, name)["state"] == "accepted" for name in names)
+    finally:
+        room.kill()
+
+
+@pytest.mark.parametrize("fails", [True, False], ids=["fsync fails", "control"])
+def test_after_a_failed_fsync_nothing_is_acknowledged(tmp_path, fails):
+    if shutil.which("strace") is None:
+        pytest.skip("needs strace, to have an fsync fail")
+    room = Room(data=tmp_path / "data")
+    trace = ["strace", "-f", "-qq", "-o", tmp_path / "trace", "-p", str(room.pid)]
+    trace += ["-e", "trace=fsync,fdatasync"]
+    if fails:
+        trace += ["-e", "inject=fsync,fdatasync:error=EIO:when=10+"]
+    tracer = subprocess.Popen(trace, stderr=subprocess.PIPE)
+    try:
+        eventually(lambda: f"TracerPid:\t{tracer.pid}" in status_of(room.pid), what="the trace")
+        acks, refusals = [], []
+        for number in range(40):
+            answer = room.http("POST", f"/v1/agents/late/{number}/deliveries", b"x")
+            name = re.search(r'"id":"([^"]+)"', answer.body.decode())
+            (acks if answer.status == 202 else refusals).append(name and name[1] or answer.status)
+        assert room.answers()
+        assert bool(refusals) == fails, (len(acks), refusals)
+        if fails:
+            assert set(refusals) == {503} and "EIO" in (tmp_path / "trace").read_text()
+            assert room.http("GET", "/readyz").status == 503
+            # Not once more, whatever is asked and however long it is waited.
+            for _ in range(3):
+                assert room.http("POST", "/v1/agents/late/k/deliveries", b"x").status == 503
+    finally:
+        tracer.terminate()
+        tracer.wait()
+        room.kill()
+    room = Room(data=tmp_path / "data")
+    try:
+        for name in acks:
+            assert look(room, name)["state"] == "accepted"
+    finally:
+        room.kill()
+
+
+def status_of(pid: int) -> str:
+    with open(f"/proc/{pid}/status") as status:
+        return status.read()

@@ -29,6 +29,22 @@ pub(crate) struct Rest {
     token: Option<String>,
 }
 
+/// What is asked of it.
+struct Ask<'a> {
+    method: Method,
+    path: &'a str,
+    headers: HeaderMap,
+    body: Bytes,
+    patience: Duration,
+}
+
+impl<'a> Ask<'a> {
+    fn new(method: Method, path: &'a str) -> Self {
+        let (headers, body) = (HeaderMap::new(), Bytes::new());
+        Self { method, path, headers, body, patience: PATIENCE }
+    }
+}
+
 impl Rest {
     pub(crate) fn new(client: &Client) -> Result<Self, Failure> {
         let wrong = || {
@@ -48,12 +64,18 @@ impl Rest {
 
     /// The JSON document at this path.
     pub(crate) async fn read(&self, path: &str) -> Result<Value, Failure> {
-        self.document(Method::GET, path).await
+        self.document(Ask::new(Method::GET, path)).await
+    }
+
+    /// The same, which the host may take so much longer to answer with.
+    pub(crate) async fn wait(&self, path: &str, longer: Duration) -> Result<Value, Failure> {
+        let ask = Ask::new(Method::GET, path);
+        self.document(Ask { patience: PATIENCE + longer, ..ask }).await
     }
 
     /// Has the host do what this path stands for, and returns the JSON document it answers with.
     pub(crate) async fn post(&self, path: &str) -> Result<Value, Failure> {
-        self.document(Method::POST, path).await
+        self.document(Ask::new(Method::POST, path)).await
     }
 
     /// The same with a body and more headers.
@@ -63,56 +85,32 @@ impl Rest {
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<Value, Failure> {
-        let bytes = self.success(Method::POST, path, headers, body, PATIENCE).await?;
-        serde_json::from_slice(&bytes).map_err(|_| self.is_no_host())
-    }
-
-    /// The JSON document at this path, which the host may take so much longer to answer with.
-    pub(crate) async fn wait(&self, path: &str, longer: Duration) -> Result<Value, Failure> {
-        let (headers, patience) = (HeaderMap::new(), PATIENCE + longer);
-        let bytes = self.success(Method::GET, path, headers, Bytes::new(), patience).await?;
-        serde_json::from_slice(&bytes).map_err(|_| self.is_no_host())
+        self.document(Ask { headers, body, ..Ask::new(Method::POST, path) }).await
     }
 
     /// What is at this path, as it is.
     pub(crate) async fn bytes(&self, path: &str) -> Result<Bytes, Failure> {
-        self.success(Method::GET, path, HeaderMap::new(), Bytes::new(), PATIENCE).await
-    }
-
-    async fn document(&self, method: Method, path: &str) -> Result<Value, Failure> {
-        let body = self.success(method, path, HeaderMap::new(), Bytes::new(), PATIENCE).await?;
-        serde_json::from_slice(&body).map_err(|_| self.is_no_host())
-    }
-
-    async fn success(
-        &self,
-        method: Method,
-        path: &str,
-        headers: HeaderMap,
-        body: Bytes,
-        patience: Duration,
-    ) -> Result<Bytes, Failure> {
-        let (status, body) = self.request(method, path, headers, body, patience).await?;
-        if status.is_success() { Ok(body) } else { Err(refusal(status, &body)) }
+        self.success(Ask::new(Method::GET, path)).await
     }
 
     /// Whether this path answers with a success.
     pub(crate) async fn is_ok(&self, path: &str) -> Result<bool, Failure> {
-        let (headers, body) = (HeaderMap::new(), Bytes::new());
-        let (status, _) = self.request(Method::GET, path, headers, body, PATIENCE).await?;
-        Ok(status.is_success())
+        Ok(self.request(Ask::new(Method::GET, path)).await?.0.is_success())
     }
 
-    async fn request(
-        &self,
-        method: Method,
-        path: &str,
-        headers: HeaderMap,
-        body: Bytes,
-        patience: Duration,
-    ) -> Result<(StatusCode, Bytes), Failure> {
-        let exchange = self.exchange(method, path, headers, body);
-        match tokio::time::timeout(patience, exchange).await {
+    async fn document(&self, ask: Ask<'_>) -> Result<Value, Failure> {
+        let body = self.success(ask).await?;
+        serde_json::from_slice(&body).map_err(|_| self.is_no_host())
+    }
+
+    async fn success(&self, ask: Ask<'_>) -> Result<Bytes, Failure> {
+        let (status, body) = self.request(ask).await?;
+        if status.is_success() { Ok(body) } else { Err(refusal(status, &body)) }
+    }
+
+    async fn request(&self, ask: Ask<'_>) -> Result<(StatusCode, Bytes), Failure> {
+        let patience = ask.patience;
+        match tokio::time::timeout(patience, self.exchange(ask)).await {
             Ok(answer) => answer,
             Err(_) => {
                 let seconds = patience.as_secs();
@@ -122,13 +120,8 @@ impl Rest {
         }
     }
 
-    async fn exchange(
-        &self,
-        method: Method,
-        path: &str,
-        headers: HeaderMap,
-        body: Bytes,
-    ) -> Result<(StatusCode, Bytes), Failure> {
+    async fn exchange(&self, ask: Ask<'_>) -> Result<(StatusCode, Bytes), Failure> {
+        let Ask { method, path, headers, body, .. } = ask;
         let stream = TcpStream::connect(&self.authority).await.map_err(|error| {
             Failure::new(Code::CannotConnect, format!("cannot connect to {}: {error}", self.url))
                 .hint("start a host with `parlour serve`, or name one with --url or PARLOUR_URL")

@@ -11,6 +11,7 @@ use imbl::shared_ptr::DefaultSharedPtr;
 use thiserror::Error;
 
 use crate::{AgentId, AgentType, TopicId};
+pub(crate) use pool::fnv1a;
 use pool::{Member, Pool};
 use topics::Topics;
 

@@ -70,8 +70,7 @@ impl Fault {
     pub fn shortened(mut self, max: usize) -> Self {
         let cut = |text: &mut Box<str>| {
             if text.len() > max {
-                let end = (0..=max.saturating_sub('…'.len_utf8())).rev();
-                let end = end.into_iter().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+                let end = text.floor_char_boundary(max.saturating_sub('…'.len_utf8()));
                 *text = format!("{}…", &text[..end]).into();
             }
         };

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::pin::Pin;
 
 use bytes::Bytes;
-use parlour_core::durable::{PartitionId, Position};
+use parlour_core::durable::{Corrupt, PartitionId, Position};
 use thiserror::Error;
 
 pub use embedded::{Embedded, OpenError};
@@ -76,6 +76,17 @@ pub trait Backbone: Send + Sync + fmt::Debug + 'static {
     }
 }
 
+/// The commit at `position`, if it has not been let go.
+pub(crate) async fn commit_at(
+    backbone: &dyn Backbone,
+    partition: PartitionId,
+    position: Position,
+) -> Result<Option<Bytes>, BackboneError> {
+    let commits = backbone.read(partition, position, 1).await?;
+    let found = commits.into_iter().next().filter(|(at, _)| *at == position);
+    Ok(found.map(|(_, commit)| commit))
+}
+
 /// What an acknowledgement says of a message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
@@ -93,6 +104,12 @@ impl Ack {
             Self::Memory => "memory",
             Self::Durable => "durable",
         }
+    }
+}
+
+impl From<Corrupt> for BackboneError {
+    fn from(error: Corrupt) -> Self {
+        Self::Damaged(error.to_string())
     }
 }
 

@@ -21,7 +21,7 @@ use parlour_core::{AgentId, AgentType, Fault, FaultKind, Payload};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::backbone::{Ack, Backbone, BackboneError};
+use crate::backbone::{self, Ack, Backbone, BackboneError};
 use crate::config::limits;
 use crate::exchange::Exchange;
 use crate::http::tasks::Tasks;
@@ -40,7 +40,7 @@ struct Shared {
     exchange: Exchange,
     backbone: Arc<dyn Backbone>,
     /// Where what has ended is found. There from the start on.
-    view: OnceLock<View>,
+    view: OnceLock<Arc<View>>,
     inboxes: Arc<[Inbox]>,
     /// Their other ends, until the owners are there.
     queues: Mutex<Vec<mpsc::UnboundedReceiver<Input>>>,
@@ -132,13 +132,13 @@ impl Durable {
     /// Starts an owner for each partition, as a task of the host. Each reads its log first, and writes
     /// what there is to be written when `closing` is cancelled.
     pub(crate) fn start(&self, tasks: &Tasks, closing: &CancellationToken) -> io::Result<()> {
-        let view = View::open(self.0.backbone.views())?;
-        let _ = self.0.view.set(view);
+        let view = Arc::new(View::open(self.0.backbone.views())?);
+        let _ = self.0.view.set(view.clone());
         let gate = Gate::new(self.0.exchange.clone(), self.0.inboxes.clone());
         let queues = std::mem::take(&mut *self.0.queues.lock());
         for (number, inbox) in queues.into_iter().enumerate() {
             let partition = PartitionId(number as u16);
-            let owner = Owner::new(self.clone(), partition, gate.clone(), inbox);
+            let owner = Owner::new(self.clone(), view.clone(), partition, gate.clone(), inbox);
             tasks.spawn(owner.run(closing.clone()));
         }
         Ok(())
@@ -205,13 +205,12 @@ impl Durable {
         let Shared { view, backbone, .. } = &*self.0;
         let view = view.get().ok_or_else(|| unknown(id))?;
         let place = view.find(id.partition, id.number).await.ok_or_else(|| unknown(id))?;
-        let commits = backbone.read(id.partition, place.position, 1).await;
-        let commits = commits.map_err(|error| refusal(&error))?;
-        let commit = commits.into_iter().find(|(position, _)| *position == place.position);
-        let (_, commit) = commit.ok_or_else(|| unknown(id))?;
-        let settled = Settled::read(&commit, place);
-        let settled =
-            settled.map_err(|error| refusal(&BackboneError::Damaged(error.to_string())))?;
+        let read = async {
+            let commit = backbone::commit_at(&**backbone, id.partition, place.position).await?;
+            Ok(commit.map(|commit| Settled::read(&commit, place)).transpose()?)
+        };
+        let settled = read.await.map_err(|error: BackboneError| refusal(&error))?;
+        let settled = settled.ok_or_else(|| unknown(id))?;
         if settled.delivery.id == id { Ok(Arc::new(settled)) } else { Err(unknown(id)) }
     }
 
@@ -251,14 +250,7 @@ impl Durable {
 
     /// Which partition keeps the messages for an agent.
     fn partition_of(&self, agent: &AgentId) -> PartitionId {
-        // The same for good, as the logs say where a message is: FNV-1a with 64 bits, whose high bits
-        // are mixed into the low ones.
-        let bytes =
-            agent.agent_type.as_str().bytes().chain([b'/']).chain(agent.key.as_str().bytes());
-        let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        PartitionId(((hash ^ hash >> 32) % self.0.inboxes.len() as u64) as u16)
+        PartitionId::of(agent, self.0.backbone.partitions())
     }
 
     fn inbox(&self, partition: PartitionId) -> &Inbox {

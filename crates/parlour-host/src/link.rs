@@ -423,9 +423,8 @@ impl<P: Protocol> Link for WebSocketLink<P> {
         self.seal();
         let code = CloseCode::try_from(close.code).unwrap_or(CloseCode::NORMAL_CLOSURE);
         // A control frame has room for 123 bytes of reason.
-        let end =
-            (0..=123.min(close.reason.len())).rev().find(|&n| close.reason.is_char_boundary(n));
-        self.give(Message::close(Some(code), &close.reason[..end.unwrap_or(0)]));
+        let end = close.reason.floor_char_boundary(123);
+        self.give(Message::close(Some(code), &close.reason[..end]));
     }
 
     async fn linger(self) {

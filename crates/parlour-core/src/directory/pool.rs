@@ -37,7 +37,7 @@ impl<P> Pool<P> {
         match &self.members[..] {
             [only] => Some(only),
             members => {
-                let key = hash(key);
+                let key = fnv1a(key.as_str().bytes());
                 match self.even {
                     // With equal capacities the greatest score is that of the greatest hash.
                     true => members.iter().max_by_key(|member| member.rank(key)),
@@ -107,9 +107,9 @@ fn minus_log2(hash: u64) -> u64 {
     (u64::from(zeros + 1) << 32) - digits
 }
 
-/// FNV-1a with 64 bits (Fowler, Noll and Vo), of a key's UTF-8.
-fn hash(key: &Key) -> u64 {
-    key.as_str().bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+/// FNV-1a with 64 bits (Fowler, Noll and Vo).
+pub(crate) fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })
 }

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::InvalidName;
+use crate::directory::fnv1a;
+use crate::{AgentId, InvalidName};
 
 /// A time of day in milliseconds since the Unix epoch, as the clock of the host tells it. It never
 /// goes back within one log.
@@ -28,6 +29,16 @@ impl Timestamp {
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 #[expect(clippy::exhaustive_structs, reason = "a number with a name")]
 pub struct PartitionId(pub u16);
+
+impl PartitionId {
+    /// Which of so many keeps the messages for `agent`: the same for good, as the logs rely on it.
+    pub fn of(agent: &AgentId, partitions: u16) -> Self {
+        let name = agent.agent_type.as_str().bytes().chain([b'/']);
+        let hash = fnv1a(name.chain(agent.key.as_str().bytes()));
+        // Mixes the high bits into the low ones.
+        Self(((hash ^ hash >> 32) % u64::from(partitions)) as u16)
+    }
+}
 
 impl fmt::Display for PartitionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

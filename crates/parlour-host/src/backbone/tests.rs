@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::*;
 
-/// Runs the suite on what `$make` opens: an `Arc` of a backbone with three partitions and empty logs.
+/// Runs the suite on what `$make` opens: a backbone with three partitions and empty logs, behind what
+/// is kept as long.
 macro_rules! conformance {
     ($name:ident, $make:expr) => {
         mod $name {
@@ -12,82 +13,45 @@ macro_rules! conformance {
 
             #[tokio::test]
             async fn commits_are_read_in_the_order_in_which_they_were_appended() {
-                suite::commits_are_read_in_the_order_in_which_they_were_appended($make).await;
+                let (_kept, backbone) = $make;
+                suite::commits_are_read_in_the_order_in_which_they_were_appended(backbone).await;
             }
 
             #[tokio::test]
             async fn of_two_commits_for_one_position_one_is_refused() {
-                suite::of_two_commits_for_one_position_one_is_refused($make).await;
+                let (_kept, backbone) = $make;
+                suite::of_two_commits_for_one_position_one_is_refused(backbone).await;
             }
 
             #[tokio::test]
             async fn partitions_do_not_know_of_each_other() {
-                suite::partitions_do_not_know_of_each_other($make).await;
+                let (_kept, backbone) = $make;
+                suite::partitions_do_not_know_of_each_other(backbone).await;
             }
 
             #[tokio::test]
             async fn what_was_trimmed_is_gone_and_the_rest_is_there() {
-                suite::what_was_trimmed_is_gone_and_the_rest_is_there($make).await;
+                let (_kept, backbone) = $make;
+                suite::what_was_trimmed_is_gone_and_the_rest_is_there(backbone).await;
             }
 
             #[tokio::test]
             async fn of_many_writers_at_once_each_position_has_one() {
-                suite::of_many_writers_at_once_each_position_has_one($make).await;
+                let (_kept, backbone) = $make;
+                suite::of_many_writers_at_once_each_position_has_one(backbone).await;
             }
         }
     };
 }
 
-conformance!(memory, std::sync::Arc::new(crate::backbone::Memory::new(3)));
-conformance!(embedded, std::sync::Arc::new(suite::Temporary::new(3)));
+conformance!(memory, ((), std::sync::Arc::new(crate::backbone::Memory::new(3))));
+conformance!(embedded, suite::temporary());
 
-/// An embedded backbone in a directory that goes with it.
-#[derive(Debug)]
-pub(crate) struct Temporary {
-    backbone: Embedded,
-    _dir: tempfile::TempDir,
-}
-
-impl Temporary {
-    pub(crate) fn new(partitions: u16) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        Self { backbone: Embedded::open(dir.path(), partitions).unwrap(), _dir: dir }
-    }
-}
-
-impl Backbone for Temporary {
-    fn ack(&self) -> Ack {
-        self.backbone.ack()
-    }
-
-    fn partitions(&self) -> u16 {
-        self.backbone.partitions()
-    }
-
-    fn append(&self, partition: PartitionId, position: Position, commit: Bytes) -> Work<'_, ()> {
-        self.backbone.append(partition, position, commit)
-    }
-
-    fn last(&self, partition: PartitionId) -> Work<'_, Option<(Position, Bytes)>> {
-        self.backbone.last(partition)
-    }
-
-    fn read(
-        &self,
-        partition: PartitionId,
-        position: Position,
-        bytes: usize,
-    ) -> Work<'_, Vec<(Position, Bytes)>> {
-        self.backbone.read(partition, position, bytes)
-    }
-
-    fn size(&self, partition: PartitionId) -> Work<'_, u64> {
-        self.backbone.size(partition)
-    }
-
-    fn trim(&self, partition: PartitionId, position: Position) -> Work<'_, u64> {
-        self.backbone.trim(partition, position)
-    }
+/// An embedded backbone, and the directory that it is in.
+fn temporary() -> (tempfile::TempDir, Arc<dyn Backbone>) {
+    let dir = tempfile::tempdir().unwrap();
+    let backbone = Embedded::open(dir.path(), 3).unwrap();
+    (dir, Arc::new(backbone))
 }
 
 const ALL: usize = 1 << 20;

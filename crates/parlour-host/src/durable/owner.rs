@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use bytestring::ByteString;
 use parlour_core::durable::{
-    Accept, Accepted, Commit, Corrupt, Delivery, DeliveryId, Message, Partition, PartitionId,
-    Place, Position, Record, RetryPolicy, Settled, Standing, Start, Timestamp, Totals, record_at,
+    Accept, Accepted, Commit, Delivery, DeliveryId, Message, Partition, PartitionId, Place,
+    Position, Record, RetryPolicy, Settled, Standing, Start, Timestamp, Totals, record_at,
     settled_in, time_of,
 };
 use parlour_core::{AgentId, AgentType, Attempt, Call, Fault, FaultKind, Payload, Reply, WorkerId};
@@ -21,8 +21,9 @@ use tokio_util::sync::CancellationToken;
 use super::attempt::{AttemptTo, Taken};
 use super::gate::{Gate, Slot};
 use super::{Durable, Found, Query};
-use crate::backbone::BackboneError;
+use crate::backbone::{self, BackboneError};
 use crate::exchange::Ticket;
+use crate::view::View;
 
 /// What the owner of a partition is asked, or told.
 pub(crate) enum Input {
@@ -85,6 +86,7 @@ const RETIRE: Duration = Duration::from_secs(60);
 
 pub(super) struct Owner {
     durable: Durable,
+    view: Arc<View>,
     id: PartitionId,
     gate: Gate,
     inbox: mpsc::UnboundedReceiver<Input>,
@@ -115,6 +117,7 @@ pub(super) struct Owner {
 impl Owner {
     pub(super) fn new(
         durable: Durable,
+        view: Arc<View>,
         id: PartitionId,
         gate: Gate,
         inbox: mpsc::UnboundedReceiver<Input>,
@@ -131,6 +134,7 @@ impl Owner {
             changes: durable.0.exchange.changes(),
             partition: Partition::new(id, fastrand::u32(..), memory),
             durable,
+            view,
             id,
             gate,
             inbox,
@@ -167,11 +171,9 @@ impl Owner {
     async fn open(&mut self) -> Result<(), BackboneError> {
         let shared = self.durable.0.clone();
         let backbone = &shared.backbone;
-        if let Some(view) = shared.view.get()
-            && let Some((_, last)) = backbone.last(self.id).await?
-        {
-            let base = Partition::base(&last).map_err(|error| damaged(&error))?;
-            let seen = view.seen(self.id).await;
+        if let Some((_, last)) = backbone.last(self.id).await? {
+            let base = Partition::base(&last)?;
+            let seen = self.view.seen(self.id).await;
             // What only the view lacks is not needed for the state.
             let mut next = base.min(seen).next();
             loop {
@@ -180,14 +182,11 @@ impl Owner {
                 next = position.next();
                 for (position, commit) in commits {
                     if position > seen {
-                        let settled =
-                            settled_in(position, &commit).map_err(|error| damaged(&error))?;
-                        view.add(self.id, position, settled);
+                        let settled = settled_in(position, &commit)?;
+                        self.view.add(self.id, position, settled);
                     }
                     if position > base {
-                        self.partition
-                            .replay(position, &commit)
-                            .map_err(|error| damaged(&error))?;
+                        self.partition.replay(position, &commit)?;
                     }
                 }
             }
@@ -243,8 +242,7 @@ impl Owner {
             }
             for (id, answer) in std::mem::take(&mut self.asked) {
                 let message = match self.partition.message(id) {
-                    Some(Ok(message)) => Some(message),
-                    Some(Err(place)) => Some(self.load(place).await?),
+                    Some(message) => Some(self.load(message).await?),
                     None => None,
                 };
                 let _ = answer.send(message);
@@ -362,9 +360,7 @@ impl Owner {
             self.size += bytes.len() as u64;
             self.append(position, bytes).await?;
             let places = settled.iter().map(|it| (it.delivery.id.number, it.place));
-            if let Some(view) = self.durable.0.view.get() {
-                view.add(self.id, position, places.collect());
-            }
+            self.view.add(self.id, position, places.collect());
             for settled in settled {
                 self.tell_end(settled);
             }
@@ -476,10 +472,7 @@ impl Owner {
         if !self.partition.get(id).is_some_and(is_current) {
             return Ok(());
         }
-        let message = match message {
-            Ok(message) => message,
-            Err(place) => self.load(place).await?,
-        };
+        let message = self.load(message).await?;
         let exchange = self.durable.0.exchange.clone();
         let owner = self.durable.inbox(self.id).queue.clone();
         let now = Instant::now();
@@ -506,10 +499,17 @@ impl Owner {
         Ok(())
     }
 
-    /// Reads a message that is not in memory.
-    async fn load(&mut self, place: Place) -> Result<Arc<Message>, BackboneError> {
+    /// The message, read from the log if it is not in memory.
+    async fn load(
+        &mut self,
+        message: Result<Arc<Message>, Place>,
+    ) -> Result<Arc<Message>, BackboneError> {
+        let place = match message {
+            Ok(message) => return Ok(message),
+            Err(place) => place,
+        };
         let commit = self.commit_at(place.position).await?;
-        match record_at(&commit, place.offset).map_err(|error| damaged(&error))? {
+        match record_at(&commit, place.offset)? {
             Record::Accepted { message, .. } | Record::Carried { message, .. } => {
                 Ok(Arc::new(*message))
             }
@@ -523,11 +523,10 @@ impl Owner {
         {
             return Ok(commit.clone());
         }
-        let commits = self.durable.0.backbone.read(self.id, position, 1).await?;
-        let found = commits.into_iter().next().filter(|(at, _)| *at == position);
-        let Some((_, commit)) = found else {
-            return Err(BackboneError::Damaged(format!("the commit {} is missing", position.0)));
-        };
+        let found = backbone::commit_at(&*self.durable.0.backbone, self.id, position).await?;
+        let commit = found.ok_or_else(|| {
+            BackboneError::Damaged(format!("the commit {} is missing", position.0))
+        })?;
         self.read = Some((position, commit.clone()));
         Ok(commit)
     }
@@ -537,7 +536,7 @@ impl Owner {
     async fn tidy(&mut self) -> Result<bool, BackboneError> {
         let Some(position) = self.partition.poll_carry(SLACK) else { return Ok(false) };
         let commit = self.commit_at(position).await?;
-        self.partition.carry(position, &commit).map_err(|error| damaged(&error))?;
+        self.partition.carry(position, &commit)?;
         self.commit().await?;
         Ok(true)
     }
@@ -556,7 +555,7 @@ impl Owner {
             let mut gone = 0;
             for (position, commit) in commits {
                 let is_needed = position > self.partition.needless();
-                let is_old = time_of(&commit).map_err(|error| damaged(&error))? < oldest;
+                let is_old = time_of(&commit)? < oldest;
                 if is_needed || !(is_old || size > most) {
                     break;
                 }
@@ -566,9 +565,7 @@ impl Owner {
             }
             let Some(until) = until else { return Ok(()) };
             self.size -= shared.backbone.trim(self.id, until).await?;
-            if let Some(view) = shared.view.get() {
-                view.forget(self.id, until);
-            }
+            self.view.forget(self.id, until);
             if gone < count {
                 return Ok(());
             }
@@ -585,13 +582,8 @@ impl Owner {
     }
 }
 
-fn damaged(error: &Corrupt) -> BackboneError {
-    BackboneError::Damaged(error.to_string())
-}
-
 /// What an agent says of its progress, as a step keeps it.
 fn shorten(payload: &Payload) -> ByteString {
     let text = String::from_utf8_lossy(&payload.bytes);
-    let end = (0..=MAX_DETAILS.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
-    text[..end.unwrap_or(0)].into()
+    text[..text.floor_char_boundary(MAX_DETAILS)].into()
 }

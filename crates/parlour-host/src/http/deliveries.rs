@@ -159,20 +159,15 @@ pub(crate) async fn one(
             invalid(detail).hint("write it like 500ms, 30s or 1m")
         })?,
     };
-    let after = match (patience.after, wait.is_zero()) {
-        (after, false) => Some(after.unwrap_or_default()),
-        (_, true) => None,
-    };
-    let newer = timeout(wait.min(LONGEST_WAIT), app.durable.get(id, after));
-    let found = match after {
-        None => app.durable.get(id, None).await?,
+    let after = patience.after.unwrap_or_default();
+    let newer = timeout(wait.min(LONGEST_WAIT), app.durable.get(id, Some(after)));
+    let newer = if wait.is_zero() { None } else { newer.await.ok() };
+    let found = match newer {
+        Some(found) => found?,
         // Nothing has happened: that is said too.
-        Some(_) => match newer.await {
-            Ok(found) => found?,
-            Err(_) => app.durable.get(id, None).await?,
-        },
+        None => app.durable.get(id, None).await?,
     };
-    Ok(json_answer(&view(found.delivery(), patience.after.unwrap_or_default())))
+    Ok(json_answer(&view(found.delivery(), after)))
 }
 
 /// `GET /v1/deliveries/{id}/reply`

@@ -124,18 +124,19 @@ impl Writer {
         if matches!(written, Err(BackboneError::Full(_))) && self.reserve.give() {
             written = self.write(&admitted);
         }
-        match &written {
-            Ok(_) => self.last = last,
-            Err(BackboneError::Full(_)) => {}
-            // What is on the disk is not known any more, and another attempt would not tell: the
-            // kernel may have dropped the pages that it could not write.
-            Err(error) => self.failed = Some(error.clone()),
-        }
         match written {
             Ok(freed) => {
-                admitted.into_iter().zip(freed).for_each(|(job, freed)| job.done(Ok(freed)))
+                self.last = last;
+                admitted.into_iter().zip(freed).for_each(|(job, freed)| job.done(Ok(freed)));
             }
-            Err(error) => admitted.into_iter().for_each(|job| job.done(Err(error.clone()))),
+            Err(error) => {
+                // What is on the disk is not known any more, and another attempt would not tell: the
+                // kernel may have dropped the pages that it could not write.
+                if !matches!(error, BackboneError::Full(_)) {
+                    self.failed = Some(error.clone());
+                }
+                admitted.into_iter().for_each(|job| job.done(Err(error.clone())));
+            }
         }
     }
 

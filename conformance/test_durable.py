@@ -178,10 +178,11 @@ async def test_what_is_cancelled_is_taken_from_its_worker_and_a_late_reply_chang
 def test_what_is_to_come_later_comes_then_and_what_is_too_late_does_not(room):
     with worker(room.url, "later"):
         later = send(room, "later/k", parlour_delay_ms=300)["id"]
-        assert look(room, later)["next_attempt_at"] > look(room, later)["accepted_at"]
+        waits = look(room, later)
+        assert waits["next_attempt_at"] > waits["accepted_at"]
         found = ended(room, later)
         begun = next(step for step in found["steps"] if step["level"] == "dispatched")
-        assert begun["at"] - found["accepted_at"] >= 300
+        assert begun["at"] >= waits["next_attempt_at"]
     short = send(room, "nobody/k", parlour_ttl_ms=50)["id"]
     found = ended(room, short)
     assert found["state"] == "expired" and levels(found) == ["accepted", "expired"]
@@ -376,7 +377,7 @@ def test_an_operator_can_look_inside_with_stock_tools(kept, tmp_path):
     room = kept()
     accepted = send(room, body=b"findable")
     with sqlite3.connect(f"file:{tmp_path / 'data' / 'parlour.db'}?mode=ro", uri=True) as database:
-        rows = database.execute("SELECT id >> 48, id & 0xffffffffffff, commit_bytes FROM commits")
+        rows = database.execute("SELECT id & 0xffff, id >> 16, commit_bytes FROM commits")
         found = [(p, n) for p, n, commit in rows.fetchall() if b"findable" in commit]
     assert [str(p) for p, _ in found] == [accepted["id"].split("-")[0]]
 

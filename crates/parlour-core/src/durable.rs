@@ -8,19 +8,19 @@
 //! Nothing here writes, waits or looks at a clock. Whoever owns a partition gives it commands and the
 //! time, appends what [`Partition::take_commit`] returns, and acts on the outcome when that is on disk.
 
+mod commit;
 mod delivery;
 mod id;
 mod line;
+mod log;
 mod partition;
 mod policy;
 mod record;
 
+pub use commit::{Commit, Place, Settled, Totals, previous_of, record_at, settled_in, time_of};
 pub use delivery::{Change, Counts, Delivery, Level, MAX_STEPS, Stale, State, Step};
 pub use id::{DeliveryId, PartitionId, Position, Timestamp};
 pub use line::Gate;
-pub use partition::{
-    Accept, Accepted, Commit, Partition, Place, Settled, Standing, Start, Totals, record_at,
-    settled_in, time_of,
-};
+pub use partition::{Accept, Accepted, Partition, Standing, Start};
 pub use policy::RetryPolicy;
 pub use record::{Corrupt, FORMAT, KeyEntry, Message, MessageKind, Record, Source};

@@ -1,9 +1,9 @@
 //! Where durable messages live: the one seam to what keeps them.
 //!
-//! A room has a fixed number of partitions. Each is a log: a row of commits at positions from 1 on,
-//! without gaps. A commit is written as a whole or not at all. Whoever writes the next one owns the
-//! partition: two hosts that both believe to own it offer a commit for the same position, one of them
-//! is [`Fenced`](BackboneError::Fenced), and goes.
+//! A room has a fixed number of partitions. Each is a log: a row of commits at positions that rise. A
+//! commit is written as a whole or not at all. Whoever writes the next one owns the partition: two
+//! hosts that both believe to own it offer a commit behind the same last one, one of them is
+//! [`Fenced`](BackboneError::Fenced), and goes.
 
 mod embedded;
 mod memory;
@@ -41,12 +41,13 @@ pub trait Backbone: Send + Sync + fmt::Debug + 'static {
     /// How many partitions the room has. It never changes.
     fn partitions(&self) -> u16;
 
-    /// Appends `commit` at `position`, which must be the one behind the last.
+    /// Appends `commit` behind the last one, which must be at `last`: 0 where the log is empty. Returns
+    /// its position, a later one.
     ///
     /// When it returns, the commit is as safe as [`ack`](Self::ack) says. When it fails with
     /// [`Full`](BackboneError::Full) nothing was written, and the same can be tried again. After any
     /// other error the log has to be read again, by whoever still owns it.
-    fn append(&self, partition: PartitionId, position: Position, commit: Bytes) -> Work<'_, ()>;
+    fn append(&self, partition: PartitionId, last: Position, commit: Bytes) -> Work<'_, Position>;
 
     /// The last commit, if there is any.
     fn last(&self, partition: PartitionId) -> Work<'_, Option<(Position, Bytes)>>;
@@ -60,14 +61,18 @@ pub trait Backbone: Send + Sync + fmt::Debug + 'static {
         bytes: usize,
     ) -> Work<'_, Vec<(Position, Bytes)>>;
 
-    /// Lets the commits up to `position` go, which must not be the last. Those that are gone are not
-    /// read any more; asking for them gives what comes behind.
-    ///
-    /// Returns how many bytes of commits they were.
-    fn trim(&self, partition: PartitionId, position: Position) -> Work<'_, u64>;
+    /// Lets the commits up to `position` go, which must not be the last. They are not read any more:
+    /// asking for them gives what comes behind. A host that is killed soon after may find them again.
+    fn trim(&self, partition: PartitionId, position: Position) -> Work<'_, ()>;
 
-    /// How many bytes of commits there are.
+    /// How many bytes of commits there are, with those that are gone but still take space.
     fn size(&self, partition: PartitionId) -> Work<'_, u64>;
+
+    /// About how many bytes are read by whoever reads this log from `position` on, if those are more
+    /// than the bytes of its commits.
+    fn backlog(&self, _partition: PartitionId, _position: Position) -> u64 {
+        0
+    }
 
     /// A directory of this host's own for what it makes of the logs and can make again. Without, that
     /// is kept in memory.

@@ -207,7 +207,7 @@ impl Durable {
         let place = view.find(id.partition, id.number).await.ok_or_else(|| unknown(id))?;
         let read = async {
             let commit = backbone::commit_at(&**backbone, id.partition, place.position).await?;
-            Ok(commit.map(|commit| Settled::read(&commit, place)).transpose()?)
+            Ok(commit.map(|commit| Settled::read(&commit, place.offset)).transpose()?)
         };
         let settled = read.await.map_err(|error: BackboneError| refusal(&error))?;
         let settled = settled.ok_or_else(|| unknown(id))?;

@@ -32,7 +32,7 @@ pub(crate) enum View {
 
 pub(crate) enum Job {
     /// What a commit tells the end of.
-    Add(PartitionId, Position, Vec<(u64, Place)>),
+    Add(PartitionId, Position, Vec<(u64, u32)>),
     /// The log begins behind this position.
     Forget(PartitionId, Position),
     Find(PartitionId, u64, oneshot::Sender<Option<Place>>),
@@ -59,17 +59,13 @@ impl View {
         Thread::start("parlour-view", move |jobs| run(connection, jobs)).map(Self::File)
     }
 
-    /// Tells which deliveries a commit tells the end of, and where.
-    pub(crate) fn add(
-        &self,
-        partition: PartitionId,
-        position: Position,
-        settled: Vec<(u64, Place)>,
-    ) {
+    /// Tells which deliveries a commit tells the end of, and at which offsets.
+    pub(crate) fn add(&self, partition: PartitionId, position: Position, settled: Vec<(u64, u32)>) {
         match self {
             Self::Memory(places) => {
                 let settled = settled.into_iter();
-                places.lock().extend(settled.map(|(number, place)| ((partition, number), place)));
+                let place = |offset| Place { position, offset };
+                places.lock().extend(settled.map(|(number, at)| ((partition, number), place(at))));
             }
             Self::File(thread) => thread.send(Job::Add(partition, position, settled)),
         }
@@ -179,16 +175,12 @@ fn add(
     transaction: &Transaction<'_>,
     partition: PartitionId,
     position: Position,
-    settled: &[(u64, Place)],
+    settled: &[(u64, u32)],
 ) -> rusqlite::Result<()> {
     let mut insert =
         transaction.prepare_cached("INSERT OR REPLACE INTO settled VALUES (?, ?, ?)")?;
-    for (number, place) in settled {
-        insert.execute(params![
-            id_of(partition, *number),
-            place.position.0 as i64,
-            place.offset
-        ])?;
+    for (number, offset) in settled {
+        insert.execute(params![id_of(partition, *number), position.0 as i64, offset])?;
     }
     transaction
         .prepare_cached("INSERT OR REPLACE INTO seen VALUES (?, ?)")?

@@ -1,15 +1,17 @@
 //! The state of one partition: what its log says.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use bytestring::ByteString;
 
+use super::commit::{Commit, Place, Records, Scalars, Settled, Totals, header, write_header};
 use super::delivery::{Change, Delivery, Stale, State};
 use super::line::{Gate, Lines};
-use super::record::{self, Corrupt, FORMAT, KeyEntry, Message, Reader, Record, Source, Writer};
+use super::log::{Log, Number};
+use super::record::{self, Corrupt, KeyEntry, Message, Reader, Record, Source};
 use super::{DeliveryId, PartitionId, Position, RetryPolicy, Timestamp};
 use crate::{AgentId, AgentType, Fault, FaultKind, MessageId, Reply, WorkerId};
 
@@ -19,23 +21,22 @@ use crate::{AgentId, AgentType, Fault, FaultKind, MessageId, Reply, WorkerId};
 ///
 /// - commands: what somebody wants to happen. They decide, apply and write records in one go;
 /// - `poll_*`, for what begins next;
-/// - [`take_commit`](Self::take_commit): the records since the last one. Until the commit is on disk
-///   nobody may be told what it says. If it cannot be written, the partition is to be thrown away.
+/// - [`take_commit`](Self::take_commit): the records since the last one. Until the commit is on disk,
+///   and [`appended`](Self::appended) has said where, nobody may be told what it says, and nothing else
+///   may be asked for. If it cannot be written, the partition is to be thrown away.
 #[derive(Debug)]
 pub struct Partition {
     id: PartitionId,
     scalars: Scalars,
-    /// The last commit that was taken or replayed.
-    position: Position,
     deliveries: HashMap<u64, Live, foldhash::fast::RandomState>,
     lines: Lines,
     /// When there is something to do for which delivery.
     timers: BTreeSet<(Timestamp, u64)>,
-    keys: HashMap<u128, (KeyEntry, Position), foldhash::fast::RandomState>,
+    keys: HashMap<u128, (KeyEntry, Number), foldhash::fast::RandomState>,
     keys_by_time: BTreeSet<(Timestamp, u128)>,
-    sources: BTreeMap<PartitionId, (Source, Position)>,
-    /// The commits from which the state is made, and how much of it each holds.
-    commits: VecDeque<Written>,
+    sources: BTreeMap<PartitionId, (Source, Number)>,
+    /// The commits from which the state is made.
+    log: Log,
     /// Numbers of those that wait, are in flight, and are dead.
     standing: Standing,
     /// Whether a commit is begun: its records so far, and the totals before the first of them.
@@ -44,35 +45,11 @@ pub struct Partition {
     before: Totals,
     settled: Vec<Settled>,
     changed: Vec<u64>,
-    /// Bytes of those commits, and of what the state needs of them.
-    commit_bytes: usize,
+    /// Bytes of what the state needs of the log.
     live_bytes: usize,
     /// Bytes of the messages that are in memory, and how many there may be.
     loaded: usize,
     memory: usize,
-}
-
-/// What each commit begins with: the state of the log before it that is no delivery's.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-struct Scalars {
-    time: Timestamp,
-    /// Drawn by the owner that writes.
-    epoch: u32,
-    /// The log up to here is not needed for the state any more.
-    base: Position,
-    totals: Totals,
-}
-
-/// How many deliveries there ever were, and how those ended that are no more.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-#[expect(clippy::exhaustive_structs, reason = "the terms of the law of conservation")]
-#[expect(missing_docs, reason = "named after the states")]
-pub struct Totals {
-    pub accepted: u64,
-    pub completed: u64,
-    pub cancelled: u64,
-    pub expired: u64,
-    pub discarded: u64,
 }
 
 /// How many deliveries are where.
@@ -92,27 +69,16 @@ struct Live {
     message: Option<Arc<Message>>,
     /// Its entry among the timers.
     timer: Option<Timestamp>,
-    place: Place,
+    spot: Spot,
     /// Bytes of its record.
     weight: usize,
 }
 
-/// Where a record is: in which commit, and behind how many bytes of it.
+/// Where a record is in the log: in which commit, and behind how many bytes of it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[expect(clippy::exhaustive_structs, reason = "an address")]
-pub struct Place {
-    /// The commit.
-    pub position: Position,
-    /// From its first record on.
-    pub offset: u32,
-}
-
-#[derive(Debug)]
-struct Written {
-    position: Position,
-    bytes: usize,
-    /// How many deliveries, keys and watermarks it holds the last full record of.
-    live: usize,
+struct Spot {
+    commit: Number,
+    offset: u32,
 }
 
 /// Roughly what the record of a key takes.
@@ -168,34 +134,6 @@ pub struct Start {
     pub agent: AgentId,
     /// At which worker.
     pub worker: WorkerId,
-    /// What is to be delivered, or where it stands.
-    pub message: Result<Arc<Message>, Place>,
-}
-
-/// Records that are to be appended to the log, all or none.
-#[derive(Clone, Debug)]
-#[expect(clippy::exhaustive_structs, reason = "carried out by the partition's owner")]
-pub struct Commit {
-    /// Where it belongs.
-    pub position: Position,
-    /// What to write there.
-    pub bytes: Bytes,
-    /// The deliveries that something happened to, some of them more than once.
-    pub changed: Vec<u64>,
-    /// The deliveries that ended.
-    pub settled: Vec<Settled>,
-}
-
-/// A delivery that has ended.
-#[derive(Clone, Debug, PartialEq)]
-#[expect(clippy::exhaustive_structs, reason = "read by whoever waits for it")]
-pub struct Settled {
-    /// Where the log tells of it.
-    pub place: Place,
-    /// As it ended.
-    pub delivery: Delivery,
-    /// The answer, if it was completed.
-    pub reply: Option<crate::Payload>,
 }
 
 impl Partition {
@@ -204,21 +142,19 @@ impl Partition {
         Self {
             id,
             scalars: Scalars { epoch, ..Scalars::default() },
-            position: Position::default(),
             deliveries: HashMap::default(),
             lines: Lines::default(),
             timers: BTreeSet::new(),
             keys: HashMap::default(),
             keys_by_time: BTreeSet::new(),
             sources: BTreeMap::new(),
-            commits: VecDeque::new(),
+            log: Log::default(),
             standing: Standing::default(),
             is_open: false,
             records: Vec::new(),
             before: Totals::default(),
             settled: Vec::new(),
             changed: Vec::new(),
-            commit_bytes: 0,
             live_bytes: 0,
             loaded: 0,
             memory,
@@ -230,24 +166,28 @@ impl Partition {
         header(&mut Reader(commit.clone())).map(|scalars| scalars.base)
     }
 
+    /// Has the log begin behind `base`.
+    pub fn begin(&mut self, base: Position) {
+        self.scalars.previous = base;
+    }
+
     /// Takes the next commit of the log.
     pub fn replay(&mut self, position: Position, commit: &Bytes) -> Result<(), Corrupt> {
-        let scalars = header(&mut Reader(commit.clone()))?;
-        let is_first = self.commits.is_empty();
-        if is_first {
-            self.scalars.totals = scalars.totals;
-        } else if self.scalars.totals != scalars.totals {
-            return Err(Corrupt::Contradiction("other deliveries were accepted or have ended"));
-        } else if position != self.position.next() {
+        let Scalars { time, previous, base, totals, .. } = header(&mut Reader(commit.clone()))?;
+        if previous != self.scalars.previous {
             return Err(Corrupt::Contradiction("a commit is missing"));
+        } else if self.log.is_empty() {
+            self.scalars.totals = totals;
+        } else if self.scalars.totals != totals {
+            return Err(Corrupt::Contradiction("other deliveries were accepted or have ended"));
         }
-        let Scalars { time, base, .. } = scalars;
-        (self.scalars.time, self.scalars.base, self.position) = (time, base, position);
-        self.commits.push_back(Written { position, bytes: commit.len(), live: 0 });
-        self.commit_bytes += commit.len();
-        for found in Records::of(position, commit)? {
-            let (place, record, weight) = found?;
-            self.apply(record, place, weight, false)?;
+        self.scalars = Scalars { time, previous: position, base, ..self.scalars };
+        let number = self.log.begin();
+        self.log.place(position);
+        self.log.end(commit.len());
+        for found in Records::of(commit)? {
+            let (offset, record, weight) = found?;
+            self.apply(record, Spot { commit: number, offset }, weight, false)?;
         }
         self.settled.clear();
         self.changed.clear();
@@ -441,9 +381,9 @@ impl Partition {
             && until <= self.scalars.time
         {
             self.keys_by_time.pop_first();
-            if let Some((_, position)) = self.keys.remove(&key) {
+            if let Some((_, commit)) = self.keys.remove(&key) {
                 self.live_bytes -= KEY_BYTES;
-                self.release(position);
+                self.log.release(commit);
             }
         }
     }
@@ -474,10 +414,9 @@ impl Partition {
         self.advance(now);
         let (number, worker, name) = self.lines.next(gate)?;
         self.change(number, Change::Dispatched { worker: name });
-        let live = self.deliveries.get(&number)?;
-        let Delivery { id, token, attempt, .. } = live.delivery;
-        let message = live.message.clone().ok_or(live.place);
-        Some(Start { id, token, attempt, agent: live.delivery.agent.clone(), worker, message })
+        let delivery = &self.deliveries.get(&number)?.delivery;
+        let Delivery { id, token, attempt, .. } = *delivery;
+        Some(Start { id, token, attempt, agent: delivery.agent.clone(), worker })
     }
 
     /// When to call [`handle_timeout`](Self::handle_timeout) at the latest.
@@ -489,28 +428,38 @@ impl Partition {
 
     /// The oldest commit that the state is made from, if the log behind it has become much longer than
     /// the state: more than `slack` bytes and twice as long. [`carry`](Self::carry) wants it.
-    pub fn poll_carry(&mut self, slack: usize) -> Option<Position> {
+    ///
+    /// `backlog` says how many bytes a host reads that reads the log from a position on: it may have to
+    /// read more than the log.
+    pub fn poll_carry(
+        &mut self,
+        slack: usize,
+        backlog: impl FnOnce(Position) -> usize,
+    ) -> Option<Position> {
         self.let_go();
-        let is_long = self.commit_bytes > slack + 2 * self.live_bytes;
-        // The newest commit is never let go, as it tells where the others begin.
-        self.commits.front().filter(|_| is_long && self.commits.len() > 1).map(|it| it.position)
+        let (_, oldest) = self.log.oldest()?;
+        let length = self.log.bytes().max(backlog(oldest));
+        (length > slack + 2 * self.live_bytes).then_some(oldest)
     }
 
-    /// Writes again what the state needs of an old commit, so that the log up to it can go.
+    /// Writes again what the state needs of the oldest commit, so that the log up to it can go.
     pub fn carry(&mut self, position: Position, commit: &Bytes) -> Result<(), Corrupt> {
-        for found in Records::of(position, commit)? {
-            let (place, record, _) = found?;
+        let oldest = self.log.oldest().filter(|(_, oldest)| *oldest == position);
+        let Some((number, _)) = oldest else { return Ok(()) };
+        for found in Records::of(commit)? {
+            let (offset, record, _) = found?;
+            let spot = Spot { commit: number, offset };
             match record {
                 Record::Accepted { delivery, key, source, message } => {
-                    self.carry_delivery(&delivery, &message, place);
-                    key.iter().for_each(|key| self.carry_key(key, position));
-                    source.iter().for_each(|source| self.carry_source(source, position));
+                    self.carry_delivery(&delivery, &message, spot);
+                    key.iter().for_each(|key| self.carry_key(key, number));
+                    source.iter().for_each(|source| self.carry_source(source, number));
                 }
                 Record::Carried { delivery, message } => {
-                    self.carry_delivery(&delivery, &message, place);
+                    self.carry_delivery(&delivery, &message, spot);
                 }
-                Record::KeyCarried(key) => self.carry_key(&key, position),
-                Record::SourceCarried(source) => self.carry_source(&source, position),
+                Record::KeyCarried(key) => self.carry_key(&key, number),
+                Record::SourceCarried(source) => self.carry_source(&source, number),
                 Record::Changed { .. } | Record::Settled { .. } => {}
             }
         }
@@ -524,17 +473,18 @@ impl Partition {
         }
         self.let_go();
         let mut bytes = Vec::with_capacity(64 + self.records.len());
-        write_header(&Scalars { totals: self.before, ..self.scalars.clone() }, &mut bytes);
+        write_header(&Scalars { totals: self.before, ..self.scalars }, &mut bytes);
         bytes.append(&mut self.records);
-        self.position = self.position.next();
-        let length = bytes.len();
-        self.commit_bytes += length;
-        if let Some(open) = self.commits.back_mut() {
-            open.bytes = length;
-        }
+        self.log.end(bytes.len());
         let (changed, settled) =
             (std::mem::take(&mut self.changed), std::mem::take(&mut self.settled));
-        Some(Commit { position: self.position, bytes: bytes.into(), changed, settled })
+        Some(Commit { previous: self.scalars.previous, bytes: bytes.into(), changed, settled })
+    }
+
+    /// The commit that was taken is on the disk, at this position.
+    pub fn appended(&mut self, position: Position) {
+        self.log.place(position);
+        self.scalars.previous = position;
     }
 
     // Looking at it.
@@ -558,7 +508,10 @@ impl Partition {
     /// Where the message of such a delivery stands, if it is not in memory.
     pub fn message(&self, id: DeliveryId) -> Option<Result<Arc<Message>, Place>> {
         let live = self.deliveries.get(&id.number).filter(|live| live.delivery.id == id)?;
-        Some(live.message.clone().ok_or(live.place))
+        Some(live.message.clone().ok_or_else(|| Place {
+            position: self.log.position(live.spot.commit),
+            offset: live.spot.offset,
+        }))
     }
 
     /// All of them, in no order.
@@ -618,42 +571,41 @@ impl Partition {
     fn open(&mut self) {
         if !std::mem::replace(&mut self.is_open, true) {
             self.before = self.scalars.totals;
-            let position = self.position.next();
-            self.commits.push_back(Written { position, bytes: 0, live: 0 });
+            self.log.begin();
         }
     }
 
     /// Where the next record stands.
-    fn place(&mut self) -> Place {
+    fn spot(&mut self) -> Spot {
         self.open();
-        Place { position: self.position.next(), offset: self.records.len() as u32 }
+        Spot { commit: self.log.newest(), offset: self.records.len() as u32 }
     }
 
     /// Writes that a delivery was changed, and changes it.
     fn change(&mut self, number: u64, change: Change) {
-        let place = self.place();
+        let spot = self.spot();
         let Some(live) = self.deliveries.get(&number) else { return };
         if change.settles() {
             record::encode_settled(&live.delivery, &change, &mut self.records);
         } else {
             record::encode_changed(number, &change, &mut self.records);
         }
-        self.apply_change(number, change, place);
+        self.apply_change(number, change, spot);
     }
 
     /// Writes a record that is not about what happens to a delivery, and applies it.
     fn write(&mut self, record: Record) {
-        let place = self.place();
+        let spot = self.spot();
         record::encode(&record, &mut self.records);
-        let weight = self.records.len() - place.offset as usize;
+        let weight = self.records.len() - spot.offset as usize;
         // What is written here follows from the state.
-        let _ = self.apply(record, place, weight, true);
+        let _ = self.apply(record, spot, weight, true);
     }
 
     fn apply(
         &mut self,
         record: Record,
-        place: Place,
+        spot: Spot,
         weight: usize,
         keep: bool,
     ) -> Result<(), Corrupt> {
@@ -664,32 +616,32 @@ impl Partition {
                 }
                 self.scalars.totals.accepted += 1;
                 if let Some(key) = key {
-                    self.set_key(key, place.position);
+                    self.set_key(key, spot.commit);
                 }
                 if let Some(source) = source {
-                    self.set_source(source, place.position);
+                    self.set_source(source, spot.commit);
                 }
-                self.insert(*delivery, keep.then_some(message), place, weight);
+                self.insert(*delivery, keep.then_some(message), spot, weight);
             }
-            Record::Changed { number, change } => self.apply_change(number, change, place),
+            Record::Changed { number, change } => self.apply_change(number, change, spot),
             Record::Settled { delivery, change } => {
-                self.apply_change(delivery.id.number, change, place);
+                self.apply_change(delivery.id.number, change, spot);
             }
             Record::Carried { delivery, .. } => {
                 match self.deliveries.get_mut(&delivery.id.number) {
                     Some(live) => {
-                        let (old, old_weight) = (live.place.position, live.weight);
-                        (live.place, live.weight) = (place, weight);
+                        let (old, old_weight) = (live.spot.commit, live.weight);
+                        (live.spot, live.weight) = (spot, weight);
                         self.live_bytes += weight;
                         self.live_bytes -= old_weight;
-                        self.hold(place.position);
-                        self.release(old);
+                        self.log.hold(spot.commit);
+                        self.log.release(old);
                     }
-                    None => self.insert(*delivery, None, place, weight),
+                    None => self.insert(*delivery, None, spot, weight),
                 }
             }
-            Record::KeyCarried(key) => self.set_key(key, place.position),
-            Record::SourceCarried(source) => self.set_source(source, place.position),
+            Record::KeyCarried(key) => self.set_key(key, spot.commit),
+            Record::SourceCarried(source) => self.set_source(source, spot.commit),
         }
         Ok(())
     }
@@ -698,7 +650,7 @@ impl Partition {
         &mut self,
         delivery: Delivery,
         message: Option<Box<Message>>,
-        place: Place,
+        spot: Spot,
         weight: usize,
     ) {
         let delivery = delivery.kept();
@@ -711,14 +663,14 @@ impl Partition {
         let message = message.filter(|message| self.loaded + message.weight() <= self.memory);
         self.loaded += message.as_ref().map_or(0, |message| message.weight());
         let message = message.map(|message| Arc::new(*message));
-        self.hold(place.position);
+        self.log.hold(spot.commit);
         self.live_bytes += weight;
         self.deliveries
-            .insert(number, Live { delivery, agent, message, timer: None, place, weight });
+            .insert(number, Live { delivery, agent, message, timer: None, spot, weight });
         self.queue(number);
     }
 
-    fn apply_change(&mut self, number: u64, change: Change, place: Place) {
+    fn apply_change(&mut self, number: u64, change: Change, spot: Spot) {
         let time = self.scalars.time;
         self.scalars.totals.count(&change);
         // The log that is replayed can begin in the middle of a life which ends in it.
@@ -748,8 +700,8 @@ impl Partition {
             if let Some(live) = self.deliveries.remove(&number) {
                 self.loaded -= live.message.as_ref().map_or(0, |message| message.weight());
                 self.live_bytes -= live.weight;
-                self.release(live.place.position);
-                self.settled.push(Settled::new(place, live.delivery, change));
+                self.log.release(live.spot.commit);
+                self.settled.push(Settled::new(spot.offset, live.delivery, change));
             }
         } else {
             *self.standing.of(after) += 1;
@@ -782,88 +734,51 @@ impl Partition {
         }
     }
 
-    fn set_key(&mut self, key: KeyEntry, position: Position) {
+    fn set_key(&mut self, key: KeyEntry, commit: Number) {
         let name = key.key;
-        self.hold(position);
+        self.log.hold(commit);
         self.live_bytes += KEY_BYTES;
         self.keys_by_time.insert((key.until, name));
         let until = key.until;
-        if let Some((old, held)) = self.keys.insert(name, (key, position)) {
+        if let Some((old, held)) = self.keys.insert(name, (key, commit)) {
             if old.until != until {
                 self.keys_by_time.remove(&(old.until, name));
             }
             self.live_bytes -= KEY_BYTES;
-            self.release(held);
+            self.log.release(held);
         }
     }
 
-    fn set_source(&mut self, source: Source, position: Position) {
-        self.hold(position);
-        if let Some((_, old)) = self.sources.insert(source.partition, (source, position)) {
-            self.release(old);
+    fn set_source(&mut self, source: Source, commit: Number) {
+        self.log.hold(commit);
+        if let Some((_, old)) = self.sources.insert(source.partition, (source, commit)) {
+            self.log.release(old);
         }
     }
 
-    fn carry_delivery(&mut self, delivery: &Delivery, message: &Message, place: Place) {
+    fn carry_delivery(&mut self, delivery: &Delivery, message: &Message, spot: Spot) {
         let live = self.deliveries.get(&delivery.id.number);
-        let Some(live) = live.filter(|live| live.place == place) else { return };
+        let Some(live) = live.filter(|live| live.spot == spot) else { return };
         let delivery = Box::new(live.delivery.clone());
         self.write(Record::Carried { delivery, message: Box::new(message.clone()) });
     }
 
-    fn carry_key(&mut self, key: &KeyEntry, position: Position) {
-        if self.keys.get(&key.key).is_some_and(|(_, held)| *held == position) {
+    fn carry_key(&mut self, key: &KeyEntry, commit: Number) {
+        if self.keys.get(&key.key).is_some_and(|(_, held)| *held == commit) {
             self.write(Record::KeyCarried(key.clone()));
         }
     }
 
-    fn carry_source(&mut self, source: &Source, position: Position) {
+    fn carry_source(&mut self, source: &Source, commit: Number) {
         let held = self.sources.get(&source.partition);
-        if held.is_some_and(|(known, held)| known == source && *held == position) {
+        if held.is_some_and(|(known, held)| known == source && *held == commit) {
             self.write(Record::SourceCarried(*source));
         }
     }
 
-    fn hold(&mut self, position: Position) {
-        if let Some(commit) = self.commit_at(position) {
-            commit.live += 1;
-        }
-    }
-
-    fn release(&mut self, position: Position) {
-        if let Some(commit) = self.commit_at(position) {
-            commit.live -= 1;
-        }
-    }
-
-    fn commit_at(&mut self, position: Position) -> Option<&mut Written> {
-        let first = self.commits.front()?.position;
-        let index = usize::try_from(position.0.checked_sub(first.0)?).ok()?;
-        self.commits.get_mut(index)
-    }
-
-    /// Lets go of the oldest commits that nothing is made from any more, but never of the newest.
+    /// Lets go of the oldest commits that nothing is made from any more.
     fn let_go(&mut self) {
-        while self.commits.len() > 1
-            && let Some(oldest) = self.commits.front()
-            && oldest.live == 0
-        {
-            self.commit_bytes -= oldest.bytes;
-            self.scalars.base = oldest.position;
-            self.commits.pop_front();
-        }
-    }
-}
-
-impl Totals {
-    fn count(&mut self, change: &Change) {
-        match change {
-            Change::Completed { .. } => self.completed += 1,
-            Change::Cancelled { .. } => self.cancelled += 1,
-            Change::Expired => self.expired += 1,
-            Change::Discarded { .. } => self.discarded += 1,
-            _ => {}
-        }
+        self.scalars.base = self.log.let_go().unwrap_or(self.scalars.base);
     }
 }
 
@@ -883,115 +798,6 @@ impl Standing {
 fn conflict(delivery: &Delivery, hint: &'static str) -> Fault {
     let detail = format!("the delivery {} is {}", delivery.id, delivery.state.name());
     Fault::new(FaultKind::Conflict, detail).hint(hint)
-}
-
-/// The records of a commit, each with its place.
-struct Records {
-    position: Position,
-    length: usize,
-    rest: Bytes,
-}
-
-impl Records {
-    fn of(position: Position, commit: &Bytes) -> Result<Self, Corrupt> {
-        let mut r = Reader(commit.clone());
-        header(&mut r)?;
-        Ok(Self { position, length: r.0.len(), rest: r.0 })
-    }
-}
-
-impl Iterator for Records {
-    type Item = Result<(Place, Record, usize), Corrupt>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.rest.is_empty() {
-            return None;
-        }
-        let offset = (self.length - self.rest.len()) as u32;
-        let place = Place { position: self.position, offset };
-        let before = self.rest.len();
-        let record = record::decode(&mut self.rest);
-        Some(record.map(|record| (place, record, before - self.rest.len())))
-    }
-}
-
-/// Which deliveries a commit tells the end of, and where.
-pub fn settled_in(position: Position, commit: &Bytes) -> Result<Vec<(u64, Place)>, Corrupt> {
-    let mut settled = Vec::new();
-    for found in Records::of(position, commit)? {
-        if let (place, Record::Settled { delivery, .. }, _) = found? {
-            settled.push((delivery.id.number, place));
-        }
-    }
-    Ok(settled)
-}
-
-/// When a commit was made.
-pub fn time_of(commit: &Bytes) -> Result<Timestamp, Corrupt> {
-    header(&mut Reader(commit.clone())).map(|scalars| scalars.time)
-}
-
-impl Settled {
-    /// Reads the end of a delivery from the commit that tells of it.
-    pub fn read(commit: &Bytes, place: Place) -> Result<Self, Corrupt> {
-        let Record::Settled { mut delivery, change } = record_at(commit, place.offset)? else {
-            return Err(Corrupt::Impossible("place of an end"));
-        };
-        delivery.apply(&change, time_of(commit)?);
-        Ok(Self::new(place, *delivery, change))
-    }
-
-    fn new(place: Place, delivery: Delivery, change: Change) -> Self {
-        let reply = match change {
-            Change::Completed { reply } => Some(reply),
-            _ => None,
-        };
-        Self { place, delivery, reply }
-    }
-}
-
-/// The record that stands at `offset` in a commit.
-pub fn record_at(commit: &Bytes, offset: u32) -> Result<Record, Corrupt> {
-    let mut r = Reader(commit.clone());
-    header(&mut r)?;
-    let mut records = r.0;
-    if records.len() < offset as usize {
-        return Err(Corrupt::Truncated("a record"));
-    }
-    records.advance(offset as usize);
-    record::decode(&mut records)
-}
-
-fn write_header(scalars: &Scalars, out: &mut Vec<u8>) {
-    out.push(FORMAT);
-    let Scalars { time, epoch, base, totals } = scalars;
-    let Totals { accepted, completed, cancelled, expired, discarded } = *totals;
-    let mut w = Writer(out);
-    for number in [time.0, u64::from(*epoch), base.0] {
-        w.number(number);
-    }
-    [accepted, completed, cancelled, expired, discarded].into_iter().for_each(|n| w.number(n));
-}
-
-fn header(r: &mut Reader) -> Result<Scalars, Corrupt> {
-    let format = r.byte()?;
-    if format > FORMAT {
-        return Err(Corrupt::Newer(format));
-    } else if format == 0 {
-        return Err(Corrupt::Impossible("format"));
-    }
-    Ok(Scalars {
-        time: Timestamp(r.number()?),
-        epoch: u32::try_from(r.number()?).map_err(|_| Corrupt::Impossible("epoch"))?,
-        base: Position(r.number()?),
-        totals: Totals {
-            accepted: r.number()?,
-            completed: r.number()?,
-            cancelled: r.number()?,
-            expired: r.number()?,
-            discarded: r.number()?,
-        },
-    })
 }
 
 #[cfg(test)]

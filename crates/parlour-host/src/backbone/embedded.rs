@@ -4,8 +4,13 @@
 //! takes all that waits, puts it into one transaction, and answers when the disk has it. Another
 //! reads, and moves what was written from the write-ahead log into the database.
 
+mod logs;
 mod reader;
 mod reserve;
+mod sweep;
+mod tail;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::fs::{File, OpenOptions, TryLockError};
@@ -17,15 +22,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parlour_core::durable::{PartitionId, Position};
-use rusqlite::{Connection, ErrorCode, ffi};
+use rusqlite::{Connection, ErrorCode, ffi, params};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
 use super::{Ack, Backbone, BackboneError, Work};
 use crate::thread::Thread;
+use logs::Logs;
 use reader::{Read, Reader};
 use reserve::Reserve;
-use writer::{Write, Writer};
+use writer::{Append, Write, Writer};
 
 /// The version of the files that this version writes.
 const FORMAT: i64 = 1;
@@ -42,6 +48,7 @@ const RESERVE: &str = "reserve";
 pub struct Embedded {
     dir: PathBuf,
     partitions: u16,
+    logs: Arc<Logs>,
     /// Whether the reserve is there.
     has_room: Arc<AtomicBool>,
     writer: Thread<Write>,
@@ -86,6 +93,14 @@ pub enum OpenError {
         /// How many were asked for.
         asked: u16,
     },
+    /// Commits that were on the disk are not readable any more.
+    #[error("{path} is damaged: {commits} commits lie behind the end of its write-ahead log")]
+    Damaged {
+        /// The database.
+        path: PathBuf,
+        /// How many are lost.
+        commits: u32,
+    },
     /// The database does not open.
     #[error("cannot open {path}: {source}")]
     Database {
@@ -114,19 +129,21 @@ impl Embedded {
         })?;
         let path = dir.join(DATABASE);
         let connection = database(&path, partitions)?;
+        let failed = |source| OpenError::Database { path: path.clone(), source };
+        let logs = Arc::new(read_ends(&connection, partitions).map_err(failed)?);
         // What a crash of the machine leaves of a new directory is looked for by name.
         sync(dir).map_err(io(dir))?;
-        let failed = |source| OpenError::Database { path: path.clone(), source };
         let reader = Connection::open(&path).and_then(settle).map_err(failed)?;
-        let reader = Reader::new(reader);
+        let reader = Reader::new(reader, logs.clone());
         let has_room = Arc::new(AtomicBool::new(true));
         let reserve = Reserve::new(dir.join(RESERVE), has_room.clone());
-        let writer = Writer::new(connection, partitions, reserve).map_err(failed)?;
+        let writer = Writer::new(connection, logs.clone(), reserve);
         let reader = Thread::start("parlour-read", move |jobs| reader.run(jobs));
         let writer = Thread::start("parlour-write", move |jobs| writer.run(jobs));
         Ok(Self {
             dir: dir.to_owned(),
             partitions,
+            logs,
             has_room,
             writer: writer.map_err(io(&path))?,
             reader: reader.map_err(io(&path))?,
@@ -155,11 +172,17 @@ fn database(path: &Path, partitions: u16) -> Result<Connection, OpenError> {
                  CREATE TABLE room (partitions INTEGER NOT NULL);
                  INSERT INTO room VALUES ({partitions});
                  CREATE TABLE commits (
-                   -- The partition in the upper 16 bits, the position in the lower 48.
+                   -- The position in the upper 48 bits, the partition in the lower 16.
                    id INTEGER PRIMARY KEY,
                    -- CRC-32 of the id, big-endian, and of the commit.
                    checksum INTEGER NOT NULL,
                    commit_bytes BLOB NOT NULL);
+                 CREATE TABLE ends (
+                   partition INTEGER PRIMARY KEY,
+                   -- Of its last commit, but for commits behind the greatest of these positions.
+                   position INTEGER NOT NULL,
+                   -- Of all its commits up to there.
+                   commit_bytes INTEGER NOT NULL);
                  PRAGMA application_id = {APPLICATION_ID};
                  PRAGMA user_version = {FORMAT};
                  COMMIT;"
@@ -170,9 +193,20 @@ fn database(path: &Path, partitions: u16) -> Result<Connection, OpenError> {
     } else if format > FORMAT {
         return Err(OpenError::Newer { path: path.to_owned(), found: format });
     }
+    let commits = tail::commits_behind_the_end(&connection).map_err(failed)?;
+    if commits > 1 {
+        return Err(OpenError::Damaged { path: path.to_owned(), commits });
+    }
     // After a failed fsync the log may be well in the kernel's memory and not on the disk. Nothing is
     // acknowledged that rests on it before it was moved, and that has succeeded.
-    let moved = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+    let move_all = || connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+    let mut moved = move_all();
+    if let Err(error) = &moved
+        && let BackboneError::Full(_) = failure(error)
+        && std::fs::remove_file(path.with_file_name(RESERVE)).is_ok()
+    {
+        moved = move_all();
+    }
     moved.map_err(failed)?;
     let found = connection.query_row("SELECT partitions FROM room", [], |row| row.get(0));
     let found: u16 = found.map_err(failed)?;
@@ -197,26 +231,38 @@ fn sync(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
+/// Reads where the logs end.
+fn read_ends(connection: &Connection, partitions: u16) -> rusqlite::Result<Logs> {
+    let logs = Logs::new(partitions);
+    let mut ends = connection.prepare("SELECT partition, position, commit_bytes FROM ends")?;
+    let mut rows = ends.query([])?;
+    let mut seen = Position(0);
+    while let Some(row) = rows.next()? {
+        let position = Position(row.get::<_, i64>(1)? as u64);
+        logs.add(PartitionId(row.get(0)?), position, row.get::<_, i64>(2)? as u64);
+        seen = seen.max(position);
+    }
+    let behind = "SELECT id, length(commit_bytes) FROM commits WHERE id >= ? ORDER BY id";
+    let mut behind = connection.prepare(behind)?;
+    let mut rows = behind.query(params![id_of(PartitionId(0), seen.next())])?;
+    while let Some(row) = rows.next()? {
+        let id = row.get(0)?;
+        logs.add(partition_of(id), position_of(id), row.get::<_, i64>(1)? as u64);
+    }
+    Ok(logs)
+}
+
 fn id_of(partition: PartitionId, position: Position) -> i64 {
-    // A log has fewer than 2^48 commits for as long as anybody lives.
-    (i64::from(partition.0) << 48) | position.0 as i64
+    // Positions stay below 2^47 for as long as anybody lives.
+    ((position.0 as i64) << 16) | i64::from(partition.0)
 }
 
-/// The first id that a commit of this partition could have, and the last.
-fn ids(partition: PartitionId) -> (i64, i64) {
-    (id_of(partition, Position(0)), id_of(partition, Position((1 << 48) - 1)))
-}
-
-/// How many bytes the commits of these ids have. Reads no commit.
-fn size(connection: &Connection, first: i64, last: i64) -> rusqlite::Result<u64> {
-    let size =
-        "SELECT coalesce(sum(length(commit_bytes)), 0) FROM commits WHERE id BETWEEN ? AND ?";
-    let size: i64 = connection.prepare_cached(size)?.query_row([first, last], |row| row.get(0))?;
-    Ok(size as u64)
+fn partition_of(id: i64) -> PartitionId {
+    PartitionId(id as u16)
 }
 
 fn position_of(id: i64) -> Position {
-    Position(id as u64 & 0xffff_ffff_ffff)
+    Position((id >> 16) as u64)
 }
 
 fn checksum(id: i64, commit: &[u8]) -> u32 {
@@ -274,8 +320,8 @@ impl Backbone for Embedded {
         Some(&self.dir)
     }
 
-    fn append(&self, partition: PartitionId, position: Position, commit: Bytes) -> Work<'_, ()> {
-        ask(&self.writer, |done| Write::Append(partition, position, commit, done))
+    fn append(&self, partition: PartitionId, last: Position, commit: Bytes) -> Work<'_, Position> {
+        ask(&self.writer, |done| Write::Append(Append { partition, last, commit, done }))
     }
 
     fn last(&self, partition: PartitionId) -> Work<'_, Option<(Position, Bytes)>> {
@@ -292,10 +338,14 @@ impl Backbone for Embedded {
     }
 
     fn size(&self, partition: PartitionId) -> Work<'_, u64> {
-        ask(&self.reader, |done| Read::Size(partition, done))
+        Box::pin(std::future::ready(Ok(self.logs.bytes(partition))))
     }
 
-    fn trim(&self, partition: PartitionId, position: Position) -> Work<'_, u64> {
+    fn backlog(&self, _partition: PartitionId, position: Position) -> u64 {
+        self.logs.since(position)
+    }
+
+    fn trim(&self, partition: PartitionId, position: Position) -> Work<'_, ()> {
         ask(&self.writer, |done| Write::Trim(partition, position, done))
     }
 }

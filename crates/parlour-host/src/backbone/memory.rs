@@ -45,14 +45,15 @@ impl Backbone for Memory {
         self.logs.len() as u16
     }
 
-    fn append(&self, partition: PartitionId, position: Position, commit: Bytes) -> Work<'_, ()> {
+    fn append(&self, partition: PartitionId, last: Position, commit: Bytes) -> Work<'_, Position> {
         let mut log = self.log(partition);
-        if position != log.last.next() {
+        if last != log.last {
             return done(Err(BackboneError::Fenced));
         }
+        let position = last.next();
         log.last = position;
         log.commits.insert(position, commit);
-        done(Ok(()))
+        done(Ok(position))
     }
 
     fn last(&self, partition: PartitionId) -> Work<'_, Option<(Position, Bytes)>> {
@@ -81,13 +82,12 @@ impl Backbone for Memory {
         done(Ok(log.commits.values().map(|commit| commit.len() as u64).sum()))
     }
 
-    fn trim(&self, partition: PartitionId, position: Position) -> Work<'_, u64> {
+    fn trim(&self, partition: PartitionId, position: Position) -> Work<'_, ()> {
         let mut log = self.log(partition);
         if position >= log.last {
             return done(Err(BackboneError::Failed("the last commit is not let go".into())));
         }
-        let kept = log.commits.split_off(&position.next());
-        let gone = std::mem::replace(&mut log.commits, kept);
-        done(Ok(gone.values().map(|commit| commit.len() as u64).sum()))
+        log.commits = log.commits.split_off(&position.next());
+        done(Ok(()))
     }
 }

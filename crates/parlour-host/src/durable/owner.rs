@@ -171,9 +171,19 @@ impl Owner {
     async fn open(&mut self) -> Result<(), BackboneError> {
         let shared = self.durable.0.clone();
         let backbone = &shared.backbone;
-        if let Some((_, last)) = backbone.last(self.id).await? {
+        let seen = self.view.seen(self.id).await;
+        let last = backbone.last(self.id).await?;
+        let end = last.as_ref().map_or(Position(0), |(position, _)| *position);
+        if end < seen {
+            let error = format!(
+                "partition {} had commits up to {}, and ends at {}",
+                self.id, seen.0, end.0
+            );
+            return Err(BackboneError::Damaged(error));
+        }
+        if let Some((_, last)) = last {
             let base = Partition::base(&last)?;
-            let seen = self.view.seen(self.id).await;
+            self.partition.begin(base);
             // What only the view lacks is not needed for the state.
             let mut next = base.min(seen).next();
             loop {
@@ -182,7 +192,7 @@ impl Owner {
                 next = position.next();
                 for (position, commit) in commits {
                     if position > seen {
-                        let settled = settled_in(position, &commit)?;
+                        let settled = settled_in(&commit)?;
                         self.view.add(self.id, position, settled);
                     }
                     if position > base {
@@ -356,10 +366,11 @@ impl Owner {
 
     /// Writes what was decided, and then tells it.
     async fn commit(&mut self) -> Result<(), BackboneError> {
-        if let Some(Commit { position, bytes, changed, settled }) = self.partition.take_commit() {
+        if let Some(Commit { previous, bytes, changed, settled }) = self.partition.take_commit() {
             self.size += bytes.len() as u64;
-            self.append(position, bytes).await?;
-            let places = settled.iter().map(|it| (it.delivery.id.number, it.place));
+            let position = self.append(previous, bytes).await?;
+            self.partition.appended(position);
+            let places = settled.iter().map(|it| (it.delivery.id.number, it.offset));
             self.view.add(self.id, position, places.collect());
             for settled in settled {
                 self.tell_end(settled);
@@ -387,10 +398,14 @@ impl Owner {
     }
 
     /// Writes a commit, and waits for room on the disk where there is none.
-    async fn append(&mut self, position: Position, bytes: Bytes) -> Result<(), BackboneError> {
+    async fn append(
+        &mut self,
+        previous: Position,
+        bytes: Bytes,
+    ) -> Result<Position, BackboneError> {
         let shared = self.durable.0.clone();
         loop {
-            match shared.backbone.append(self.id, position, bytes.clone()).await {
+            match shared.backbone.append(self.id, previous, bytes.clone()).await {
                 Err(error @ BackboneError::Full(_)) => {
                     self.refuse_accepts(&error);
                     shared.failure.lock().get_or_insert(error);
@@ -466,12 +481,13 @@ impl Owner {
 
     /// Sends an attempt on its way, now that the log tells of it.
     async fn send(&mut self, start: Start, slot: Slot) -> Result<(), BackboneError> {
-        let Start { id, token, attempt, agent, message, .. } = start;
+        let Start { id, token, attempt, agent, .. } = start;
         // It may have ended in the same commit.
         let is_current = |it: &Delivery| it.check(token).is_ok();
-        if !self.partition.get(id).is_some_and(is_current) {
+        let current = self.partition.get(id).filter(|it| is_current(it));
+        let Some(message) = current.and_then(|_| self.partition.message(id)) else {
             return Ok(());
-        }
+        };
         let message = self.load(message).await?;
         let exchange = self.durable.0.exchange.clone();
         let owner = self.durable.inbox(self.id).queue.clone();
@@ -534,7 +550,11 @@ impl Owner {
     /// Lets the first commit go that the state is made of, when little of the log is needed. Returns
     /// whether there may be another: those who wait for something have their turn in between.
     async fn tidy(&mut self) -> Result<bool, BackboneError> {
-        let Some(position) = self.partition.poll_carry(SLACK) else { return Ok(false) };
+        let shared = &self.durable.0;
+        // What each partition has to read of what all have, if all are as long.
+        let backlog =
+            |position| shared.backbone.backlog(self.id, position) as usize / shared.inboxes.len();
+        let Some(position) = self.partition.poll_carry(SLACK, backlog) else { return Ok(false) };
         let commit = self.commit_at(position).await?;
         self.partition.carry(position, &commit)?;
         self.commit().await?;
@@ -548,7 +568,6 @@ impl Owner {
         let most = settings.retention_bytes.0 as u64 / shared.inboxes.len() as u64;
         let oldest = Timestamp(now.0.saturating_sub(settings.retention_age.as_millis() as u64));
         loop {
-            let mut size = self.size;
             let mut until = None;
             let commits = shared.backbone.read(self.id, Position(1), READ).await?;
             let count = commits.len();
@@ -556,15 +575,15 @@ impl Owner {
             for (position, commit) in commits {
                 let is_needed = position > self.partition.needless();
                 let is_old = time_of(&commit)? < oldest;
-                if is_needed || !(is_old || size > most) {
+                if is_needed || !(is_old || self.size > most) {
                     break;
                 }
-                size -= commit.len() as u64;
+                self.size -= commit.len() as u64;
                 until = Some(position);
                 gone += 1;
             }
             let Some(until) = until else { return Ok(()) };
-            self.size -= shared.backbone.trim(self.id, until).await?;
+            shared.backbone.trim(self.id, until).await?;
             self.view.forget(self.id, until);
             if gone < count {
                 return Ok(());

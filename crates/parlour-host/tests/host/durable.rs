@@ -71,7 +71,7 @@ async fn an_attempt_that_takes_too_long_has_failed_and_its_worker_is_told() {
 
 #[tokio::test(start_paused = true)]
 async fn what_waits_for_a_worker_waits_for_ever_and_begins_when_one_is_there() {
-    let room = Room::open(&[]);
+    let room = Room::open(&[("durable.partitions", "1")]);
     let id = send(&room, "late/1", "").await;
     sleep(Duration::from_secs(30 * 24 * 3600)).await;
     assert_eq!(look(&room, &id, "").await["state"], "accepted");

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::durable::{MAX_STEPS, MessageKind};
+use crate::durable::{FORMAT, MAX_STEPS, MessageKind, previous_of, settled_in};
 use crate::{Header, Payload, Principal};
 
 const MEMORY: usize = 1000;
@@ -91,11 +91,15 @@ impl Owner {
             let Delivery { id, state, .. } = settled.delivery;
             let earlier = self.settled.insert(id.number, state);
             assert_eq!(earlier, None, "{id} ended twice");
-            assert_eq!(Settled::read(&commit.bytes, settled.place).as_ref(), Ok(settled));
+            assert_eq!(Settled::read(&commit.bytes, settled.offset).as_ref(), Ok(settled));
         }
-        let places = commit.settled.iter().map(|it| (it.delivery.id.number, it.place));
-        assert_eq!(settled_in(commit.position, &commit.bytes), Ok(places.collect()));
-        self.log.insert(commit.position, commit.bytes);
+        let places = commit.settled.iter().map(|it| (it.delivery.id.number, it.offset));
+        assert_eq!(settled_in(&commit.bytes), Ok(places.collect()));
+        assert_eq!(previous_of(&commit.bytes), Ok(commit.previous));
+        // Positions rise, with gaps between them.
+        let position = Position(commit.previous.0 + 1 + commit.bytes.len() as u64 % 3);
+        self.partition.appended(position);
+        self.log.insert(position, commit.bytes);
         self.log.retain(|position, _| *position > self.partition.needless());
     }
 
@@ -104,6 +108,7 @@ impl Owner {
         let mut partition = Partition::new(PartitionId(3), 1, MEMORY);
         let Some(last) = self.log.values().last() else { return partition };
         let base = Partition::base(last).unwrap();
+        partition.begin(base);
         for (position, commit) in self.log.range(base.next()..) {
             partition.replay(*position, commit).unwrap();
         }
@@ -123,18 +128,21 @@ impl Owner {
 fn view(partition: &Partition) -> impl PartialEq + std::fmt::Debug {
     let mut deliveries: Vec<_> = partition.iter().cloned().collect();
     deliveries.sort_by_key(|it| it.id.number);
-    let keys: BTreeMap<_, _> = partition.keys.iter().map(|(k, v)| (*k, v.clone())).collect();
-    let commits: Vec<_> =
-        partition.commits.iter().map(|it| (it.position, it.bytes, it.live)).collect();
+    let position = |commit| partition.log.position(commit);
+    let keys = partition.keys.iter().map(|(key, (entry, at))| (*key, entry.clone(), position(*at)));
+    let keys: BTreeMap<_, _> = keys.map(|(key, entry, at)| (key, (entry, at))).collect();
+    let sources = partition.sources.values().map(|(source, at)| (*source, position(*at)));
+    let sources: Vec<_> = sources.collect();
+    let commits: Vec<_> = partition.log.iter().collect();
     let scalars = &partition.scalars;
     (
         deliveries,
         keys,
-        partition.sources.clone(),
-        (scalars.totals, partition.standing, partition.position),
+        sources,
+        (scalars.totals, partition.standing, scalars.previous),
         partition.timers.clone(),
         commits,
-        (partition.commit_bytes, partition.live_bytes),
+        (partition.log.bytes(), partition.live_bytes),
     )
 }
 
@@ -169,7 +177,8 @@ fn a_delivery_lives_from_its_acceptance_to_its_end() {
     let id = owner.accept(accept("a/1"));
     let start = owner.start().unwrap();
     assert_eq!((start.id, start.attempt), (id, 1));
-    assert_eq!(start.message.unwrap().payload, Payload::text("work"));
+    let message = owner.partition.message(id).unwrap().unwrap();
+    assert_eq!(message.payload, Payload::text("work"));
     owner.partition.received(id, start.token, owner.now).unwrap();
     owner.partition.processing(id, start.token, "half".into(), owner.now).unwrap();
     owner.end(id, start.token, Ok(Payload::text("done"))).unwrap();
@@ -354,8 +363,12 @@ fn a_commit_of_a_later_format_or_out_of_place_is_refused() {
     let mut partition = Partition::new(PartitionId(3), 1, MEMORY);
     let refused = partition.replay(Position(1), &newer.into());
     assert_eq!(refused, Err(Corrupt::Newer(FORMAT + 1)));
-    partition.replay(Position(1), &commits[0]).unwrap();
-    assert!(matches!(partition.replay(Position(3), &commits[1]), Err(Corrupt::Contradiction(_))));
+    assert!(matches!(partition.replay(Position(1), &commits[1]), Err(Corrupt::Contradiction(_))));
+    let first = previous_of(&commits[1]).unwrap();
+    partition.replay(first, &commits[0]).unwrap();
+    let again = partition.replay(first, &commits[0]);
+    assert!(matches!(again, Err(Corrupt::Contradiction(_))));
+    partition.replay(first.next(), &commits[1]).unwrap();
 }
 
 #[test]
@@ -523,7 +536,7 @@ fn run(owner: &mut Owner, op: Op) {
         Op::Carry => {
             // What is not on disk is not carried: its commit is not there to be read.
             owner.commit();
-            while let Some(position) = owner.partition.poll_carry(0) {
+            while let Some(position) = owner.partition.poll_carry(0, |_| 0) {
                 let commit = owner.log[&position].clone();
                 owner.partition.carry(position, &commit).unwrap();
                 owner.commit();

@@ -1,12 +1,14 @@
 //! The thread that reads.
 
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use bytes::Bytes;
 use parlour_core::durable::{PartitionId, Position};
 use rusqlite::{Connection, params};
 
-use super::{Done, checksum, failure, id_of, ids, position_of, size};
+use super::logs::Logs;
+use super::{Done, checksum, failure, id_of, position_of};
 use crate::backbone::BackboneError;
 
 type Commits = Vec<(Position, Bytes)>;
@@ -14,16 +16,16 @@ type Commits = Vec<(Position, Bytes)>;
 pub(super) enum Read {
     Last(PartitionId, Done<Option<(Position, Bytes)>>),
     From(PartitionId, Position, usize, Done<Commits>),
-    Size(PartitionId, Done<u64>),
 }
 
 pub(super) struct Reader {
     connection: Connection,
+    logs: Arc<Logs>,
 }
 
 impl Reader {
-    pub(super) fn new(connection: Connection) -> Self {
-        Self { connection }
+    pub(super) fn new(connection: Connection, logs: Arc<Logs>) -> Self {
+        Self { connection, logs }
     }
 
     pub(super) fn run(self, queue: &Receiver<Read>) {
@@ -34,46 +36,37 @@ impl Reader {
                 Read::From(partition, position, bytes, done) => {
                     drop(done.send(self.read(partition, position, bytes)));
                 }
-                Read::Size(partition, done) => drop(done.send(self.size(partition))),
             }
         }
     }
 
     fn last(&self, partition: PartitionId) -> Result<Option<(Position, Bytes)>, BackboneError> {
-        let last = "SELECT id, checksum, commit_bytes FROM commits
-                    WHERE id BETWEEN ? AND ? ORDER BY id DESC";
-        Ok(self.commits(last, partition, Position(0), 0)?.pop())
+        let last = self.logs.last(partition);
+        if last == Position(0) {
+            return Ok(None);
+        }
+        let commit = self.read(partition, last, 0)?.pop();
+        let missing = || {
+            let error = format!("commit {} of partition {partition} is missing", last.0);
+            BackboneError::Damaged(error)
+        };
+        commit.ok_or_else(missing).map(Some)
     }
 
+    /// The commits from `position` on, as many as fit into `bytes` but at least one.
     fn read(
         &self,
         partition: PartitionId,
         position: Position,
         bytes: usize,
     ) -> Result<Commits, BackboneError> {
-        let from = "SELECT id, checksum, commit_bytes FROM commits
-                    WHERE id BETWEEN ? AND ? ORDER BY id";
-        self.commits(from, partition, position, bytes)
-    }
-
-    fn size(&self, partition: PartitionId) -> Result<u64, BackboneError> {
-        let (first, last) = ids(partition);
-        size(&self.connection, first, last).map_err(|error| failure(&error))
-    }
-
-    /// What `query` finds of a partition from `position` on, as much as fits into `bytes` but at least
-    /// one.
-    fn commits(
-        &self,
-        query: &str,
-        partition: PartitionId,
-        position: Position,
-        bytes: usize,
-    ) -> Result<Commits, BackboneError> {
         let failed = |error| failure(&error);
-        let mut query = self.connection.prepare_cached(query).map_err(failed)?;
-        let (_, last) = ids(partition);
-        let mut rows = query.query(params![id_of(partition, position), last]).map_err(failed)?;
+        let from = "SELECT id, checksum, commit_bytes FROM commits
+                    WHERE id BETWEEN ? AND ? AND id & 65535 = ? ORDER BY id";
+        let mut query = self.connection.prepare_cached(from).map_err(failed)?;
+        let first = position.max(self.logs.trimmed(partition).next());
+        let ids = [first, self.logs.last(partition)].map(|position| id_of(partition, position));
+        let mut rows = query.query(params![ids[0], ids[1], partition.0]).map_err(failed)?;
         let (mut commits, mut length) = (Vec::new(), 0);
         while let Some(row) = rows.next().map_err(failed)? {
             let id: i64 = row.get(0).map_err(failed)?;

@@ -1,14 +1,17 @@
 //! The thread that writes.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use parlour_core::durable::{PartitionId, Position};
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Transaction, params};
 
+use super::logs::Logs;
 use super::reserve::Reserve;
-use super::{Done, checksum, failure, id_of, ids, position_of, size};
+use super::sweep::Sweep;
+use super::{Done, checksum, failure, id_of};
 use crate::backbone::BackboneError;
 
 /// How many jobs go into one transaction at the most, and after how many bytes there are enough.
@@ -17,176 +20,218 @@ const BYTES: usize = 4 << 20;
 /// After how many bytes of commits the write-ahead log is moved into the database. Shorter, and it is
 /// done too often; longer, and a commit waits for it too long.
 const LOG: usize = 8 << 20;
-/// How often it is tried to have a reserve again.
+/// How often it is tried to have a reserve again, when there is nothing to do.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How many commits are looked at, of those that may go, in a transaction that others wait for, and in
+/// one that nobody waits for.
+const SLICE: usize = 64;
+const IDLE_SLICE: usize = 1024;
 
 pub(super) enum Write {
-    Append(PartitionId, Position, Bytes, Done<()>),
-    Trim(PartitionId, Position, Done<u64>),
+    Append(Append),
+    Trim(PartitionId, Position, Done<()>),
 }
 
-impl Write {
-    fn weight(&self) -> usize {
-        match self {
-            Self::Append(_, _, commit, _) => commit.len(),
-            Self::Trim(..) => 0,
-        }
-    }
-
-    /// Answers whoever asked and may not wait any more.
-    fn done(self, result: Result<u64, BackboneError>) {
-        match self {
-            Self::Append(.., done) => drop(done.send(result.map(drop))),
-            Self::Trim(.., done) => drop(done.send(result)),
-        }
-    }
+pub(super) struct Append {
+    pub(super) partition: PartitionId,
+    /// Where the last commit has to be.
+    pub(super) last: Position,
+    pub(super) commit: Bytes,
+    pub(super) done: Done<Position>,
 }
 
 pub(super) struct Writer {
     connection: Connection,
-    /// The last position of each partition.
-    last: Vec<Position>,
+    logs: Arc<Logs>,
     reserve: Reserve,
-    /// Bytes written since it was last moved.
+    sweep: Sweep,
+    /// Bytes written since the write-ahead log was last moved.
     unmoved: usize,
     /// Why nothing is written any more.
     failed: Option<BackboneError>,
 }
 
 impl Writer {
-    pub(super) fn new(
-        connection: Connection,
-        partitions: u16,
-        reserve: Reserve,
-    ) -> rusqlite::Result<Self> {
-        let last = |partition| {
-            let (first, most) = ids(PartitionId(partition));
-            let last = "SELECT max(id) FROM commits WHERE id BETWEEN ? AND ?";
-            let id: Option<i64> =
-                connection.query_row(last, params![first, most], |row| row.get(0))?;
-            Ok(id.map_or(Position(0), position_of))
-        };
-        let last = (0..partitions).map(last).collect::<rusqlite::Result<_>>()?;
-        Ok(Self { connection, last, reserve, unmoved: 0, failed: None })
+    pub(super) fn new(connection: Connection, logs: Arc<Logs>, reserve: Reserve) -> Self {
+        let sweep = Sweep::new(logs.clone());
+        Self { connection, logs, reserve, sweep, unmoved: 0, failed: None }
     }
 
     pub(super) fn run(mut self, queue: &Receiver<Write>) {
         loop {
-            let first = match queue.recv_timeout(PAUSE) {
-                Ok(first) => first,
-                Err(RecvTimeoutError::Timeout) => {
-                    if !self.reserve.is_there() {
-                        self.reserve.take();
+            let first = if self.sweep.is_due() && self.failed.is_none() {
+                match queue.try_recv() {
+                    Ok(first) => first,
+                    Err(TryRecvError::Empty) => {
+                        self.sweep_alone();
+                        continue;
                     }
-                    continue;
+                    Err(TryRecvError::Disconnected) => return,
                 }
-                Err(RecvTimeoutError::Disconnected) => return,
+            } else {
+                match queue.recv_timeout(PAUSE) {
+                    Ok(first) => first,
+                    Err(RecvTimeoutError::Timeout) => {
+                        self.idle();
+                        continue;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
             };
-            let mut bytes = first.weight();
-            let mut jobs = vec![first];
-            while jobs.len() < JOBS
-                && bytes < BYTES
-                && let Ok(job) = queue.try_recv()
-            {
-                bytes += job.weight();
-                jobs.push(job);
+            let (mut bytes, mut jobs) = (0, 0);
+            let mut appends = Vec::new();
+            let mut next = Some(first);
+            while let Some(job) = next {
+                match job {
+                    Write::Append(append) => {
+                        bytes += append.commit.len();
+                        appends.push(append);
+                    }
+                    Write::Trim(partition, position, done) => {
+                        // Whoever asked may not wait any more.
+                        let _ = done.send(self.trim(partition, position));
+                    }
+                }
+                jobs += 1;
+                let has_room = jobs < JOBS && bytes < BYTES;
+                next = if has_room { queue.try_recv().ok() } else { None };
             }
-            self.work(jobs);
+            self.append(appends);
         }
     }
 
-    /// Does all of `jobs` in one transaction, and answers them.
-    fn work(&mut self, jobs: Vec<Write>) {
-        let mut last = self.last.clone();
-        let mut admitted = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            match job {
-                Write::Append(partition, position, ..) => {
-                    let last = &mut last[usize::from(partition.0)];
-                    if position == last.next() {
-                        *last = position;
-                        admitted.push(job);
-                    } else {
-                        job.done(Err(BackboneError::Fenced));
-                    }
-                }
-                Write::Trim(partition, position, _) => {
-                    if position < last[usize::from(partition.0)] {
-                        admitted.push(job);
-                    } else {
-                        let error = "the last commit is not let go".to_owned();
-                        job.done(Err(BackboneError::Failed(error)));
-                    }
-                }
+    fn trim(&mut self, partition: PartitionId, position: Position) -> Result<(), BackboneError> {
+        if position >= self.logs.last(partition) {
+            return Err(BackboneError::Failed("the last commit is not let go".into()));
+        }
+        self.logs.trim(partition, position);
+        self.sweep.ask();
+        Ok(())
+    }
+
+    /// Does all of them in one transaction, and answers them.
+    fn append(&mut self, appends: Vec<Append>) {
+        let mut admitted: Vec<Append> = Vec::with_capacity(appends.len());
+        for append in appends {
+            let is_first = admitted.iter().all(|it| it.partition != append.partition);
+            if is_first && append.last == self.logs.last(append.partition) {
+                admitted.push(append);
+            } else {
+                let _ = append.done.send(Err(BackboneError::Fenced));
             }
         }
-        let mut written = self.write(&admitted);
+        if admitted.is_empty() {
+            return;
+        }
+        let mut written = self.write(&admitted, SLICE);
         if matches!(written, Err(BackboneError::Full(_))) && self.reserve.give() {
-            written = self.write(&admitted);
+            written = self.write(&admitted, SLICE);
         }
-        match written {
-            Ok(freed) => {
-                self.last = last;
-                admitted.into_iter().zip(freed).for_each(|(job, freed)| job.done(Ok(freed)));
-            }
-            Err(error) => {
-                // What is on the disk is not known any more, and another attempt would not tell: the
-                // kernel may have dropped the pages that it could not write.
-                if !matches!(error, BackboneError::Full(_)) {
-                    self.failed = Some(error.clone());
-                }
-                admitted.into_iter().for_each(|job| job.done(Err(error.clone())));
-            }
+        for append in admitted {
+            let _ = append.done.send(written.clone());
         }
     }
 
-    /// Returns for each job how many bytes it let go.
-    fn write(&mut self, jobs: &[Write]) -> Result<Vec<u64>, BackboneError> {
+    /// Lets go of what may go, while nobody waits.
+    fn sweep_alone(&mut self) {
+        match self.write(&[], IDLE_SLICE) {
+            Ok(_) => {}
+            // It has to wait for room.
+            Err(BackboneError::Full(_)) if !self.reserve.give() => self.sweep.put_off(),
+            Err(error) => tracing::error!(%error, "what is too old cannot be let go"),
+        }
+    }
+
+    fn idle(&mut self) {
+        if !self.reserve.is_there() {
+            self.reserve.take();
+        }
+        self.sweep.hurry();
+        if self.failed.is_none()
+            && let Err(error) = super::sweep::shrink(&self.connection)
+        {
+            self.fail(&failure(&error));
+        }
+    }
+
+    /// Returns the position of the commits.
+    fn write(&mut self, appends: &[Append], slice: usize) -> Result<Position, BackboneError> {
         if let Some(failed) = &self.failed {
             return Err(failed.clone());
         }
-        if jobs.is_empty() {
-            return Ok(Vec::new());
+        let position = self.logs.next();
+        let bytes: usize = appends.iter().map(|it| it.commit.len()).sum();
+        let is_long = self.unmoved + bytes >= LOG;
+        self.sweep.count();
+        let slice = if self.sweep.is_due() { slice } else { 0 };
+        if let Err(error) = self.transact(appends, position, slice, is_long) {
+            let error = failure(&error);
+            self.fail(&error);
+            return Err(error);
         }
-        let freed = self.transact(jobs).map_err(|error| failure(&error))?;
-        self.unmoved += jobs.iter().map(Write::weight).sum::<usize>();
-        if self.unmoved >= LOG {
+        self.unmoved += bytes;
+        for Append { partition, commit, .. } in appends {
+            self.logs.add(*partition, position, commit.len() as u64);
+        }
+        if is_long {
             self.unmoved = 0;
             let moved = self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
-            match moved.map_err(|error| failure(&error)) {
-                // What is in the log is safe there. It is moved when there is room.
-                Ok(()) | Err(BackboneError::Full(_)) => {}
-                // These commits are on the disk, but none can follow.
-                Err(error) => self.failed = Some(error),
+            // These commits are on the disk, but none can follow where this failed. Where there is
+            // no room, it is done later: what is in the write-ahead log is safe there.
+            if let Err(error) = moved {
+                self.fail(&failure(&error));
             }
         }
-        Ok(freed)
+        Ok(position)
     }
 
-    fn transact(&mut self, jobs: &[Write]) -> rusqlite::Result<Vec<u64>> {
-        let mut freed = vec![0; jobs.len()];
+    /// What is on the disk is not known any more, and another attempt would not tell: the kernel may
+    /// have dropped the pages that it could not write.
+    fn fail(&mut self, error: &BackboneError) {
+        if !matches!(error, BackboneError::Full(_)) {
+            self.failed = Some(error.clone());
+        }
+    }
+
+    fn transact(
+        &mut self,
+        appends: &[Append],
+        position: Position,
+        slice: usize,
+        is_long: bool,
+    ) -> rusqlite::Result<()> {
         // Dropped before its end, it is rolled back.
         let transaction = self.connection.transaction()?;
+        let swept = if slice > 0 { Some(self.sweep.slice(&transaction, slice)?) } else { None };
+        if is_long || swept.is_some() {
+            let freed = swept.as_ref().map(|swept| &swept.freed[..]);
+            write_ends(&transaction, &self.logs, freed.unwrap_or_default())?;
+        }
         {
             let mut insert = transaction.prepare_cached("INSERT INTO commits VALUES (?, ?, ?)")?;
-            let mut delete =
-                transaction.prepare_cached("DELETE FROM commits WHERE id BETWEEN ? AND ?")?;
-            for (job, freed) in jobs.iter().zip(&mut freed) {
-                match job {
-                    Write::Append(partition, position, commit, _) => {
-                        let id = id_of(*partition, *position);
-                        insert.execute(params![id, checksum(id, commit), &**commit])?;
-                    }
-                    Write::Trim(partition, position, _) => {
-                        let (first, _) = ids(*partition);
-                        let last = id_of(*partition, *position);
-                        *freed = size(&transaction, first, last)?;
-                        delete.execute(params![first, last])?;
-                    }
-                }
+            for Append { partition, commit, .. } in appends {
+                let id = id_of(*partition, position);
+                insert.execute(params![id, checksum(id, commit), &**commit])?;
             }
         }
         transaction.commit()?;
-        Ok(freed)
+        if let Some(swept) = swept {
+            self.sweep.done(swept);
+        }
+        Ok(())
     }
+}
+
+/// Writes where the logs end, so that a host that starts need not look for it further back.
+fn write_ends(transaction: &Transaction<'_>, logs: &Logs, freed: &[u64]) -> rusqlite::Result<()> {
+    let mut write = transaction.prepare_cached("INSERT OR REPLACE INTO ends VALUES (?, ?, ?)")?;
+    for partition in logs.partitions() {
+        let last = logs.last(partition);
+        let freed = freed.get(usize::from(partition.0)).copied().unwrap_or_default();
+        if last > Position(0) {
+            let bytes = logs.bytes(partition) - freed;
+            write.execute(params![partition.0, last.0 as i64, bytes as i64])?;
+        }
+    }
+    Ok(())
 }

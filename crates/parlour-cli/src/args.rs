@@ -229,6 +229,9 @@ Examples:
     /// A worker of `parlour demo`
     #[command(hide = true)]
     DemoWorker(DemoWorker),
+    /// The host that `parlour demo` kills
+    #[command(hide = true)]
+    DemoHost(DemoHost),
 }
 
 #[derive(Debug, Arguments)]
@@ -575,6 +578,12 @@ pub(crate) struct DemoWorker {
     pub(crate) kind: DemoKind,
     #[arg(long)]
     pub(crate) url: String,
+}
+
+#[derive(Clone, Debug, Arguments)]
+pub(crate) struct DemoHost {
+    #[arg(long)]
+    pub(crate) data: String,
 }
 
 /// Reads `NAME=VALUE`.

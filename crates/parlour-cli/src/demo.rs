@@ -1,5 +1,6 @@
 //! `parlour demo`: a room at work, one step after the other, each with the time it took.
 
+use std::ffi::OsStr;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use crate::exit::{Code, Failure};
 use crate::output::{Mode, Output, escape};
 use crate::signals::Signals;
 
+pub(crate) mod kept;
 pub(crate) mod worker;
 
 const GREETING: &str = "Hello distributed HTTP runtime!";
@@ -80,6 +82,7 @@ async fn show(output: &Output) -> Result<Room, Failure> {
     call(&client, "upper", UPPERED, output).await?;
     publish(&client, &mut reverse, &mut upper, output).await?;
     lose(&client, &url, output).await?;
+    kept::show(output).await?;
     Ok(Room { url, reverse, upper, client })
 }
 
@@ -145,9 +148,7 @@ async fn lose(client: &Client, url: &str, output: &Output) -> Result<(), Failure
     slow.says(worker::RUNNING).await?;
     let began = now();
     let pid = slow.pid();
-    slow.child.start_kill().map_err(|error| {
-        Failure::new(Code::Failed, format!("cannot kill process {pid}: {error}"))
-    })?;
+    slow.kill().await?;
     let answer = call.await.map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
     let Err(error) = answer else {
         return Err(Failure::new(Code::Failed, "a worker that was killed has answered"));
@@ -172,9 +173,7 @@ async fn lose(client: &Client, url: &str, output: &Output) -> Result<(), Failure
     );
     step(output, document, began, &text)?;
     same("what the caller is told", kind, FaultKind::WorkerLost.name())?;
-    same("what the caller is told", ran, "it may have run")?;
-    let _ = slow.child.wait().await;
-    Ok(())
+    same("what the caller is told", ran, "it may have run")
 }
 
 impl Room {
@@ -202,7 +201,7 @@ impl Room {
     }
 }
 
-/// A worker in a process of its own. It ends with this value, and with this whole program too.
+/// A worker or a host in a process of its own. It ends with this value, and with this whole program too.
 struct Process {
     name: &'static str,
     child: Child,
@@ -212,12 +211,20 @@ struct Process {
 impl Process {
     fn start(kind: DemoKind, url: &str) -> Result<Self, Failure> {
         let name = worker::name(kind);
+        Self::spawn(name, ["demo-worker", name, "--url", url].map(OsStr::new))
+    }
+
+    fn spawn<'a>(
+        name: &'static str,
+        args: impl IntoIterator<Item = &'a OsStr>,
+    ) -> Result<Self, Failure> {
         let failed = |error: std::io::Error| {
-            Failure::new(Code::Failed, format!("cannot start the worker {name}: {error}"))
+            Failure::new(Code::Failed, format!("cannot start the process `{name}`: {error}"))
         };
         let binary = std::env::current_exe().map_err(failed)?;
         let mut child = Command::new(binary)
-            .args(["demo-worker", name, "--url", url, "--output", "text"])
+            .args(args)
+            .args(["--output", "text"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -239,7 +246,15 @@ impl Process {
             None
         };
         tokio::time::timeout(PATIENCE, search).await.ok().flatten().ok_or_else(|| {
-            Failure::new(Code::Failed, format!("the worker {name} did not say `{what}`"))
+            Failure::new(Code::Failed, format!("the process `{name}` did not say `{what}`"))
+        })
+    }
+
+    /// Kills it, and waits until it has ended.
+    async fn kill(&mut self) -> Result<(), Failure> {
+        let pid = self.pid();
+        self.child.kill().await.map_err(|error| {
+            Failure::new(Code::Failed, format!("cannot kill process {pid}: {error}"))
         })
     }
 

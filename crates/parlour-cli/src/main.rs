@@ -48,6 +48,7 @@ fn run(verb: &Verb, output: &Output) -> Result<Code, Failure> {
     match verb {
         Verb::Demo(args) => demo::run(args, output),
         Verb::DemoWorker(args) => demo::worker::run(args, output),
+        Verb::DemoHost(args) => demo::kept::run(args, output),
         Verb::Serve(args) => verbs::serve::run(args, output),
         Verb::Worker(args) => verbs::worker::run(args, output),
         Verb::Call(args) => verbs::call::run(args, output),

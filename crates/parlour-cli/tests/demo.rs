@@ -14,11 +14,40 @@ fn the_demonstration_shows_every_step_and_ends() {
         "upper → HELLO DISTRIBUTED HTTP RUNTIME!",
         "worker_lost",
         "may have run",
+        "on a second host → accepted as",
+        "started again as process",
+        "the message arrived → HELLO DISTRIBUTED HTTP RUNTIME!",
     ] {
         assert!(text.contains(line), "no `{line}` in\n{text}");
     }
     assert_eq!(text.matches("received").count(), 2, "{text}");
     assert_eq!(ended.stderr, "");
+}
+
+#[test]
+fn the_message_that_outlives_its_host_is_the_one_that_was_sent() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let place = dir.path().to_str().unwrap();
+    let ended = parlour(["demo", "--once", "--output", "jsonl"]).env("TMPDIR", place).run();
+    let ended = ended.with_code(0);
+    let steps: Vec<serde_json::Value> =
+        ended.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let step = |name: &str| steps.iter().find(|step| step["step"] == name).unwrap();
+    let (sent, restart, arrival) = (step("send"), step("restart"), step("arrival"));
+    assert_eq!(sent["ack"], "durable");
+    assert_eq!((&sent["id"], &sent["id"]), (&restart["id"], &arrival["id"]));
+    assert_eq!(sent["host"], restart["killed"]);
+    assert_ne!(restart["killed"], restart["started"]);
+    assert_eq!(arrival["reply"], "HELLO DISTRIBUTED HTTP RUNTIME!");
+    // Nothing is left of it.
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_step_that_fails_is_the_end_of_the_demonstration() {
+    let ended = parlour(["demo", "--once"]).env("TMPDIR", "/nowhere").run().with_code(1);
+    assert!(ended.stderr.contains("cannot make a temporary directory"), "{}", ended.stderr);
+    assert!(!ended.text().contains("arrived"), "{}", ended.text());
 }
 
 #[test]

@@ -70,12 +70,12 @@ fn agent(kind: DemoKind, output: Output) -> Agent {
 }
 
 /// Tells the demonstration. If it has gone, `orphaned` ends this process too.
-fn say(output: &Output, line: &str) {
+pub(super) fn say(output: &Output, line: &str) {
     let _ = output.line(line);
 }
 
 /// Waits until the demonstration has ended, however it did: its end of the pipe closes with it.
-async fn orphaned() {
+pub(super) async fn orphaned() {
     let mut stdin = tokio::io::stdin();
     let mut nothing = [0];
     while stdin.read(&mut nothing).await.is_ok_and(|length| length > 0) {}

@@ -33,7 +33,8 @@ pub(crate) fn run(args: &Deliveries, output: &Output) -> Result<Code, Failure> {
     })
 }
 
-fn path(id: &str) -> String {
+/// Where the host tells of a delivery.
+pub(crate) fn path(id: &str) -> String {
     format!("/v1/deliveries/{}", utf8_percent_encode(id, NON_ALPHANUMERIC))
 }
 
@@ -132,6 +133,17 @@ pub(crate) async fn reply(
     timeout: Duration,
     output: &Output,
 ) -> Result<Code, Failure> {
+    ended(rest, id, timeout).await?;
+    let body = rest.bytes(&format!("{}/reply", path(id))).await?;
+    match output.mode() {
+        Mode::Text => output.data(&body)?,
+        Mode::Json | Mode::Jsonl => output.json(&rest.read(&path(id)).await?)?,
+    }
+    Ok(Code::Ok)
+}
+
+/// Waits until a delivery has ended well. Any other end is a failure.
+pub(crate) async fn ended(rest: &Rest, id: &str, timeout: Duration) -> Result<(), Failure> {
     let until = Instant::now() + timeout;
     let mut seen = 0;
     loop {
@@ -140,14 +152,7 @@ pub(crate) async fn reply(
         let delivery = rest.wait(&wait, left).await?;
         seen = number(&delivery, "generation");
         match text(&delivery, "state").as_str() {
-            "completed" => {
-                let body = rest.bytes(&format!("{}/reply", path(id))).await?;
-                match output.mode() {
-                    Mode::Text => output.data(&body)?,
-                    Mode::Json | Mode::Jsonl => output.json(&rest.read(&path(id)).await?)?,
-                }
-                return Ok(Code::Ok);
-            }
+            "completed" => return Ok(()),
             state @ ("dead" | "cancelled" | "expired") => {
                 let why = delivery.get("fault").map(|fault| text(fault, "detail"));
                 let why = why.filter(|why| !why.is_empty());

@@ -3,10 +3,16 @@
 //! else. One thread; what a round of reads brings for one connection leaves in one write.
 //!
 //! It knows no names, deadlines, limits or metrics, and never says no: this is what the sockets cost.
+//!
+//! With `--log` it forwards nothing: what a round of reads brings is appended to a file, and each
+//! message is answered with its slot and number once `fdatasync` has returned. This is what sockets
+//! and disk cost.
 
 use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -19,6 +25,8 @@ const LISTENER: Token = Token(usize::MAX);
 const EVERYBODY: u32 = u32::MAX;
 const CLOSE: u8 = 8;
 const SLOT: usize = size_of::<u32>();
+/// The slot and the number behind it.
+const HEAD: usize = SLOT + size_of::<u64>();
 
 /// Forwards WebSocket messages by the slot in front of them.
 #[derive(Debug, Parser)]
@@ -26,6 +34,9 @@ struct Args {
     /// Address to listen at; port 0 is a free one
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
+    /// File to append messages to, instead of forwarding them
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
 }
 
 /// All connections, by slot. A slot is used again when its connection has ended.
@@ -36,6 +47,16 @@ struct Forwarder {
     buffer: Vec<u8>,
     /// The slots that have something to write.
     dirty: Vec<usize>,
+    log: Option<Log>,
+}
+
+/// A file that messages are appended to.
+struct Log {
+    file: File,
+    /// What came since it was last written.
+    waiting: Vec<u8>,
+    /// What is answered when that is on the disk, by slot.
+    answers: Vec<(usize, [u8; HEAD])>,
 }
 
 struct Connection {
@@ -51,11 +72,14 @@ struct Connection {
 fn main() -> io::Result<()> {
     let args = Args::parse();
     let mut listener = TcpListener::bind(args.listen)?;
+    let open = |path| OpenOptions::new().create(true).append(true).open(path);
+    let log = args.log.map(open).transpose()?;
     let mut forwarder = Forwarder {
         poll: Poll::new()?,
         connections: Vec::new(),
         buffer: vec![0; 256 << 10],
         dirty: Vec::new(),
+        log: log.map(|file| Log { file, waiting: Vec::new(), answers: Vec::new() }),
     };
     forwarder.poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
     writeln!(io::stderr(), "listening on http://{}", listener.local_addr()?)?;
@@ -71,6 +95,7 @@ fn main() -> io::Result<()> {
                 Token(slot) => forwarder.serve(slot),
             }
         }
+        forwarder.commit()?;
         forwarder.flush();
     }
 }
@@ -168,12 +193,34 @@ impl Forwarder {
         let slot = message.first_chunk_mut::<SLOT>().ok_or(io::ErrorKind::InvalidData)?;
         let to = u32::from_be_bytes(*slot);
         *slot = (from as u32).to_be_bytes();
+        if let Some(log) = &mut self.log {
+            let head = message.first_chunk::<HEAD>().ok_or(io::ErrorKind::InvalidData)?;
+            log.answers.push((from, *head));
+            log.waiting.extend_from_slice(&(message.len() as u32).to_le_bytes());
+            log.waiting.extend_from_slice(message);
+            return Ok(());
+        }
         if to == EVERYBODY {
             (0..self.connections.len())
                 .filter(|&to| to != from)
                 .for_each(|to| self.send(to, message));
         } else {
             self.send(to as usize, message);
+        }
+        Ok(())
+    }
+
+    /// Puts what came onto the disk, and then answers it.
+    fn commit(&mut self) -> io::Result<()> {
+        let Some(log) = &mut self.log else { return Ok(()) };
+        if log.answers.is_empty() {
+            return Ok(());
+        }
+        log.file.write_all(&log.waiting)?;
+        log.file.sync_data()?;
+        log.waiting.clear();
+        for (slot, answer) in std::mem::take(&mut log.answers) {
+            self.send(slot, &answer);
         }
         Ok(())
     }

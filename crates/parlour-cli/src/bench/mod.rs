@@ -5,6 +5,7 @@
 //! The same driver loads what Parlour is compared with: hosts of `autogen-http-runtime` 0.1.0, NATS
 //! servers, and the blind forwarder of `bench/peers`.
 
+mod accept;
 mod call;
 mod dialect;
 mod digits;
@@ -48,6 +49,8 @@ enum Action {
     Call(CallArgs),
     /// Publishes events that the host acknowledges, each connection with as many in flight as it may
     Publish(PublishArgs),
+    /// Has messages accepted for later, each acknowledged once it is on the disk
+    Accept(AcceptArgs),
     /// Publishes events to many subscribers, the next when all have it
     Fanout(FanoutArgs),
     /// Connects workers that wait, and says what memory each costs the host
@@ -68,7 +71,7 @@ enum Door {
     Rest,
     /// Callers and workers speak NATS, to a NATS server
     Nats,
-    /// Callers and workers of the blind forwarder in bench/peers
+    /// Callers and workers of the blind forwarder in bench/peers, which can also write into a file
     Raw,
 }
 
@@ -141,6 +144,26 @@ struct PublishArgs {
 }
 
 #[derive(Debug, clap::Args)]
+struct AcceptArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Connections that send messages
+    #[arg(long, value_name = "C", default_value_t = 8, value_parser = count(4096))]
+    connections: usize,
+    /// Messages on each that are not yet acknowledged
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = count(10_000))]
+    in_flight: usize,
+    /// Size of each payload in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = count(1 << 20))]
+    payload: usize,
+    /// Give each message an idempotency key (rest), or a message id (nats)
+    #[arg(long)]
+    idempotency_key: bool,
+    #[command(flatten)]
+    time: TimeArgs,
+}
+
+#[derive(Debug, clap::Args)]
 struct FanoutArgs {
     #[command(flatten)]
     target: TargetArgs,
@@ -194,6 +217,7 @@ pub(crate) fn run(args: &Args, output: &Output) -> Result<Code, Failure> {
     match &args.action {
         Action::Call(args) => call::run(args, output),
         Action::Publish(args) => publish::run(args, output),
+        Action::Accept(args) => accept::run(args, output),
         Action::Fanout(args) => fanout::run(args, output),
         Action::Idle(args) => idle::run(args, output),
     }

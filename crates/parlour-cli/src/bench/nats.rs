@@ -32,10 +32,23 @@ struct Message<'a> {
 #[derive(Debug)]
 pub(super) struct Caller {
     slots: Slots,
-    payload: usize,
-    /// A request, and where in it its number stands.
+    expects: Expects,
+    /// A request, and where in it its number stands: in the subject of its reply, and in its id.
     request: Vec<u8>,
     number_at: usize,
+    id_at: Option<usize>,
+}
+
+/// What a good answer looks like.
+#[derive(Debug)]
+enum Expects {
+    Echo {
+        payload: usize,
+    },
+    /// A stream has it.
+    Stored {
+        stream: String,
+    },
 }
 
 impl Caller {
@@ -45,13 +58,58 @@ impl Caller {
         let end = format!(" {}\r\n{payload}\r\n", payload.len());
         let number_at = start.len();
         let request = [start.as_bytes(), &[b'0'; DIGITS], end.as_bytes()].concat();
-        Self { slots: Slots::new(in_flight), payload: payload.len(), request, number_at }
+        let (slots, expects) = (Slots::new(in_flight), Expects::Echo { payload: payload.len() });
+        Self { slots, expects, request, number_at, id_at: None }
+    }
+
+    /// Publishes to `subject`, which `stream` keeps, each message under an id of its own if there is
+    /// something for ids to begin with.
+    pub(super) fn stores(
+        stream: &str,
+        subject: &str,
+        number: usize,
+        payload: &str,
+        ids: Option<&str>,
+        in_flight: usize,
+    ) -> Self {
+        let expects = Expects::Stored { stream: format!(r#"{{"stream":"{stream}","#) };
+        let Some(ids) = ids else {
+            return Self { expects, ..Self::new(subject, number, payload, in_flight) };
+        };
+        let zeros = "0".repeat(DIGITS);
+        let start = format!("HPUB {subject} {}", inbox(number));
+        let headers = format!("NATS/1.0\r\nNats-Msg-Id: {ids}{zeros}\r\n\r\n");
+        let (head, all) = (headers.len(), headers.len() + payload.len());
+        let request = format!("{start}{zeros} {head} {all}\r\n{headers}{payload}\r\n");
+        // Before the ends of two lines and the message behind them.
+        let id_at = request.len() - payload.len() - 2 - 4 - DIGITS;
+        Self {
+            slots: Slots::new(in_flight),
+            expects,
+            request: request.into_bytes(),
+            number_at: start.len(),
+            id_at: Some(id_at),
+        }
     }
 
     fn request(&self, id: u64, output: &mut Vec<u8>) {
-        let at = output.len() + self.number_at;
+        let start = output.len();
         output.extend_from_slice(&self.request);
-        digits::put(id, &mut output[at..at + DIGITS]);
+        for at in [Some(self.number_at), self.id_at].into_iter().flatten() {
+            digits::put(id, &mut output[start + at..start + at + DIGITS]);
+        }
+    }
+}
+
+impl Expects {
+    fn are_met(&self, payload: &[u8]) -> bool {
+        match self {
+            Self::Echo { payload: length } => payload.len() == *length,
+            Self::Stored { stream } => {
+                // What was stored under its id before is no new message.
+                payload.starts_with(stream.as_bytes()) && !payload.ends_with(b"true}")
+            }
+        }
     }
 }
 
@@ -73,7 +131,7 @@ impl Peer for Caller {
                 tally.stray(message.subject);
                 return;
             };
-            let is_well = !message.has_headers && message.payload.len() == self.payload;
+            let is_well = !message.has_headers && self.expects.are_met(message.payload);
             let what = if is_well { Ok(()) } else { Err(message.payload) };
             if let Some(id) = self.slots.answer(id, what, tally) {
                 self.request(id, output);
@@ -107,6 +165,24 @@ impl Peer for Worker {
             output.extend_from_slice(b"\r\n");
         })
     }
+}
+
+/// What makes a stream that keeps what is published to `subjects` in a file.
+pub(super) fn stream(stream: &str, subjects: &str) -> String {
+    let config = format!(
+        r#"{{"name":"{stream}","subjects":["{subjects}"],"storage":"file","retention":"limits","num_replicas":1}}"#
+    );
+    let length = config.len();
+    format!("PUB $JS.API.STREAM.CREATE.{stream} {} {length}\r\n{config}\r\n", inbox(0) + "0")
+}
+
+/// The payload of the first message in `input`, once it is whole.
+pub(super) fn first(input: &mut Input, output: &mut Vec<u8>) -> io::Result<Option<Vec<u8>>> {
+    let mut first = None;
+    messages(input, output, |message, _| {
+        first.get_or_insert_with(|| message.payload.to_vec());
+    })?;
+    Ok(first)
 }
 
 /// The beginning of the subjects that the replies of a caller come to.
@@ -257,6 +333,42 @@ mod tests {
         let next = hear(&mut caller, delivered.as_bytes(), &mut tally);
         assert_eq!(next, request.replace(&inbox, &format!("_INBOX.3.{:012}", FIRST_ID + 1)));
         assert_eq!((tally.answered, tally.errors, tally.strays), (1, 0, 0));
+    }
+
+    #[test]
+    fn what_a_stream_keeps_is_counted_and_what_it_refuses_or_knows_is_an_error() {
+        for ids in [None, Some("run-")] {
+            let mut tally = Tally::new();
+            let mut caller = Caller::stores("LOG", "log.1", 1, "hello", ids, 1);
+            let mut request = Vec::new();
+            caller.begin(&mut tally, &mut request);
+            let request = String::from_utf8(request).unwrap();
+            let (inbox, number) = (inbox(1), format!("{FIRST_ID:012}"));
+            let expected = match ids {
+                None => format!("PUB log.1 {inbox}{number} 5\r\nhello\r\n"),
+                Some(ids) => {
+                    let headers = format!("NATS/1.0\r\nNats-Msg-Id: {ids}{number}\r\n\r\n");
+                    let (head, all) = (headers.len(), headers.len() + 5);
+                    format!("HPUB log.1 {inbox}{number} {head} {all}\r\n{headers}hello\r\n")
+                }
+            };
+            assert_eq!(request, expected);
+
+            let answers = [
+                r#"{"stream":"LOG", "seq":1}"#,
+                r#"{"stream":"LOG", "seq":1,"duplicate": true}"#,
+                r#"{"error":{"code":503},"stream":"LOG","seq":0}"#,
+            ];
+            let mut next = request;
+            for (answer, id) in answers.iter().zip(FIRST_ID..) {
+                let message = format!("MSG {inbox}{id:012} 1 {}\r\n{answer}\r\n", answer.len());
+                let following = hear(&mut caller, message.as_bytes(), &mut tally);
+                let number = (format!("{id:012}"), format!("{:012}", id + 1));
+                assert_eq!(following, next.replace(&number.0, &number.1));
+                next = following;
+            }
+            assert_eq!((tally.answered, tally.errors), (1, 2));
+        }
     }
 
     #[test]

@@ -22,10 +22,16 @@ pub(super) struct Caller {
     /// A call, and where in it the slot and the number stand.
     call: Vec<u8>,
     slot_at: usize,
+    /// How long an answer is.
     length: usize,
 }
 
 impl Caller {
+    /// Sends messages to a forwarder that writes them into a file instead.
+    pub(super) fn writer(payload: &str, in_flight: usize) -> Self {
+        Self { length: SLOT + NUMBER, ..Self::new(vec![0], payload, in_flight) }
+    }
+
     pub(super) fn new(workers: Vec<u32>, payload: &str, in_flight: usize) -> Self {
         let length = SLOT + NUMBER + payload.len();
         let mut call = Vec::new();

@@ -93,6 +93,29 @@ impl Host {
         }
     }
 
+    /// Makes a stream on a NATS server, which keeps what is published to `subjects`.
+    pub(super) fn nats_stream(&self, stream: &str, subjects: &str) -> Result<(), Failure> {
+        let mut link = self.nats(&nats::caller_subscription(0), 4096)?;
+        let request = nats::stream(stream, subjects);
+        link.stream.write_all(request.as_bytes()).map_err(lost)?;
+        loop {
+            let mut pongs = Vec::new();
+            let answer = nats::first(&mut link.input, &mut pongs).map_err(lost)?;
+            link.stream.write_all(&pongs).map_err(lost)?;
+            match answer.as_deref().map(String::from_utf8_lossy) {
+                Some(answer) if answer.contains(r#""error":"#) => {
+                    return Err(refused("a stream", &answer));
+                }
+                // Of a server without JetStream comes a status, without a payload.
+                Some(answer) if answer.contains(r#""config":"#) => return Ok(()),
+                Some(answer) => return Err(refused("a stream", &answer)),
+                None => {
+                    link.input.fill(&link.stream).map_err(lost)?;
+                }
+            }
+        }
+    }
+
     /// A connection to the blind forwarder, and the slot it was given.
     pub(super) fn raw(&self, buffer: usize) -> Result<(Link, u32), Failure> {
         let mut link = self.connect(buffer)?;

@@ -5,10 +5,14 @@ use std::io;
 use parlour_core::{AgentId, TopicId};
 
 use super::dialect;
+use super::digits::{self, DIGITS};
 use super::http::{self, Response};
 use super::input::Input;
 use super::peer::{Finder, Peer};
 use super::tally::{FIRST_ID, Slots, Tally};
+
+/// Stands where a number is to be.
+const MARK: &str = "~~~~~~~~~~~~";
 
 /// Makes calls by sending the same request over and over.
 #[derive(Debug)]
@@ -17,6 +21,8 @@ pub(super) struct Caller {
     /// Answers come in the order of requests, so the number stays here.
     id: u64,
     request: Vec<u8>,
+    /// Where the number of a request stands that is to differ from all others.
+    number_at: Option<usize>,
     answer: Answer,
 }
 
@@ -26,6 +32,7 @@ enum Answer {
     Rpc { result: Finder, data: Finder },
     Rest { payload: usize },
     Published { recipients: Finder, none_dropped: Finder },
+    Accepted { ack: Finder },
 }
 
 impl Caller {
@@ -35,48 +42,63 @@ impl Caller {
         let body =
             format!(r#"{{"jsonrpc":"2.0","method":"agent.call","params":{parameters},"id":"1"}}"#);
         let headers = format!("Content-Type: application/json\r\nx-client-id: {client_id}\r\n");
-        Self {
-            slots: Slots::new(1),
-            id: FIRST_ID,
-            request: post(host, "/rpc", &headers, &body),
-            answer: Answer::Rpc {
-                result: Finder::new(r#""result":{"#),
-                data: Finder::new(format!(r#""data":"{payload}""#)),
-            },
-        }
+        let answer = Answer::Rpc {
+            result: Finder::new(r#""result":{"#),
+            data: Finder::new(format!(r#""data":"{payload}""#)),
+        };
+        Self::new(post(host, "/rpc", &headers, &body), answer)
+    }
+
+    fn new(request: Vec<u8>, answer: Answer) -> Self {
+        Self { slots: Slots::new(1), id: FIRST_ID, request, number_at: None, answer }
     }
 
     /// Calls by posting the payload to the agent.
     pub(super) fn rest(host: &str, target: &AgentId, payload: &str) -> Self {
         let (agent_type, key) = (target.agent_type.as_str(), target.key.as_str());
         let path = format!("/v1/agents/{agent_type}/{key}/call");
-        Self {
-            slots: Slots::new(1),
-            id: FIRST_ID,
-            request: post(host, &path, "Content-Type: text/plain\r\n", payload),
-            answer: Answer::Rest { payload: payload.len() },
+        let request = post(host, &path, "Content-Type: text/plain\r\n", payload);
+        Self::new(request, Answer::Rest { payload: payload.len() })
+    }
+
+    /// Has messages accepted for later, each under a key of its own if there is something for keys to
+    /// begin with.
+    pub(super) fn sender(host: &str, target: &AgentId, payload: &str, keys: Option<&str>) -> Self {
+        let (agent_type, key) = (target.agent_type.as_str(), target.key.as_str());
+        let path = format!("/v1/agents/{agent_type}/{key}/deliveries");
+        let mut headers = "Content-Type: text/plain\r\n".to_owned();
+        if let Some(keys) = keys {
+            headers += &format!("Idempotency-Key: {keys}{MARK}\r\n");
         }
+        let request = post(host, &path, &headers, payload);
+        let number_at = request.windows(DIGITS).position(|part| part == MARK.as_bytes());
+        let answer = Answer::Accepted { ack: Finder::new(r#""ack":"durable""#) };
+        Self { number_at, ..Self::new(request, answer) }
+    }
+
+    fn request(&mut self, output: &mut Vec<u8>) {
+        if let Some(at) = self.number_at {
+            digits::put(self.id, &mut self.request[at..at + DIGITS]);
+        }
+        output.extend_from_slice(&self.request);
     }
 
     /// Publishes by posting the payload to the topic, for so many recipients.
     pub(super) fn publisher(host: &str, topic: &TopicId, payload: &str, recipients: u64) -> Self {
         let (topic_type, source) = (topic.topic_type.as_str(), topic.source.as_str());
         let path = format!("/v1/topics/{topic_type}/{source}");
-        Self {
-            slots: Slots::new(1),
-            id: FIRST_ID,
-            request: post(host, &path, "Content-Type: text/plain\r\n", payload),
-            answer: Answer::Published {
-                recipients: Finder::new(format!(r#""recipients":{recipients}}}"#)),
-                none_dropped: Finder::new(r#""dropped":[]"#),
-            },
-        }
+        let answer = Answer::Published {
+            recipients: Finder::new(format!(r#""recipients":{recipients}}}"#)),
+            none_dropped: Finder::new(r#""dropped":[]"#),
+        };
+        Self::new(post(host, &path, "Content-Type: text/plain\r\n", payload), answer)
     }
 }
 
 impl Answer {
     fn is_well(&mut self, response: &Response<'_>) -> bool {
-        response.status == 200
+        let wanted = if matches!(self, Self::Accepted { .. }) { 202 } else { 200 };
+        response.status == wanted
             && match self {
                 Self::Rpc { result, data } => {
                     result.after(&response.body).is_some() && data.after(&response.body).is_some()
@@ -86,6 +108,7 @@ impl Answer {
                     recipients.after(&response.body).is_some()
                         && none_dropped.after(&response.body).is_some()
                 }
+                Self::Accepted { ack } => ack.after(&response.body).is_some(),
             }
     }
 }
@@ -93,7 +116,7 @@ impl Answer {
 impl Peer for Caller {
     fn begin(&mut self, tally: &mut Tally, output: &mut Vec<u8>) {
         self.slots.begin(tally);
-        output.extend_from_slice(&self.request);
+        self.request(output);
     }
 
     fn hear(
@@ -107,7 +130,7 @@ impl Peer for Caller {
             let what = if is_well { Ok(()) } else { Err(&*response.body) };
             if let Some(id) = self.slots.answer(self.id, what, tally) {
                 self.id = id;
-                output.extend_from_slice(&self.request);
+                self.request(output);
             }
             let taken = response.taken;
             input.take(taken);
@@ -166,6 +189,25 @@ mod tests {
             answer(&mut publisher, &mut tally, "200 OK", &body);
         }
         assert_eq!((tally.answered, tally.errors), (1, 2));
+    }
+
+    #[test]
+    fn each_message_has_a_key_of_its_own_and_what_is_not_durable_is_an_error() {
+        let target = AgentId::parse("bench/1").unwrap();
+        let mut tally = Tally::new();
+        let mut sender = Caller::sender("h", &target, "hello", Some("run-"));
+        let mut first = Vec::new();
+        sender.begin(&mut tally, &mut first);
+        let key = format!("Idempotency-Key: run-{FIRST_ID:012}\r\n");
+        let first = String::from_utf8(first).unwrap();
+        assert!(first.contains(&key), "{first}");
+
+        let good = r#"{"ack":"durable","generation":1}"#;
+        let next = answer(&mut sender, &mut tally, "202 Accepted", good);
+        let next_key = format!("Idempotency-Key: run-{:012}\r\n", FIRST_ID + 1);
+        assert_eq!(String::from_utf8(next).unwrap(), first.replace(&key, &next_key));
+        answer(&mut sender, &mut tally, "202 Accepted", r#"{"ack":"memory"}"#);
+        assert_eq!((tally.answered, tally.errors), (1, 1));
     }
 
     #[test]

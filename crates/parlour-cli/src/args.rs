@@ -596,7 +596,7 @@ fn pair(text: &str) -> Result<(String, String), String> {
 }
 
 /// Reads `KEY=VALUE`.
-fn setting(text: &str) -> Result<(String, String), String> {
+pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
     pair(text).map_err(|_| "expected KEY=VALUE, such as limits.payload_bytes=4MiB".into())
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use parlour_core::{AgentId, Key};
+use parlour_core::{AgentId, AgentType, Key};
 use serde::Serialize;
 
 use super::load::Load;
@@ -42,13 +42,14 @@ pub(super) fn run(args: &AcceptArgs, output: &Output) -> Result<Code, Failure> {
     }
     process::allow_files((args.connections + 64) as u64);
     let host = Host::parse(&args.target.url)?;
+    let load = connect(args, &host)?;
     let report = Report {
         door: args.target.door,
         connections: args.connections,
         in_flight: args.in_flight,
         payload: args.payload,
         idempotency_key: args.idempotency_key,
-        measured: measure(connect(args, &host)?, &args.target, &args.time)?,
+        measured: measure(load, &args.target, &args.time)?,
     };
     match output.mode() {
         Mode::Text => output.data(report.measured.text("messages").as_bytes())?,
@@ -80,17 +81,28 @@ fn connect(args: &AcceptArgs, host: &Host) -> Result<Load, Failure> {
                 load.add(host.raw(BUFFER)?.0, raw::Caller::writer(&payload, args.in_flight))?;
             }
             _ => {
-                let target = AgentId::new(agent_type.clone(), Key::parse(number.to_string())?);
-                let sender = web::Caller::sender(&host.authority, &target, &payload, keys);
-                load.add(host.connect(BUFFER)?, sender)?;
+                sender(host, &agent_type, number, &payload, keys, &mut load)?;
             }
         }
     }
     Ok(load)
 }
 
+/// A connection that sends messages to an agent of its own.
+pub(super) fn sender(
+    host: &Host,
+    agent_type: &AgentType,
+    number: usize,
+    payload: &str,
+    keys: Option<&str>,
+    load: &mut Load,
+) -> Result<(), Failure> {
+    let target = AgentId::new(agent_type.clone(), Key::parse(number.to_string())?);
+    load.add(host.connect(BUFFER)?, web::Caller::sender(&host.authority, &target, payload, keys))
+}
+
 /// What the idempotency keys of a connection begin with: no other connection or run has the same.
-pub(super) fn keys(number: usize) -> String {
+fn keys(number: usize) -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("{}-{number}-", since.as_micros())
 }

@@ -5,6 +5,7 @@
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
@@ -23,7 +24,19 @@ pub(super) struct Load {
     connections: Vec<Connection>,
     /// The one that hears of every round.
     leader: Option<usize>,
+    pace: Option<Pace>,
 }
+
+/// Wakes connections in turns, so many a second.
+struct Pace {
+    per_second: f64,
+    began: Instant,
+    woken: u64,
+    places: Range<usize>,
+}
+
+/// How often it is looked who is to be woken, where nothing else happens.
+const TICK: Duration = Duration::from_millis(1);
 
 struct Connection {
     stream: TcpStream,
@@ -41,6 +54,7 @@ impl Load {
             events: Events::with_capacity(1024),
             connections: Vec::new(),
             leader: None,
+            pace: None,
         })
     }
 
@@ -81,6 +95,16 @@ impl Load {
         self.push(stream, Input::new(buffer), peer)
     }
 
+    /// Where the next connection will be.
+    pub(super) fn next_place(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// From now on wakes the connections at these places in turns, so many a second.
+    pub(super) fn pace(&mut self, places: Range<usize>, per_second: f64) {
+        self.pace = Some(Pace { per_second, began: now(), woken: 0, places });
+    }
+
     /// Drops all connections.
     pub(super) fn disconnect(&mut self) {
         self.connections.clear();
@@ -118,6 +142,7 @@ impl Load {
             let Some(left) = time.checked_sub(passed(now())).filter(|left| !left.is_zero()) else {
                 break;
             };
+            let left = if self.pace.is_some() { left.min(TICK) } else { left };
             match self.poll.poll(&mut self.events, Some(left)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => result.map_err(lost)?,
@@ -131,8 +156,29 @@ impl Load {
                 connection.peer.prompt(tally, &mut connection.output);
                 connection.flush().map_err(lost)?;
             }
+            if let Some(pace) = &mut self.pace {
+                pace.wake(&mut tally.woken);
+            }
+            for place in std::mem::take(&mut tally.woken) {
+                let connection = &mut self.connections[place];
+                tally.now = now();
+                connection.peer.prompt(tally, &mut connection.output);
+                connection.flush().map_err(lost)?;
+            }
         }
         Ok(passed(now()))
+    }
+}
+
+impl Pace {
+    fn wake(&mut self, woken: &mut Vec<usize>) {
+        let due = now().saturating_duration_since(self.began).as_secs_f64() * self.per_second;
+        let count = self.places.len() as u64;
+        // Each once at the most: who is behind by more than that has been late all along.
+        for number in self.woken..(due as u64).min(self.woken + count) {
+            woken.push(self.places.start + (number % count) as usize);
+        }
+        self.woken = self.woken.max(due as u64);
     }
 }
 

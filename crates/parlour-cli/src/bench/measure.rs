@@ -14,14 +14,17 @@ use crate::exit::{Code, Failure};
 /// How long calls that are in flight at the end are waited for.
 const LAST_ANSWERS: Duration = Duration::from_secs(25);
 
+/// How long what is to be done before may take.
+const BEFORE: Duration = Duration::from_secs(600);
+
 /// What came of a load.
 #[derive(Debug, Serialize)]
 pub(super) struct Measured {
     seconds: f64,
-    calls: u64,
-    per_second: f64,
+    pub(super) calls: u64,
+    pub(super) per_second: f64,
     p50_us: f64,
-    p99_us: f64,
+    pub(super) p99_us: f64,
     p999_us: f64,
     max_us: f64,
     errors: u64,
@@ -36,9 +39,19 @@ pub(super) struct Measured {
 
 /// Loads the host for as long as asked, and waits for the last answers.
 pub(super) fn measure(
+    load: Load,
+    target: &TargetArgs,
+    time: &TimeArgs,
+) -> Result<Measured, Failure> {
+    measure_after(load, target, time, 0)
+}
+
+/// The same, once so much has been done before.
+pub(super) fn measure_after(
     mut load: Load,
     target: &TargetArgs,
     time: &TimeArgs,
+    count: u64,
 ) -> Result<Measured, Failure> {
     if let Some(cpu) = target.pin {
         process::pin(cpu)?;
@@ -46,6 +59,7 @@ pub(super) fn measure(
     let host_process = target.host_pid.map(Process::Pid);
     let mut tally = Tally::new();
     load.begin(&mut tally)?;
+    load.run(BEFORE, &mut tally, |tally| tally.answered >= count)?;
     load.run(time.warmup, &mut tally, |_| false)?;
 
     tally.start();

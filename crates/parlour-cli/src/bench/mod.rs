@@ -6,6 +6,7 @@
 //! servers, and the blind forwarder of `bench/peers`.
 
 mod accept;
+mod beside;
 mod call;
 mod dialect;
 mod digits;
@@ -14,6 +15,7 @@ mod http;
 mod idle;
 mod input;
 mod join;
+mod life;
 mod load;
 mod measure;
 mod native;
@@ -22,17 +24,19 @@ mod peer;
 mod process;
 mod publish;
 mod raw;
+mod reopen;
 mod setup;
 mod tally;
 mod web;
 mod websocket;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use parlour_core::AgentType;
 use serde::Serialize;
 
-use crate::args::duration;
+use crate::args::{duration, setting};
 use crate::exit::{Code, Failure};
 use crate::output::Output;
 
@@ -51,6 +55,12 @@ enum Action {
     Publish(PublishArgs),
     /// Has messages accepted for later, each acknowledged once it is on the disk
     Accept(AcceptArgs),
+    /// Has messages accepted, delivered and answered, the next when the last is over
+    Life(LifeArgs),
+    /// Makes calls, alone and beside messages that are accepted at half the rate the host is capable of
+    Beside(BesideArgs),
+    /// Kills a host with many waiting messages, and says how long it takes to be ready again
+    Reopen(ReopenArgs),
     /// Publishes events to many subscribers, the next when all have it
     Fanout(FanoutArgs),
     /// Connects workers that wait, and says what memory each costs the host
@@ -164,6 +174,62 @@ struct AcceptArgs {
 }
 
 #[derive(Debug, clap::Args)]
+struct LifeArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Connections that send messages, one at a time each
+    #[arg(long, value_name = "C", default_value_t = 64, value_parser = count(4096))]
+    connections: usize,
+    /// Connections that take and answer them
+    #[arg(long, value_name = "W", default_value_t = 1, value_parser = count(1100))]
+    workers: usize,
+    /// Size of each payload in bytes, of which a message's number takes twelve
+    #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = count(1 << 20))]
+    payload: usize,
+    /// How many lives are to be over before it is measured
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    kept: u64,
+    #[command(flatten)]
+    time: TimeArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct BesideArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Connections that make calls
+    #[arg(long, value_name = "C", default_value_t = 8, value_parser = count(1100))]
+    connections: usize,
+    /// Calls in flight on each
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = count(10_000))]
+    in_flight: usize,
+    /// Connections that send messages, one at a time each
+    #[arg(long, value_name = "S", default_value_t = 512, value_parser = count(4096))]
+    senders: usize,
+    /// Size of each payload in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = count(1 << 20))]
+    payload: usize,
+    #[command(flatten)]
+    time: TimeArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct ReopenArgs {
+    /// Directory for what waits: a new one, or an empty one
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// How many messages are to wait
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = count(100_000_000))]
+    pending: usize,
+    /// Size of each payload in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = count(1 << 20))]
+    payload: usize,
+    /// One setting of the host, such as durable.memory_bytes=1GiB
+    #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
+    set: Vec<(String, String)>,
+}
+
+#[derive(Debug, clap::Args)]
 struct FanoutArgs {
     #[command(flatten)]
     target: TargetArgs,
@@ -217,6 +283,9 @@ pub(crate) fn run(args: &Args, output: &Output) -> Result<Code, Failure> {
     match &args.action {
         Action::Call(args) => call::run(args, output),
         Action::Publish(args) => publish::run(args, output),
+        Action::Life(args) => life::run(args, output),
+        Action::Beside(args) => beside::run(args, output),
+        Action::Reopen(args) => reopen::run(args, output),
         Action::Accept(args) => accept::run(args, output),
         Action::Fanout(args) => fanout::run(args, output),
         Action::Idle(args) => idle::run(args, output),

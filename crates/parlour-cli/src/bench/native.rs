@@ -11,6 +11,7 @@ use parlour_core::{AgentId, AgentType, CallId, InvalidName, Key, Payload, TopicI
 use super::digits;
 use super::fanout::Batch;
 use super::input::Input;
+use super::life::Lives;
 use super::peer::Peer;
 use super::tally::{FIRST_ID, Slots, Tally};
 use super::websocket::{self, BINARY};
@@ -214,6 +215,8 @@ pub(super) struct Worker {
     /// The header of a reply behind its number.
     content_type: Vec<u8>,
     packer: Packer,
+    /// Is given the calls of a worker that answers each with nothing.
+    lives: Option<Lives>,
 }
 
 impl Worker {
@@ -223,7 +226,12 @@ impl Worker {
         let frame = message(&Frame::Reply(CallId(0), Ok(payload)));
         // The kind, a length of one byte, the tag of the number, the number; a payload's length.
         let content_type = frame[4..frame.len() - 1].to_vec();
-        Self { content_type, packer: Packer { coalesce, ..Packer::default() } }
+        Self { content_type, packer: Packer { coalesce, ..Packer::default() }, lives: None }
+    }
+
+    /// One that tells `lives` of every message, and answers with nothing.
+    pub(super) fn of(lives: Lives) -> Self {
+        Self { lives: Some(lives), ..Self::new(&Payload::default(), true) }
     }
 }
 
@@ -231,13 +239,18 @@ impl Peer for Worker {
     fn hear(
         &mut self,
         input: &mut Input,
-        _tally: &mut Tally,
+        tally: &mut Tally,
         output: &mut Vec<u8>,
     ) -> io::Result<()> {
         websocket::messages(input, output, |message, output| {
             frames(message, |kind, header, payload| match kind {
                 kind::CALL => {
                     let Some((_, id, _)) = number(header) else { return Err(broken()) };
+                    let mut payload = payload;
+                    if let Some(lives) = &self.lives {
+                        lives.delivered(payload, tally);
+                        payload = &[];
+                    }
                     let parts = [id, &self.content_type];
                     let header: usize = parts.iter().map(|part| part.len()).sum::<usize>() + 1;
                     let lengths = varint_length(header) + varint_length(payload.len());

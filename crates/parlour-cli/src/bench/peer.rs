@@ -10,7 +10,8 @@ pub(super) trait Peer {
     /// Says what it has to say of its own accord: a caller makes all its calls.
     fn begin(&mut self, _tally: &mut Tally, _output: &mut Vec<u8>) {}
 
-    /// May say more, after a round in which every connection was heard. Asked of the leader alone.
+    /// May say more, after a round in which every connection was heard. Asked of the leader, and of
+    /// those that were woken.
     fn prompt(&mut self, _tally: &mut Tally, _output: &mut Vec<u8>) {}
 
     /// Takes what is whole in `input`, and says what follows from it. An error is the end of the run.

@@ -30,8 +30,17 @@ impl Process {
 
     /// The memory it holds, in bytes.
     pub(super) fn rss(self) -> Result<u64, Failure> {
+        self.memory("VmRSS:")
+    }
+
+    /// The most memory it has held, in bytes.
+    pub(super) fn peak_rss(self) -> Result<u64, Failure> {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(self, field: &str) -> Result<u64, Failure> {
         let status = self.read("status")?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
         line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
             .map(|kilobytes| kilobytes * 1024)
             .ok_or_else(|| {

@@ -93,6 +93,20 @@ impl Host {
         }
     }
 
+    /// The number that the metrics of a host have under this name.
+    pub(super) fn metric(&self, name: &str) -> Result<u64, Failure> {
+        let (_, text) = self.get("/metrics")?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let number = line.and_then(|number| number.trim().parse().ok());
+        number.ok_or_else(|| refused(&format!("the metric {name}"), &text))
+    }
+
+    /// Asks for a document: its status, and head and body as text.
+    pub(super) fn get(&self, path: &str) -> Result<(u16, String), Failure> {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.authority);
+        self.connect(64 << 10)?.exchange(request.as_bytes())
+    }
+
     /// Makes a stream on a NATS server, which keeps what is published to `subjects`.
     pub(super) fn nats_stream(&self, stream: &str, subjects: &str) -> Result<(), Failure> {
         let mut link = self.nats(&nats::caller_subscription(0), 4096)?;

@@ -22,6 +22,8 @@ pub(super) struct Tally {
     pub(super) first_error: Option<String>,
     /// In nanoseconds.
     pub(super) latency: Histogram<u64>,
+    /// Connections, by their places, that may say more although nothing was said to them.
+    pub(super) woken: Vec<usize>,
     ended: bool,
 }
 
@@ -38,6 +40,7 @@ impl Tally {
             first_error: None,
             #[expect(clippy::expect_used, reason = "the bounds are constants that are in order")]
             latency: latency.expect("bounds in order"),
+            woken: Vec::new(),
             ended: false,
         }
     }

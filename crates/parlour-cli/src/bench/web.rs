@@ -12,7 +12,7 @@ use super::peer::{Finder, Peer};
 use super::tally::{FIRST_ID, Slots, Tally};
 
 /// Stands where a number is to be.
-const MARK: &str = "~~~~~~~~~~~~";
+pub(super) const MARK: &str = "~~~~~~~~~~~~";
 
 /// Makes calls by sending the same request over and over.
 #[derive(Debug)]
@@ -64,16 +64,8 @@ impl Caller {
     /// Has messages accepted for later, each under a key of its own if there is something for keys to
     /// begin with.
     pub(super) fn sender(host: &str, target: &AgentId, payload: &str, keys: Option<&str>) -> Self {
-        let (agent_type, key) = (target.agent_type.as_str(), target.key.as_str());
-        let path = format!("/v1/agents/{agent_type}/{key}/deliveries");
-        let mut headers = "Content-Type: text/plain\r\n".to_owned();
-        if let Some(keys) = keys {
-            headers += &format!("Idempotency-Key: {keys}{MARK}\r\n");
-        }
-        let request = post(host, &path, &headers, payload);
-        let number_at = request.windows(DIGITS).position(|part| part == MARK.as_bytes());
-        let answer = Answer::Accepted { ack: Finder::new(r#""ack":"durable""#) };
-        Self { number_at, ..Self::new(request, answer) }
+        let (request, number_at) = delivery(host, target, payload, keys);
+        Self { number_at, ..Self::new(request, Answer::Accepted { ack: durable() }) }
     }
 
     fn request(&mut self, output: &mut Vec<u8>) {
@@ -137,6 +129,30 @@ impl Peer for Caller {
         }
         Ok(())
     }
+}
+
+/// A request that has a message accepted for later, and where in it the [`MARK`] is: in its
+/// idempotency key, or in the payload.
+pub(super) fn delivery(
+    host: &str,
+    target: &AgentId,
+    payload: &str,
+    keys: Option<&str>,
+) -> (Vec<u8>, Option<usize>) {
+    let (agent_type, key) = (target.agent_type.as_str(), target.key.as_str());
+    let path = format!("/v1/agents/{agent_type}/{key}/deliveries");
+    let mut headers = "Content-Type: text/plain\r\n".to_owned();
+    if let Some(keys) = keys {
+        headers += &format!("Idempotency-Key: {keys}{MARK}\r\n");
+    }
+    let request = post(host, &path, &headers, payload);
+    let number_at = request.windows(MARK.len()).position(|part| part == MARK.as_bytes());
+    (request, number_at)
+}
+
+/// Finds that a message is on the disk.
+pub(super) fn durable() -> Finder {
+    Finder::new(r#""ack":"durable""#)
 }
 
 /// A POST request, whole.

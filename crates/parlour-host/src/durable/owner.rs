@@ -370,8 +370,12 @@ impl Owner {
             self.size += bytes.len() as u64;
             let position = self.append(previous, bytes).await?;
             self.partition.appended(position);
-            let places = settled.iter().map(|it| (it.delivery.id.number, it.offset));
-            self.view.add(self.id, position, places.collect());
+            // A commit that ends nothing is none of the view's business: where it reads again, it
+            // passes over those.
+            if !settled.is_empty() {
+                let places = settled.iter().map(|it| (it.delivery.id.number, it.offset));
+                self.view.add(self.id, position, places.collect());
+            }
             for settled in settled {
                 self.tell_end(settled);
             }

@@ -14,7 +14,7 @@ use parlour_core::durable::{
     Accept, Accepted, Delivery, DeliveryId, Message, MessageKind, State as Life, Step, Timestamp,
 };
 use parlour_core::{AgentId, AgentType, Fault, FaultKind, Key, Payload};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
@@ -83,15 +83,25 @@ pub(crate) async fn accept(
         })
         .await?;
     let Accepted { id, conversation, .. } = accepted;
-    let mut response = json_answer(&json!({
-        "id": id.to_string(),
-        "conversation": conversation.as_str(),
-        "ack": app.durable.ack().name(),
-        "generation": 1,
-    }));
+    let location = format!("/v1/deliveries/{id}");
+    let mut response = json_answer(&Receipt {
+        ack: app.durable.ack().name(),
+        conversation: conversation.as_str(),
+        generation: 1,
+        id: &location["/v1/deliveries/".len()..],
+    });
     *response.status_mut() = StatusCode::ACCEPTED;
-    set(response.headers_mut(), header::LOCATION, &format!("/v1/deliveries/{id}"));
+    set(response.headers_mut(), header::LOCATION, &location);
     Ok(response)
+}
+
+/// What is said of a message that was accepted.
+#[derive(Serialize)]
+struct Receipt<'a> {
+    ack: &'static str,
+    conversation: &'a str,
+    generation: u64,
+    id: &'a str,
 }
 
 /// When a message is to be delivered.

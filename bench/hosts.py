@@ -25,17 +25,41 @@ class Host:
     command: Callable[[argparse.Namespace, int], list[str]]
     chooses_port: bool = True
     scheme: str = "http"
+    is_ours: bool = False
+    # Whether it is given an empty directory on a disk.
+    keeps: bool = False
 
 
 def parlour(options: argparse.Namespace, port: int) -> list[str]:
     return [str(options.parlour), "serve", "--memory", "--listen", f"127.0.0.1:{port}", *options.set]
 
 
+def keeping(options: argparse.Namespace, port: int) -> list[str]:
+    data = str(options.data / "parlour")
+    return [str(options.parlour), "serve", "--data", data, "--listen", f"127.0.0.1:{port}", *options.set]
+
+
 def peer(name: str) -> Callable[[argparse.Namespace, int], list[str]]:
     return lambda options, port: [str(options.peers / name), "--listen", f"127.0.0.1:{port}"]
 
 
-PARLOUR = Host("Parlour", parlour)
+def group_commit(options: argparse.Namespace, port: int) -> list[str]:
+    return [*peer("raw")(options, port), "--log", str(options.data / "log")]
+
+
+def jetstream(name: str) -> Callable[[argparse.Namespace, int], list[str]]:
+    return lambda options, port: [
+        *[options.jetstream, "--addr", "127.0.0.1", "--port", str(port)],
+        *["--config", str(options.work / f"{name}.conf")],
+    ]
+
+
+PARLOUR = Host("Parlour", parlour, is_ours=True)
+PARLOUR_DISK = Host("Parlour on disk", keeping, is_ours=True, keeps=True)
+RAW_DISK = Host("raw on disk", group_commit, keeps=True)
+# An fsync for each message, and as it comes: it acknowledges without one.
+NATS_FSYNC = Host("NATS fsync", jetstream("fsync"), chooses_port=False, scheme="nats", keeps=True)
+NATS_DISK = Host("NATS no fsync", jetstream("default"), chooses_port=False, scheme="nats", keeps=True)
 RAW = Host("raw", peer("raw"))
 AXUM = Host("axum", peer("axum-host"))
 NATS = Host(
@@ -54,7 +78,7 @@ SLIM = Host(
     lambda options, port: [options.python, str(BENCH / "slim_peer.py"), "node", str(port)],
     chooses_port=False,
 )
-HOSTS = (RAW, NATS, AUTOGEN, AXUM, SLIM, PARLOUR)
+HOSTS = (RAW, RAW_DISK, NATS, NATS_FSYNC, NATS_DISK, AUTOGEN, AXUM, SLIM, PARLOUR, PARLOUR_DISK)
 
 
 class Running:
@@ -64,8 +88,11 @@ class Running:
         self.host, self.log = host, options.work / "host.log"
         self.port = 0 if host.chooses_port else free_port()
         self.command = ["taskset", "-c", cpus, *host.command(options, self.port)]
+        self.data = options.data
 
     def __enter__(self) -> "Running":
+        if self.host.keeps:
+            empty(self.data)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log)
         return self
@@ -77,6 +104,8 @@ class Running:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        if self.host.keeps:
+            empty(self.data)
 
     def url(self) -> str:
         """Its address, once it takes connections there."""
@@ -96,6 +125,21 @@ class Running:
     def last_words(self) -> str:
         lines = self.log.read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing"
+
+
+def empty(data: Path) -> None:
+    """Makes a directory, or makes it anew."""
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir(parents=True)
+
+
+def file_system(place: Path) -> str:
+    """The type of the file system that a path is on, or would be made on."""
+    place = place.resolve()
+    mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    holding = [(len(point), number, kind) for number, (point, kind) in enumerate(mounts)
+               if place.is_relative_to(point)]  # fmt: skip
+    return max(holding)[2]
 
 
 def free_port() -> int:
@@ -129,6 +173,7 @@ def prepare(options: argparse.Namespace) -> dict[Host, str]:
         options.nats = nats(options.work)
     except (OSError, subprocess.SubprocessError, StopIteration) as error:
         missing[NATS] = f"cannot install it: {error}"
+    missing |= prepare_jetstream(options)
     if options.python is None:
         options.python = str(options.work / "venv" / "bin" / "python")
         subprocess.run([sys.executable, "-m", "venv", str(options.work / "venv")], check=True)
@@ -139,6 +184,58 @@ def prepare(options: argparse.Namespace) -> dict[Host, str]:
             except (OSError, subprocess.SubprocessError) as error:
                 missing[host] = f"cannot install it: {error}"
     return missing
+
+
+def prepare_jetstream(options: argparse.Namespace) -> dict[Host, str]:
+    """Finds a server whose JetStream can have an fsync for each message, or else any."""
+    store = f'store_dir: "{options.data / "nats"}"'
+    for name, settings in (("fsync", f"{store}, sync_interval: always"), ("default", store)):
+        (options.work / f"{name}.conf").write_text(f"jetstream {{ {settings} }}\n")
+    can_fsync = ["-c", str(options.work / "fsync.conf"), "-t"]
+    found = getattr(options, "nats", None)
+    try:
+        if found is None or subprocess.run([found, *can_fsync], capture_output=True, check=False).returncode:
+            options.jetstream = newer_nats(options.work)
+            subprocess.run([options.jetstream, *can_fsync], capture_output=True, check=True)
+        else:
+            options.jetstream = found
+    except (OSError, subprocess.SubprocessError, StopIteration, ValueError) as error:
+        options.jetstream = found
+        why = f"a server with `sync_interval: always` cannot be had: {error}"
+        return {NATS_FSYNC: why} | ({} if found else {NATS_DISK: why})
+    return {}
+
+
+def newer_nats(work: Path) -> str:
+    """The path of the nats-server of Debian 13, unpacked beside the rest: apt has a state of its own."""
+    place = work / "nats-2.10"
+    server = place / "usr" / "sbin" / "nats-server"
+    if server.exists():
+        return str(server)
+    targets = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
+    mirrors = subprocess.run(targets, capture_output=True, text=True, check=True).stdout.split()
+    mirror = next(uri for uri in mirrors if uri.rstrip("/").endswith("/debian"))
+    state = place / "apt"
+    (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+    (state / "cache" / "archives" / "partial").mkdir(parents=True, exist_ok=True)
+    (state / "status").touch()
+    keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+    (state / "sources.list").write_text(f"deb [signed-by={keyring}] {mirror} trixie main\n")
+    settings = {
+        "Dir::State": state,
+        "Dir::State::status": state / "status",
+        "Dir::Cache": state / "cache",
+        "Dir::Etc::sourcelist": state / "sources.list",
+        "Dir::Etc::sourceparts": "-",
+        "APT::Sandbox::User": "root",
+    }
+    apt = ["apt-get", "--quiet", *[word for name, value in settings.items() for word in ("-o", f"{name}={value}")]]
+    subprocess.run([*apt, "update"], check=True, capture_output=True, timeout=300)
+    subprocess.run([*apt, "download", "nats-server"], cwd=place, check=True, capture_output=True, timeout=300)
+    package = next(place.glob("nats-server_*.deb"))
+    subprocess.run(["dpkg", "-x", str(package), str(place)], check=True)
+    shutil.rmtree(state)
+    return str(server)
 
 
 def nats(work: Path) -> str:
@@ -171,6 +268,8 @@ def versions(options: argparse.Namespace, missing: dict[Host, str]) -> list[str]
     lines = [ours]
     if NATS not in missing:
         lines.append(said(options.nats, "--version"))
+    if NATS_DISK not in missing and options.jetstream != getattr(options, "nats", None):
+        lines.append(f"{said(options.jetstream, '--version')} for JetStream")
     packages = ("autogen-http-runtime", "fastapi", "starlette", "uvicorn", "httptools", "websockets",
                 "slim-bindings")  # fmt: skip
     code = (

@@ -4,7 +4,20 @@ import argparse
 import os
 from dataclasses import dataclass, field
 
-from hosts import AUTOGEN, AXUM, BENCH, NATS, PARLOUR, RAW, SLIM, Host
+from hosts import (
+    AUTOGEN,
+    AXUM,
+    BENCH,
+    NATS,
+    NATS_DISK,
+    NATS_FSYNC,
+    PARLOUR,
+    PARLOUR_DISK,
+    RAW,
+    RAW_DISK,
+    SLIM,
+    Host,
+)
 
 MIB = 1 << 20
 
@@ -21,12 +34,16 @@ class Side:
 
     @property
     def is_ours(self) -> bool:
-        return self.host is PARLOUR
+        return self.host.is_ours
 
     def command(
         self, options: argparse.Namespace, load: "Load", url: str, host_pid: int
     ) -> list[str]:
         """What loads it, on the first processor."""
+        if load.unit == "ms":
+            # It starts its hosts itself.
+            driver = [str(options.parlour), "--output", "jsonl", "bench", *self.arguments]
+            return [*driver, "--data", str(options.data / "parlour"), *options.set]
         target = ["--url", url, "--host-pid", str(host_pid)]
         if self.driver == "bench":
             driver = [str(options.parlour), "--output", "jsonl", "bench"]
@@ -49,18 +66,27 @@ class Load:
     slug: str
     title: str
     sides: tuple[Side, ...]
-    # What is counted: calls, deliveries or events per second, or bytes.
+    # What is counted: calls, deliveries, events, messages or lives per second; or bytes, milliseconds until it
+    # is ready, or how many times as long something takes.
     unit: str = "calls"
     # How many times each peer's figure Parlour is to reach at least, and is to aim at.
     wanted: dict[str, tuple[float, float | None]] = field(default_factory=dict, hash=False)
-    # The most that a figure in bytes may be at least, and is to aim at.
-    most: tuple[int, int] | None = None
+    # The most that a figure in bytes, milliseconds or times may be at least, and is to aim at.
+    most: tuple[float, float] | None = None
+    # How much a figure per second is to be at least, and is to aim at.
+    per_second: tuple[int, int] | None = None
+    # How long one measurement may take, in seconds.
+    patience: float = 120
     # Processors of the host; the driver has the first.
     cpus: str = "1"
     # Settings of Parlour beside those of the run.
     settings: tuple[str, ...] = ()
     # Loads of one series differ in one number, and are shown together.
     series: str = ""
+
+    @property
+    def is_durable(self) -> bool:
+        return any(side.host.keeps for side in self.sides)
 
 
 def calls(slug: str, title: str, connections: int, in_flight: int, *, payload: int = 100,
@@ -139,6 +165,49 @@ def series(slug: str, name: str, title: str, *shape: str, ours: tuple[str, ...] 
     return Load(slug, title, tuple(sides), series=name)
 
 
+def accepts(connections: int, in_flight: int, *, key: bool = False, wanted: dict) -> Load:
+    """Messages of 256 bytes, acknowledged when they are on the disk."""
+    several = ("accept", *shape(connections, in_flight))
+    keys = ("--idempotency-key",) if key else ()
+    count = connections * in_flight
+    # HTTP/1.1 carries one message at a time on a connection.
+    rest = ("accept", "--door", "rest", *shape(count, 1), *keys)
+    sides = [
+        Side("NATS, fsync each", NATS_FSYNC, (*several, "--door", "nats", *keys)),
+        Side("NATS, no fsync", NATS_DISK, (*several, "--door", "nats", *keys)),
+        Side("Parlour, REST" + (f", {count}×1" if in_flight > 1 else ""), PARLOUR_DISK, rest),
+    ]
+    if not key:
+        sides.insert(0, Side("raw", RAW_DISK, (*several, "--door", "raw")))
+    slug = f"accept-{connections}x{in_flight}" + ("-key" if key else "")
+    title = f"durable accept, {connections}×{in_flight}" + (", idempotency key" if key else "")
+    return Load(slug, title, tuple(sides), unit="messages", wanted=wanted)
+
+
+def against(fsync: tuple[float, float], raw: tuple[float, float] | None = None) -> dict:
+    return {"NATS, fsync each": fsync} | ({"raw": raw} if raw else {})
+
+
+def lives() -> Load:
+    # As many are kept as were settled before, and not just as many as the default has room for.
+    side = Side("Parlour, REST, 512×1", PARLOUR_DISK,
+                ("life", "--door", "rest", "--connections", "512", "--kept", "1000000"))  # fmt: skip
+    return Load("life-8x64", "whole lives, 8×64, 10⁶ settled kept", (side,), unit="lives",
+                per_second=(40_000, 100_000), patience=900,
+                settings=("--set", "durable.retention_bytes=16GiB"))  # fmt: skip
+
+
+def reopening() -> Load:
+    side = Side("Parlour", PARLOUR_DISK, ("reopen", "--pending", "1000000"))
+    return Load("reopen", "reopening with 10⁶ pending", (side,), unit="ms", most=(2_000, 500), patience=1800)
+
+
+def beside() -> Load:
+    side = Side("Parlour", PARLOUR_DISK, ("beside", "--door", "rest", *shape(8, 1)))
+    return Load("beside", "plain calls, 8×1, beside half the durable rate", (side,), unit="times",
+                most=(2.0, 1.3))  # fmt: skip
+
+
 def shape(connections: int, in_flight: int) -> tuple[str, ...]:
     return ("--connections", str(connections), "--in-flight", str(in_flight))
 
@@ -178,6 +247,14 @@ LOADS = [
     rest(64, {"axum": (0.75, 0.9)}),
     rest(1),
     rest(1024),
+    accepts(1, 1, wanted=against((0.9, 1.1), (0.8, 0.9))),
+    accepts(1, 64, wanted=against((10, 20), (0.35, 0.6))),
+    accepts(8, 8, wanted=against((6, 12), (0.35, 0.6))),
+    accepts(8, 64, wanted=against((20, 40))),
+    accepts(8, 64, key=True, wanted=against((12, 30))),
+    lives(),
+    reopening(),
+    beside(),
     libraries(64, {"async-nats": (1.0, 1.5)}),
     libraries(1),
     idle(1_000, wanted=(16 << 10, 10 << 10), dialects=True),

@@ -42,7 +42,12 @@ def draw(results: Results, place: Path) -> None:
 
 
 def per(load: Load) -> str:
-    return "bytes of the host's memory each" if load.unit == "bytes" else f"{load.unit} per second"
+    units = {
+        "bytes": "bytes of the host's memory each",
+        "ms": "ms until it is ready",
+        "times": "p99 of calls, times what it is alone",
+    }
+    return units.get(load.unit, f"{load.unit} per second")
 
 
 def bars(title: str, rows: list[tuple[str, float, bool]]) -> str:

@@ -9,7 +9,7 @@ import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hosts import BENCH, Host, versions
+from hosts import BENCH, Host, file_system, versions
 from loads import MIB, Load, Side
 from micro import Micro
 
@@ -40,7 +40,19 @@ Results = dict[tuple[Load, Side], Figures]
 
 
 def figure(load: Load, figures: Figures) -> float:
-    return figures.median("bytes_per_worker" if load.unit == "bytes" else "per_second")
+    keys = {"bytes": "bytes_per_worker", "ms": "ready_ms", "times": "times"}
+    return figures.median(keys.get(load.unit, "per_second"))
+
+
+def shown(load: Load, value: float) -> str:
+    match load.unit:
+        case "bytes":
+            return f"{value:,.0f} bytes each"
+        case "ms":
+            return f"{value:,.0f} ms"
+        case "times":
+            return f"{value:.2f} times"
+    return f"{value:,.0f} {load.unit}/s"
 
 
 def page(
@@ -48,7 +60,8 @@ def page(
 ) -> str:
     now = datetime.datetime.now(datetime.timezone.utc)
     loads = list(dict.fromkeys(load for load, _ in results))
-    alone = [load for load in loads if not load.series]
+    alone = [load for load in loads if not load.series and not load.is_durable]
+    durable = [load for load in loads if load.is_durable]
     lines = [
         "# Figures",
         "",
@@ -85,6 +98,7 @@ def page(
             lines += [row(load, side, results[load, side]) for side in load.sides]
     lines += [
         "",
+        *(kept(durable, results, options) if durable else []),
         "## Memory of idle workers",
         "",
         "Then all connections break at once, and all workers come back at once. Times count from the first connection",
@@ -121,7 +135,7 @@ def page(
     if NOTES.exists():
         lines += ["", NOTES.read_text().strip()]
     lines += ["", "## Plots", ""]
-    slugs = [*(load.slug for load in alone), *dict.fromkeys(load.series for load in loads if load.series)]
+    slugs = [*(load.slug for load in (*alone, *durable)), *dict.fromkeys(load.series for load in loads if load.series)]
     lines += [f"![{slug}](plots/{slug.replace(' ', '-')}.svg)" for slug in slugs]
     return "\n".join(lines) + "\n"
 
@@ -135,11 +149,15 @@ def ratios(load: Load, side: Side, results: Results) -> list[str]:
     rows = []
     if load.most:
         least, aim = load.most
-        verdict = "met" if value <= least else "**not met**"
-        rows.append(
-            f"| {load.title} | {side.name} | {value:,.0f} bytes each | | {least:,} | {aim:,} | {verdict} |"
-        )
+        verdict = "aim met" if value <= aim else "met" if value <= least else "**not met**"
+        figure_shown = emphasis(shown(load, value), ours)
+        rows.append(f"| {load.title} | {side.name} | {figure_shown} | | {least:,} | {aim:,} | {verdict} |")
         return rows
+    if load.per_second:
+        least, aim = load.per_second
+        verdict = "aim met" if value >= aim else "met" if value >= least else "**not met**"
+        figure_shown = emphasis(shown(load, value), ours)
+        return [f"| {load.title} | {side.name} | {figure_shown} | | {least:,} | {aim:,} | {verdict} |"]
     for other in load.sides:
         theirs = results[load, other]
         if other.is_ours or not theirs.are_there or not figure(load, theirs):
@@ -152,11 +170,64 @@ def ratios(load: Load, side: Side, results: Results) -> list[str]:
             if aim and ratio >= aim:
                 verdict = "aim met"
             cells = [f"{least:g}", f"{aim:g}" if aim else "", verdict]
-        shown = emphasis(f"{ratio:.2f} × {other.name}", ours, theirs)
+        times = emphasis(f"{ratio:.2f} × {other.name}", ours, theirs)
         rows.append(
-            f"| {load.title} | {side.name} | {value:,.0f} {load.unit}/s | {shown} | {' | '.join(cells)} |"
+            f"| {load.title} | {side.name} | {shown(load, value)} | {times} | {' | '.join(cells)} |"
         )
-    return rows or [f"| {load.title} | {side.name} | {value:,.0f} {load.unit}/s | | | | |"]
+    return rows or [f"| {load.title} | {side.name} | {shown(load, value)} | | | | |"]
+
+
+def kept(loads: list[Load], results: Results, options: argparse.Namespace) -> list[str]:
+    """What is acknowledged when it is on the disk."""
+    lines = [
+        "## Messages that outlive the host",
+        "",
+        "Payloads are of 256 bytes, and each is acknowledged once it is on the disk, except where NATS is said not to",
+        f"fsync. The files are on {file_system(options.data)}, in a directory that is new for each measurement.",
+        "",
+        "- HTTP/1.1 carries one message at a time on a connection: over REST, C×K is C·K connections.",
+        "- `raw` appends what a round of reads brings to a file, calls `fdatasync` once, and then answers.",
+        "- NATS is JetStream with one stream in files: with `sync_interval: always`, and as it is by default, where it",
+        "  acknowledges without an fsync. With an idempotency key its messages have a `Nats-Msg-Id`.",
+        "- A life is over when its message was accepted, delivered to an agent, answered and settled.",
+        "- Plain calls have their p99 alone, then beside messages that come evenly, half as many as the host is capable of.",
+        "",
+        "| work | side | figure | ratio | at least | aim | |",
+        "| --- | --- | --: | --: | --: | --: | --- |",
+        *[line for load in loads for side in load.sides if side.is_ours for line in ratios(load, side, results)],
+        "",
+        "| load | side | per second | p50 µs | p99 µs | p99.9 µs | host CPU | µs each | driver CPU | host RSS | others |",
+        "| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
+        *[row(load, side, results[load, side]) for load in loads if load.unit != "ms" for side in load.sides],
+        "",
+    ]
+    for load in loads:
+        for side in load.sides:
+            found = results[load, side]
+            if load.unit == "ms" and found.are_there:
+                lines += [reopened(found), ""]
+            if load.unit == "times" and found.are_there:
+                lines += [disturbed(found), ""]
+    return lines
+
+
+def reopened(figures: Figures) -> str:
+    of = figures.median
+    return (
+        f"Reopened after `kill -9` with {of('pending'):,.0f} messages that wait, {of('data_bytes') / MIB:,.0f} MiB of files"
+        f" in the page cache: ready after {of('ready_ms'):,.0f} ms and {of('host_cpu_ms'):,.0f} ms of CPU,"
+        f" {of('rss_bytes') / MIB:,.0f} MiB of memory then (500 MiB at most are wanted) and {of('peak_rss_bytes') / MIB:,.0f} at the"
+        f" most; {of('rss_before_bytes') / MIB:,.0f} MiB before it was killed."
+    )
+
+
+def disturbed(figures: Figures) -> str:
+    of = figures.median
+    return (
+        f"Plain calls: p99 {of('p99_alone_us'):,.0f} µs at {of('per_second_alone'):,.0f} a second alone,"
+        f" {of('p99_us'):,.0f} µs at {of('per_second'):,.0f} beside {of('accepted_per_second'):,.0f} durable messages a second;"
+        f" {of('saturated_per_second'):,.0f} of those alone."
+    )
 
 
 def row(load: Load, side: Side, figures: Figures) -> str:

@@ -38,6 +38,12 @@ class Kind(IntEnum):
     PROGRESS = 18
     LEAVE = 19
     RECEIVED = 20
+    SEND = 21
+    ACCEPTED = 22
+    WAIT = 23
+    DELIVERY = 24
+    CANCEL_DELIVERY = 25
+    STALE = 26
 
 
 # What belongs to a socket; all else is the session's, and counted.
@@ -92,6 +98,16 @@ class Field(IntEnum):
     PROGRESS = 45
     DELIVERY = 46
     ATTEMPT = 47
+    DELAY_MS = 48
+    DELIVER_AT = 49
+    TTL_MS = 50
+    MAX_ATTEMPTS = 51
+    ACK = 52
+    GENERATION = 53
+    KNOWN = 54
+    STATE = 55
+    LEVEL = 56
+    DETAILS = 57
 
 
 @dataclass
@@ -405,7 +421,7 @@ class Channel:
 
     async def answer(self, number: int, timeout=10.0) -> Frame:
         """How the call or request of this number ended."""
-        ends = (Kind.DONE, Kind.REPLY, Kind.FAULT)
+        ends = (Kind.DONE, Kind.REPLY, Kind.FAULT, Kind.ACCEPTED, Kind.DELIVERY)
         return await self.take(lambda f: f.kind in ends and f.id == number, timeout)
 
     async def request(self, kind: Kind, payload=b"", timeout=10.0, **fields) -> Frame:
@@ -440,6 +456,17 @@ class Channel:
             frame(Kind.CALL, payload, id=number, agent_type=agent_type, key=key, **fields)
         )
         return number
+
+    async def send_durably(self, agent: str, payload=b"", timeout=10.0, **fields) -> Frame:
+        """Has a message accepted that the host keeps until it is delivered."""
+        agent_type, key = agent.split("/", 1)
+        return await self.request(
+            Kind.SEND, payload, timeout, agent_type=agent_type, key=key, **fields
+        )
+
+    async def wait(self, delivery: str, timeout=20.0, **fields) -> Frame:
+        """What is known of a delivery, when that is newer than `generation` or `timeout_ms` is over."""
+        return await self.request(Kind.WAIT, timeout=timeout, delivery=delivery, **fields)
 
     async def reply(self, call: Frame, payload=b"", **fields):
         await self.send(frame(Kind.REPLY, payload, id=call.id, **fields))

@@ -29,8 +29,8 @@ pub use decode::{DecodeError, MAX_HEADER, MAX_TEXT, decode, frame_length, split_
 pub(crate) use encode::resend;
 pub use encode::{encode, encode_call, encode_event, encode_reply, is_counted};
 pub use frame::{
-    CallFrame, Done, EventFrame, Frame, HeaderFields, Hello, PublishFrame, Register, SharedEvent,
-    Subscribe, Welcome,
+    AcceptedFrame, CallFrame, DeliveryFrame, Done, EventFrame, Frame, HeaderFields, Hello, Outcome,
+    PublishFrame, Register, SendFrame, SharedEvent, Subscribe, WaitFrame, Welcome,
 };
 pub use number::{FIELDS, FieldType, KINDS};
 pub use raw::{RawFrame, RawValue, fields};
@@ -43,6 +43,9 @@ pub const TEXT_SUBPROTOCOL: &str = "parlour.v1+json";
 
 /// The feature of sessions that survive a socket, with credit.
 pub const RESUME: &str = "resume";
+
+/// The feature of messages that the host keeps until they are delivered.
+pub const DELIVERIES: &str = "deliveries";
 
 /// The versions of the frames that this code speaks, newest last.
 pub const VERSIONS: &[u64] = &[1];

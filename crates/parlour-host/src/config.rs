@@ -174,6 +174,8 @@ settings! {
             "The longest wait between two attempts.";
         attempt_timeout: Duration = "1h" in "1ms" to "8760h",
             "How long one attempt may take.";
+        longest_wait: Duration = "1m" in "1ms" to "24h",
+            "How long a request may wait for a step of a delivery; then it is answered as things are.";
         idempotency_window: Duration = "24h" in "1s" to "8760h",
             "For how long an idempotency key is remembered.";
         worker_in_flight: usize = "256" in "1" to "10000000",
@@ -209,7 +211,9 @@ settings! {
         worker_in_flight: usize = "1024" in "1" to "10000000",
             "Calls that one worker may have at once; further ones are answered `overloaded`.";
         caller_in_flight: usize = "4096" in "1" to "10000000",
-            "Calls that one channel may have made and not yet heard of.";
+            "Calls and durable messages that one channel may have made and not yet heard of.";
+        caller_waits: usize = "4096" in "1" to "10000000",
+            "Deliveries that one channel may wait for at once.";
         queue_messages: usize = "4096" in "1" to "10000000",
             "Messages that may wait for one connection, or for agents to move to another worker.";
         queue_bytes: Bytes = "8MiB" in "1KiB" to "1GiB",

@@ -1,6 +1,7 @@
 //! One channel, from its opening to its end: the task that owns a worker's or caller's socket.
 
 mod clock;
+mod deliveries;
 mod hear;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::config::limits;
+use crate::durable::Durable;
 use crate::exchange::{Exchange, Origin, Ticket};
 use crate::link::{Link, Received, Resumption, Sendable};
 use crate::peer::{Close, Dispatched, OVERHEAD, Outgoing, Peer, RETRY_AFTER, ReplyTo};
@@ -25,6 +27,7 @@ use clock::Clock;
 /// A channel's task.
 pub(crate) struct Connection<L> {
     exchange: Exchange,
+    durable: Durable,
     peer: Peer,
     origin: Origin,
     inbox: mpsc::UnboundedReceiver<Outgoing>,
@@ -32,8 +35,10 @@ pub(crate) struct Connection<L> {
     outbox: VecDeque<Outgoing>,
     /// Calls that the peer was given, or will be.
     session: Session<ReplyTo>,
-    /// Calls that the peer made, under its own names.
+    /// Calls and other requests that the peer made and that have not ended, under its own names.
     made: CallMap<Option<Ticket>>,
+    /// Deliveries that it waits for, until it gives that up.
+    waits: CallMap<Option<oneshot::Sender<()>>>,
     greeted: bool,
     /// The peer broke the protocol, and the channel is about to close.
     refused: bool,
@@ -73,6 +78,7 @@ impl<L: Link> Connection<L> {
     /// A channel whose peer has a place in the exchange.
     pub(crate) fn new(
         exchange: Exchange,
+        durable: Durable,
         peer: Peer,
         inbox: mpsc::UnboundedReceiver<Outgoing>,
     ) -> Self {
@@ -80,12 +86,14 @@ impl<L: Link> Connection<L> {
         let session = Session::new(exchange.config().limits.worker_in_flight);
         Self {
             exchange,
+            durable,
             peer,
             origin,
             inbox,
             outbox: VecDeque::new(),
             session,
             made: CallMap::default(),
+            waits: CallMap::default(),
             greeted: !L::GREETS,
             refused: false,
             name: None,
@@ -411,8 +419,12 @@ impl<L: Link> Connection<L> {
                 Outgoing::Call(dispatched) => self.send_call(link, &dispatched, now),
                 Outgoing::Withdraw(id) => self.send(link, Sendable::Withdraw(id)),
                 Outgoing::Reply(id, reply) => {
-                    self.made.remove(&id);
+                    self.ended(id);
                     self.send(link, Sendable::Reply(id, &reply));
+                }
+                Outgoing::Answer(id, frame) => {
+                    self.ended(id);
+                    self.send(link, Sendable::Frame(&frame));
                 }
                 Outgoing::Event(event, to) => {
                     if let Err(fault) = link.send(Sendable::Event(&event, &to)) {
@@ -437,6 +449,13 @@ impl<L: Link> Connection<L> {
             }
         }
         None
+    }
+
+    /// The peer may use the name of a request of its again.
+    fn ended(&mut self, id: CallId) {
+        if self.made.remove(&id).is_none() {
+            self.waits.remove(&id);
+        }
     }
 
     /// Whether what is next tells the peer why the channel ends: also one that gives no credit.

@@ -6,6 +6,7 @@
 mod attempt;
 mod gate;
 mod owner;
+mod sending;
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -15,10 +16,12 @@ use std::time::Duration;
 use bytestring::ByteString;
 use parking_lot::Mutex;
 use parlour_core::durable::{
-    Accept, Accepted, Delivery, DeliveryId, Message, PartitionId, Settled, State, Timestamp,
+    Accept, Accepted, Delivery, DeliveryId, Level, Message, PartitionId, Settled, State, Step,
+    Timestamp,
 };
 use parlour_core::{AgentId, AgentType, Fault, FaultKind, Payload};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::backbone::{self, Ack, Backbone, BackboneError};
@@ -31,6 +34,7 @@ use gate::Gate;
 use owner::{Input, Owner};
 
 pub(crate) use attempt::AttemptTo;
+pub(crate) use sending::Sending;
 
 /// The durable messages of a room. Cloning gives another handle to the same.
 #[derive(Clone)]
@@ -162,9 +166,11 @@ impl Durable {
         Ok(())
     }
 
-    /// Takes a message that is to be delivered. When it returns, the message is as safe as
-    /// [`ack`](Self::ack) says.
-    pub(crate) async fn accept(&self, accept: Accept) -> Result<Accepted, Fault> {
+    /// Hands a message that is to be delivered to the owner of its partition.
+    fn begin_accept(
+        &self,
+        accept: Accept,
+    ) -> Result<oneshot::Receiver<Result<Accepted, Fault>>, Fault> {
         if let Some(failure) = &*self.0.failure.lock() {
             return Err(refusal(failure));
         }
@@ -187,7 +193,7 @@ impl Durable {
                 fault,
             ));
         }
-        self.ask(inbox, |answer| Input::Accept(Box::new(accept), answer)).await?
+        Ok(ask(inbox, |answer| Input::Accept(Box::new(accept), answer)))
     }
 
     /// What is known of a delivery. With `after` it waits until the delivery is newer than that
@@ -197,6 +203,39 @@ impl Durable {
         match self.ask(inbox, |answer| Input::Get(id, after, answer)).await? {
             Some(found) => Ok(found),
             None => self.settled(id).await.map(Found::Settled),
+        }
+    }
+
+    /// What is known of a delivery when it has ended, or has a step of `level` that is newer than
+    /// `after`, or any without a level; or else after `patience`, which ends with
+    /// `durable.longest_wait`.
+    pub(crate) async fn wait(
+        &self,
+        id: DeliveryId,
+        after: u64,
+        level: Option<Level>,
+        patience: Option<Duration>,
+    ) -> Result<Found, Fault> {
+        let longest = self.0.exchange.config().durable.longest_wait;
+        let patience = patience.map_or(longest, |patience| patience.min(longest));
+        if patience.is_zero() {
+            return self.get(id, None).await;
+        }
+        let until = Instant::now() + patience;
+        let mut seen = after;
+        loop {
+            let Ok(newer) = timeout_at(until, self.get(id, Some(seen))).await else {
+                // Nothing has happened: that is said too.
+                return self.get(id, None).await;
+            };
+            let found = newer?;
+            let delivery = found.delivery();
+            let is_wanted =
+                |it: &Step| it.generation > after && level.is_none_or(|level| it.level == level);
+            if delivery.state.is_settled() || delivery.known_steps().any(|it| is_wanted(&it)) {
+                return Ok(found);
+            }
+            seen = delivery.generation;
         }
     }
 
@@ -266,15 +305,23 @@ impl Durable {
         inbox: &Inbox,
         input: impl FnOnce(oneshot::Sender<T>) -> Input,
     ) -> Result<T, Fault> {
-        let (answer, answered) = oneshot::channel();
-        // An owner that is gone drops what it was asked.
-        let _ = inbox.queue.send(input(answer));
+        self.answer(ask(inbox, input)).await
+    }
+
+    async fn answer<T>(&self, answered: oneshot::Receiver<T>) -> Result<T, Fault> {
         answered.await.map_err(|_| match &*self.0.failure.lock() {
             Some(failure) => refusal(failure),
             None => Fault::new(FaultKind::Unavailable, "the host is shutting down")
                 .retry_after(Duration::from_secs(1)),
         })
     }
+}
+
+fn ask<T>(inbox: &Inbox, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> oneshot::Receiver<T> {
+    let (answer, answered) = oneshot::channel();
+    // An owner that is gone drops what it was asked.
+    let _ = inbox.queue.send(input(answer));
+    answered
 }
 
 /// Nothing is known under this name.

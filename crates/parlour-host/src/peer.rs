@@ -11,7 +11,8 @@ use bytestring::ByteString;
 use parking_lot::Mutex;
 use parlour_core::wire::Frame;
 use parlour_core::{
-    Call, CallId, CallMap, Fault, FaultKind, Payload, Principal, Recipients, Reply, WorkerId,
+    Attempt, Call, CallId, CallMap, Fault, FaultKind, Payload, Principal, Recipients, Reply,
+    WorkerId,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -82,6 +83,8 @@ pub(crate) enum Outgoing {
     Resume(Box<Resumption>),
     /// The end of a call that the peer made, or why a request of its was refused, under its own name.
     Reply(CallId, Box<Reply>),
+    /// The end of another request that the peer made, under its own name.
+    Answer(CallId, Box<Frame>),
     /// An event.
     Event(Arc<SharedEvent>, Arc<Recipients>),
     /// Something that only this protocol says.
@@ -145,6 +148,14 @@ impl Outgoing {
                 Self::Reply(_, reply) => match &**reply {
                     Ok(payload) => payload.weight(),
                     Err(fault) => fault.weight(),
+                },
+                Self::Answer(_, frame) => match &**frame {
+                    Frame::Delivery(delivery) => {
+                        let texts = delivery.details.len()
+                            + delivery.fault.as_ref().map_or(0, Fault::weight);
+                        texts + delivery.reply.as_ref().map_or(0, Payload::weight)
+                    }
+                    _ => 0,
                 },
                 Self::Event(event, to) => {
                     event.weight() + to.agents.len() * 32 + to.listeners.len() * 8
@@ -415,6 +426,11 @@ impl ReplyTo {
         Self::new(Address::Attempt(Box::new(attempt)), metrics)
     }
 
+    /// Whether it is the address of this attempt.
+    pub(crate) fn is_of(&self, it: Attempt) -> bool {
+        matches!(&self.address, Some(Address::Attempt(attempt)) if attempt.attempt() == it)
+    }
+
     /// The agent has the message.
     pub(crate) fn received(&self) {
         if let Some(Address::Attempt(attempt)) = &self.address {
@@ -508,7 +524,7 @@ fn unread_progress() -> Fault {
         .hint("read progress faster, or make the call without")
 }
 
-fn unread_replies() -> Fault {
+pub(crate) fn unread_replies() -> Fault {
     Fault::new(FaultKind::Overloaded, "the agent answered, but too many replies wait to be read")
         .may_have_run_if(true)
         .hint("read replies faster, or have fewer calls in flight")

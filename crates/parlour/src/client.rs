@@ -12,7 +12,7 @@ use crate::state::State;
 use crate::transport::{Connect, Endpoint, Tcp};
 use crate::{
     CallEachRequest, CallRequest, Error, IntoAgentId, IntoPayload, IntoTopicId, PublishRequest,
-    Subscription, TypedAgent,
+    SendRequest, Subscription, TypedAgent,
 };
 
 /// How long a request may take unless it is told otherwise.
@@ -134,6 +134,29 @@ impl Client {
     /// ```
     pub fn publish(&self, topic: impl IntoTopicId, message: impl IntoPayload) -> PublishRequest {
         self.origin().publish(topic, message)
+    }
+
+    /// Sends an agent a message for later: the host keeps it until it is delivered, whatever becomes of
+    /// the agent's workers, of this client and of the host itself.
+    ///
+    /// Await what this returns, perhaps after setting more on it, to learn that it was accepted; the
+    /// [`Sent`](crate::Sent) tells what becomes of it. If the connection is lost before the host has
+    /// said so, it is sent again, and accepted once. The same message under an
+    /// [idempotency key](SendRequest::idempotency_key) of one's own gives the same delivery, also to a
+    /// program that was started anew.
+    ///
+    /// ```no_run
+    /// # async fn example(client: parlour::Client) -> Result<(), parlour::Error> {
+    /// use std::time::Duration;
+    ///
+    /// let reminder = client.send("reminder/ada", "tea").delay(Duration::from_secs(180));
+    /// let sent = reminder.ttl(Duration::from_secs(600)).idempotency_key("tea-7").await?;
+    /// println!("{} goes on without this program", sent.id());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn send(&self, agent: impl IntoAgentId, message: impl IntoPayload) -> SendRequest {
+        self.origin().send(agent, message)
     }
 
     fn origin(&self) -> Origin {

@@ -12,7 +12,7 @@ use crate::handle::{Handle, now};
 use crate::request::Origin;
 use crate::{
     CallEachRequest, CallRequest, Error, IntoAgentId, IntoPayload, IntoTopicId, PublishRequest,
-    TypedAgent,
+    SendRequest, TypedAgent,
 };
 
 /// The message that a handler has at hand, and the way to send more because of it. Cheap to clone.
@@ -195,6 +195,25 @@ impl Cx {
     /// ```
     pub fn publish(&self, topic: impl IntoTopicId, message: impl IntoPayload) -> PublishRequest {
         self.follow_up().publish(topic, message)
+    }
+
+    /// Sends an agent a message for later, as part of this conversation; see
+    /// [`Client::send`](crate::Client::send). To be accepted it has as long as this message's own caller
+    /// waits; to be delivered, as long as it takes.
+    ///
+    /// A handler that may run again should name it after its own message, so that it is accepted once:
+    ///
+    /// ```
+    /// # use parlour::{Agent, AgentError, Cx};
+    /// async fn pay(cx: Cx, order: String) -> Result<(), AgentError> {
+    ///     let key = format!("receipt for {}", cx.message_id());
+    ///     cx.send("mailer", order).idempotency_key(key).await?;
+    ///     Ok(())
+    /// }
+    /// # let _ = Agent::stateless().on_call(pay);
+    /// ```
+    pub fn send(&self, agent: impl IntoAgentId, message: impl IntoPayload) -> SendRequest {
+        self.follow_up().send(agent, message)
     }
 
     /// Whether the caller wants to hear of the call before it ends.

@@ -15,7 +15,7 @@ use crate::backoff::Backoff;
 use crate::connection::{Connection, Progress, arm};
 use crate::handle::{Command, after, now};
 use crate::handlers::Handlers;
-use crate::state::State;
+use crate::state::{Answered, State};
 use crate::transport::{Connect, Endpoint, Link};
 use crate::{Error, ErrorKind};
 
@@ -410,9 +410,20 @@ impl<C: Connect> Driver<C> {
                 Frame::Reply(CallId(0), Err(fault)) => return Err(fault.into()),
                 Frame::Reply(id, reply) => self.state.handle_reply(id, reply),
                 Frame::Progress(id, payload) => self.state.handle_progress(id, payload),
-                Frame::Done(done) => self.state.handle_done(done),
+                // A host answers no attempts; one that did would answer a call.
+                Frame::Outcome(outcome) => self.state.handle_reply(outcome.id, outcome.reply),
+                Frame::Done(done) => self.state.handle_answer(Answered::Done(done)),
+                Frame::Accepted(it) => self.state.handle_answer(Answered::Accepted(it)),
+                Frame::Delivery(it) => self.state.handle_answer(Answered::Delivery(it)),
+                Frame::Stale(_, attempt) => {
+                    let (delivery, attempt) = (attempt.delivery, attempt.number);
+                    tracing::warn!(%delivery, attempt, "an agent's answer came too late to count");
+                }
                 Frame::Call(call) => {
                     let (id, is_durable) = (call.id, call.attempt.is_some());
+                    if let Some(attempt) = call.attempt {
+                        self.state.begin_attempt(id, attempt);
+                    }
                     let unwritten = self.state.unwritten_replies();
                     match self.handlers.call(*call, unwritten) {
                         Ok(()) if is_durable => self.state.push(Frame::Received(id)),
@@ -424,7 +435,10 @@ impl<C: Connect> Driver<C> {
                     self.state.handle_event(&event);
                     self.handlers.event(&event);
                 }
-                Frame::Cancel(id) => self.handlers.cancel(id),
+                Frame::Cancel(id) => {
+                    self.handlers.cancel(id);
+                    self.state.end_attempt(id);
+                }
                 Frame::Pong(number) => {
                     if let Some(draining) = draining
                         && number == u64::from(draining.barriers)

@@ -111,6 +111,14 @@ impl Error {
             .may_have_run_if(sent)
     }
 
+    /// Why a delivery has ended without what was waited for. Its deadline, too, is not that of the wait.
+    pub(crate) fn of_end(fault: Fault) -> Self {
+        let kind = ErrorKind::Fault(fault.kind());
+        let mut error = Self::from(fault);
+        error.0.kind = kind;
+        error
+    }
+
     pub(crate) fn closed() -> Self {
         Self::new(ErrorKind::Closed, "the client is closed")
     }

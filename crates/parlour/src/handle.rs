@@ -2,14 +2,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use parlour_core::wire::{CallFrame, Done, Frame, HeaderFields, PublishFrame};
-use parlour_core::{AgentId, CallId, Event, Payload, TopicFilter, TopicId};
+use parlour_core::durable::{DeliveryId, Level};
+use parlour_core::wire::{
+    AcceptedFrame, CallFrame, DeliveryFrame, Done, Frame, HeaderFields, PublishFrame, SendFrame,
+    WaitFrame,
+};
+use parlour_core::{
+    AgentId, ByteString, CallId, Event, Fault, FaultKind, Payload, TopicFilter, TopicId,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, Later};
 
 /// How many requests may wait to be written.
 const QUEUE_MESSAGES: usize = 1024;
+/// The longest pause that a host can ask for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How many bytes may wait to be written.
 const QUEUE_BYTES: usize = 8 * 1024 * 1024;
 
@@ -66,7 +74,10 @@ pub(crate) struct Request {
 #[derive(Debug)]
 pub(crate) enum Waiting {
     Call(Answer<Payload>, Option<mpsc::Sender<Payload>>),
-    Publish(Answer<Done>),
+    /// Of a publish, or of a delivery that is given up.
+    Confirm(Answer<Done>),
+    Send(Answer<AcceptedFrame>),
+    Wait(Answer<DeliveryFrame>),
     Subscribe(LocalSubscription, Answer<Done>),
     /// The driver itself, for a registration, or a subscription that it makes anew.
     Setup(Option<LocalSubscription>),
@@ -157,7 +168,77 @@ impl Handle {
         let id = CallId(self.0.ids.next());
         let frame = Frame::from(PublishFrame { request: Some(id), topic, header, payload });
         let request = Request { id, frame, _permit: Some(permit) };
-        self.request(request, deadline, Waiting::Publish).await
+        self.request(request, deadline, Waiting::Confirm).await
+    }
+
+    /// Has a message accepted that is delivered later. Its header names an idempotency key: when the
+    /// session is lost before the answer came, it is sent again, and accepted once.
+    pub(crate) async fn send(
+        &self,
+        later: Later,
+        header: HeaderFields,
+        payload: Payload,
+        deadline: Instant,
+    ) -> Result<AcceptedFrame, Error> {
+        let begun = now();
+        loop {
+            let permit = self.place(&payload, deadline).await?;
+            let id = CallId(self.0.ids.next());
+            // Its times count from the first time it was sent.
+            let left = |time: Duration| time.saturating_sub(now().duration_since(begun));
+            let frame = Frame::from(SendFrame {
+                request: id,
+                target: later.agent.clone(),
+                delay: later.delay.map(left),
+                deliver_at: later.deliver_at,
+                ttl: later.ttl.map(left),
+                max_attempts: later.max_attempts,
+                header: header.clone(),
+                payload: payload.clone(),
+            });
+            let request = Request { id, frame, _permit: Some(permit) };
+            match self.request(request, deadline, Waiting::Send).await {
+                Err(error) => pause(error, false, deadline).await?,
+                accepted => return accepted,
+            }
+        }
+    }
+
+    /// What is known of a delivery, when that is newer or `patience` is over; without, when the host
+    /// finds that it was long enough. Asks again when the session is lost. Dropping the future gives the
+    /// wait up, at the host too.
+    pub(crate) async fn wait(
+        &self,
+        delivery: DeliveryId,
+        generation: u64,
+        level: Option<Level>,
+        patience: Option<Duration>,
+        deadline: Instant,
+    ) -> Result<DeliveryFrame, Error> {
+        loop {
+            let id = CallId(self.0.ids.next());
+            let level = level.map(|level| ByteString::from_static(level.name()));
+            // Without a patience the time left is filled in when the frame is written.
+            let wait = WaitFrame { request: id, delivery, generation, level, timeout: patience };
+            let request = Request { id, frame: Frame::from(wait), _permit: None };
+            match self.request(request, deadline, Waiting::Wait).await {
+                Err(error) => pause(error, true, deadline).await?,
+                found => return found,
+            }
+        }
+    }
+
+    /// Gives a delivery up.
+    pub(crate) async fn cancel_delivery(
+        &self,
+        delivery: DeliveryId,
+        reason: ByteString,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let request = CallId(self.0.ids.next());
+        let frame = Frame::CancelDelivery { request, delivery, reason };
+        let request = Request { id: request, frame, _permit: None };
+        self.request(request, deadline, Waiting::Confirm).await.map(drop)
     }
 
     /// Subscribes, under the number that `subscription` has.
@@ -230,6 +311,28 @@ impl Handle {
         // A driver that was closed drops who waits; whether they had been sent is then unknown.
         answer.unwrap_or_else(|_| Err(Error::closed().may_have_run_if(true)))
     }
+}
+
+/// The pause after which the same can be asked again, or `error` if it cannot: neither when it would
+/// help nothing, nor when the pause is longer than what is left. A host that has `too_much` to do may
+/// be asked again, too.
+async fn pause(error: Error, too_much: bool, deadline: Instant) -> Result<(), Error> {
+    let kind = error.kind();
+    // A host that goes away, or asks for patience, says for how long.
+    let asks = kind == ErrorKind::Fault(FaultKind::Unavailable)
+        || (too_much && kind == ErrorKind::Fault(FaultKind::Overloaded));
+    let asked = error.fault().and_then(Fault::retry_after_time).filter(|_| asks);
+    let at = match asked {
+        Some(pause) => now() + pause.min(LONGEST_PAUSE).mul_f64(1.0 + fastrand::f64()),
+        // The driver pauses between connections.
+        None if kind == ErrorKind::ConnectionLost => now(),
+        None => return Err(error),
+    };
+    if at >= deadline {
+        return Err(error);
+    }
+    tokio::time::sleep_until(at.into()).await;
+    Ok(())
 }
 
 /// Tells the driver that a future was dropped before its answer came.

@@ -28,7 +28,7 @@ impl Kept {
 
     /// Asks in `hello` for a session, and for `earlier` if there is one.
     pub(crate) fn ask(hello: &mut Hello, earlier: Option<&Self>) {
-        hello.features = vec![ByteString::from_static(wire::RESUME)];
+        hello.features = [wire::RESUME, wire::DELIVERIES].map(ByteString::from_static).into();
         hello.credit = CREDIT;
         if let Some(earlier) = earlier {
             hello.session = Some(earlier.name.clone());

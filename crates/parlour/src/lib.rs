@@ -103,6 +103,10 @@
 //! [`Client::call_each`] one to many agents, [`with_progress`](CallRequest::with_progress) one that is
 //! heard of before its end, [`Client::subscribe`] events as they come.
 //!
+//! What must not be lost is sent for later, with [`Client::send`]: it is on the host's disk when that
+//! returns, is delivered at least once, and ends with a reply or with a fault for good. A handler sees
+//! in [`Cx::attempt`] and [`Cx::delivery`] whether it may have seen the message before.
+//!
 //! What holds everywhere: each request has a deadline, 30 s unless it says otherwise; it ends with an
 //! answer or an [`Error`], whose [`kind`](Error::kind) is what to decide on, and which says whether an
 //! agent [may have run](Error::may_have_run); dropping a future gives up what it waited for; a lost
@@ -141,6 +145,7 @@ mod outgoing;
 mod payload;
 mod reply;
 mod request;
+mod sending;
 mod signals;
 mod state;
 mod subscription;
@@ -156,7 +161,7 @@ pub use cx::Cx;
 pub use error::{Error, ErrorKind};
 pub use extract::{FromMessage, Message, State};
 pub use handler::Handler;
-pub use parlour_core::durable::DeliveryId;
+pub use parlour_core::durable::{DeliveryId, Level, State as DeliveryState};
 pub use parlour_core::{
     AgentId, AgentType, ByteString, Bytes, Event, Fault, FaultKind, Header, InvalidName, Key,
     MAX_HOPS, MessageId, Metadata, MetadataError, Payload, Principal, TopicFilter, TopicId,
@@ -167,6 +172,7 @@ pub use reply::{AgentError, IntoReply};
 pub use request::{
     Answer, CallEachRequest, CallRequest, FromReply, Progress, PublishRequest, Published, Request,
 };
+pub use sending::{Ack, Later, SendRequest, Sent, Status, Wait};
 pub use subscription::Subscription;
 #[doc(hidden)]
 pub use transport::Connect;

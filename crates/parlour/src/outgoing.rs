@@ -30,7 +30,9 @@ pub(crate) fn payload(frame: &Frame) -> Option<&Payload> {
     match frame {
         Frame::Call(call) => Some(&call.payload),
         Frame::Publish(publish) => Some(&publish.payload),
+        Frame::Send(send) => Some(&send.payload),
         Frame::Reply(_, Ok(payload)) | Frame::Progress(_, payload) => Some(payload),
+        Frame::Outcome(outcome) => outcome.reply.as_ref().ok(),
         _ => None,
     }
 }

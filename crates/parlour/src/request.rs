@@ -21,7 +21,8 @@ pub type CallEachRequest<Reply = Payload> = Request<Vec<AgentId>, Reply>;
 /// An event that is published when it is awaited; the host then says who got it.
 pub type PublishRequest = Request<TopicId>;
 
-/// A message on its way to be sent: [`CallRequest`], [`CallEachRequest`] or [`PublishRequest`].
+/// A message on its way to be sent: [`CallRequest`], [`CallEachRequest`], [`PublishRequest`] or
+/// [`SendRequest`](crate::SendRequest).
 /// Nothing happens until it is awaited; what wants a future, such as `tokio::spawn`, takes its
 /// [`into_future`](IntoFuture::into_future).
 ///
@@ -31,7 +32,8 @@ pub type PublishRequest = Request<TopicId>;
 /// # Cancel safety
 ///
 /// Dropping the future of a call gives the call up, and the host and the agent are told. Dropping the
-/// future of a publish takes the event back only as long as it was not written.
+/// future of a publish or send takes the message back only as long as it was not written: one that is
+/// sent for later may have been accepted. Sent again under the same idempotency key it is accepted once.
 ///
 /// ```no_run
 /// # async fn example(client: parlour::Client) -> Result<(), parlour::Error> {
@@ -43,8 +45,8 @@ pub type PublishRequest = Request<TopicId>;
 /// ```
 #[must_use = "nothing is sent until it is awaited"]
 pub struct Request<To, Reply = Payload> {
-    origin: Origin,
-    parts: Result<(To, Payload), Error>,
+    pub(crate) origin: Origin,
+    pub(crate) parts: Result<(To, Payload), Error>,
     timeout: Duration,
     reply: PhantomData<fn() -> Reply>,
 }
@@ -85,7 +87,7 @@ impl Origin {
     }
 
     /// Says of an error whether it is the deadline of the message that others follow from that passed.
-    fn explain(&self, deadline: Instant) -> impl Fn(Error) -> Error + use<> {
+    pub(crate) fn explain(&self, deadline: Instant) -> impl Fn(Error) -> Error + use<> {
         let is_callers = self.latest == Some(deadline);
         move |error| match error.kind() {
             ErrorKind::Timeout if is_callers => error.of_callers_deadline(),
@@ -93,7 +95,11 @@ impl Origin {
         }
     }
 
-    fn request<To>(self, to: Result<To, Error>, message: impl IntoPayload) -> Request<To> {
+    pub(crate) fn request<To>(
+        self,
+        to: Result<To, Error>,
+        message: impl IntoPayload,
+    ) -> Request<To> {
         let timeout = self.handle.default_timeout();
         let parts = to.and_then(|to| Ok((to, message.into_payload()?)));
         Request { origin: self, parts, timeout, reply: PhantomData }
@@ -161,7 +167,8 @@ impl<To, Reply> Request<To, Reply> {
         })
     }
 
-    /// A name for the work, so that doing it twice can be avoided; at most 1,024 bytes.
+    /// A name for the work, so that doing it twice can be avoided; at most 1,024 bytes. What is sent for
+    /// later is accepted once under one key, and gets one of its own if it has none.
     pub fn idempotency_key(self, key: impl Into<ByteString>) -> Self {
         self.checked(|header, _| {
             header.idempotency_key = Some(short("idempotency key", key.into())?);
@@ -189,14 +196,14 @@ impl<To, Reply> Request<To, Reply> {
         self
     }
 
-    fn deadline(&self) -> Instant {
+    pub(crate) fn deadline(&self) -> Instant {
         let deadline = after(self.timeout);
         self.origin.latest.map_or(deadline, |latest| latest.min(deadline))
     }
 }
 
 /// Refuses a text that no frame can carry.
-fn short(what: &str, text: ByteString) -> Result<ByteString, Error> {
+pub(crate) fn short(what: &str, text: ByteString) -> Result<ByteString, Error> {
     if text.len() <= MAX_TEXT {
         return Ok(text);
     }

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use parlour_core::wire::{
-    self, Done, EventFrame, Frame, Hello, MAX_TEXT, Register, Subscribe, Welcome,
+    self, AcceptedFrame, DeliveryFrame, Done, EventFrame, Frame, Hello, MAX_TEXT, Outcome,
+    Register, Subscribe, Welcome,
 };
 use parlour_core::{
-    AgentType, CallId, Event, Fault, FaultKind, Header, Payload, Registration, Reply, Session,
-    Settled, TopicFilter,
+    AgentType, Attempt, CallId, Event, Fault, FaultKind, Header, Payload, Registration, Reply,
+    Session, Settled, TopicFilter,
 };
 
 use tokio::sync::mpsc;
@@ -61,8 +62,20 @@ pub(crate) struct State {
     /// The subscriptions of the setup to be tried again, and when.
     again: VecDeque<(Instant, u64)>,
     max_payload: u64,
+    /// Whether the host keeps messages for later.
+    takes_deliveries: bool,
     /// Answers to calls of the host that wait to be written.
     replies: usize,
+    /// Which attempts the host's durable calls are, until they are answered.
+    attempts: HashMap<CallId, Attempt>,
+}
+
+/// The answer to a request other than a call.
+#[derive(Debug)]
+pub(crate) enum Answered {
+    Done(Done),
+    Accepted(Box<AcceptedFrame>),
+    Delivery(Box<DeliveryFrame>),
 }
 
 impl State {
@@ -88,7 +101,9 @@ impl State {
             refused: None,
             again: VecDeque::new(),
             max_payload: u64::MAX,
+            takes_deliveries: false,
             replies: 0,
+            attempts: HashMap::new(),
         }
     }
 
@@ -155,6 +170,7 @@ impl State {
         self.kept = Kept::begin(welcome);
         (self.in_session, self.connected) = (true, true);
         self.max_payload = welcome.max_payload;
+        self.takes_deliveries = welcome.features.iter().any(|name| name == wire::DELIVERIES);
         self.set_up(now);
         Ok(false)
     }
@@ -215,6 +231,7 @@ impl State {
         self.setup = 0;
         self.again.clear();
         self.replies = 0;
+        self.attempts.clear();
         let mut waiting = HashMap::new();
         self.outbox.retain(|outgoing| match outgoing {
             Outgoing::Request { request, deadline } => {
@@ -306,10 +323,26 @@ impl State {
         }
     }
 
-    /// Takes the confirmation of a request.
-    pub(crate) fn handle_done(&mut self, done: Done) {
-        self.session.handle_reply(done.request, Ok(Payload::default()));
-        self.settle(Some(done));
+    /// Takes the answer to another request.
+    pub(crate) fn handle_answer(&mut self, answer: Answered) {
+        let request = match &answer {
+            Answered::Done(done) => done.request,
+            Answered::Accepted(accepted) => accepted.request,
+            Answered::Delivery(delivery) => delivery.request,
+        };
+        if self.session.handle_reply(request, Ok(Payload::default())) {
+            self.settle(Some(answer));
+        }
+    }
+
+    /// Notes which attempt a call of the host is, for its answer.
+    pub(crate) fn begin_attempt(&mut self, id: CallId, attempt: Attempt) {
+        self.attempts.insert(id, attempt);
+    }
+
+    /// Forgets a call of the host that is not answered any more.
+    pub(crate) fn end_attempt(&mut self, id: CallId) {
+        self.attempts.remove(&id);
     }
 
     /// Hands an event to those of this client's subscriptions that it is for.
@@ -385,7 +418,11 @@ impl State {
             Some(fault) => Err(fault.may_have_run_if(true)),
             None => Ok(payload),
         });
-        self.push(Frame::Reply(id, reply));
+        let frame = match self.attempts.remove(&id) {
+            Some(attempt) => Outcome { id, attempt, reply }.into(),
+            None => Frame::Reply(id, reply),
+        };
+        self.push(frame);
         self.replies += 1;
     }
 
@@ -420,14 +457,13 @@ impl State {
             let begin = message.len();
             match self.outbox.pop_front() {
                 Some(Outgoing::Plain(frame, _permit)) => {
-                    if matches!(*frame, Frame::Reply(..)) {
+                    if matches!(*frame, Frame::Reply(..) | Frame::Outcome(_)) {
                         self.replies -= 1;
                     }
                     wire::encode(&frame, &mut message);
                 }
                 Some(Outgoing::Request { mut request, deadline }) => {
-                    let refused =
-                        payload(&request.frame).and_then(|payload| self.refused_payload(payload));
+                    let refused = self.refused(&request.frame);
                     if !self.session.send(request.id) {
                         continue;
                     }
@@ -435,8 +471,11 @@ impl State {
                         self.handle_reply(request.id, Err(fault));
                         continue;
                     }
-                    if let Frame::Call(call) = &mut request.frame {
-                        call.timeout = Some(deadline.saturating_duration_since(now));
+                    let left = deadline.saturating_duration_since(now);
+                    match &mut request.frame {
+                        Frame::Call(call) => call.timeout = Some(left),
+                        Frame::Wait(wait) => drop(wait.timeout.get_or_insert(left)),
+                        _ => {}
                     }
                     wire::encode(&request.frame, &mut message);
                 }
@@ -451,6 +490,17 @@ impl State {
             windows.push(message.clone());
         }
         (!message.is_empty()).then_some(message)
+    }
+
+    /// Why the host would not take a request.
+    fn refused(&self, frame: &Frame) -> Option<Fault> {
+        let for_later =
+            matches!(frame, Frame::Send(_) | Frame::Wait(_) | Frame::CancelDelivery { .. });
+        if for_later && !self.takes_deliveries {
+            let fault = Fault::new(FaultKind::Invalid, "this host keeps no messages for later");
+            return Some(fault.hint("start a newer host, or make a call"));
+        }
+        payload(frame).and_then(|payload| self.refused_payload(payload))
     }
 
     /// Why the host would not take a payload, or not even the frame with it.
@@ -469,10 +519,10 @@ impl State {
         })
     }
 
-    /// Hands on what ended. `done` belongs to the first of them, if any.
-    fn settle(&mut self, mut done: Option<Done>) {
+    /// Hands on what ended. `answer` belongs to the first of them, if any.
+    fn settle(&mut self, mut answer: Option<Answered>) {
         while let Some(settled) = self.session.poll_settled() {
-            if settled.cancel && matches!(settled.reply_to, Waiting::Call(..)) {
+            if settled.cancel && matches!(settled.reply_to, Waiting::Call(..) | Waiting::Wait(_)) {
                 self.push(Frame::Cancel(settled.id));
             }
             let unsent = settled.reply.as_ref().is_err_and(|fault| !fault.may_have_run());
@@ -485,17 +535,27 @@ impl State {
                     )
                 });
             }
-            self.answer(settled.reply_to, settled.reply, done.take());
+            self.answer(settled.reply_to, settled.reply, answer.take());
         }
     }
 
-    fn answer(&mut self, waiting: Waiting, reply: Reply, done: Option<Done>) {
+    fn answer(&mut self, waiting: Waiting, reply: Reply, answered: Option<Answered>) {
         // Whoever waited may have gone meanwhile.
-        match (waiting, reply, done) {
-            (Waiting::Setup(_), Ok(_), Some(_)) => self.setup = self.setup.saturating_sub(1),
+        match (waiting, reply, answered) {
+            (Waiting::Setup(_), Ok(_), Some(Answered::Done(_))) => {
+                self.setup = self.setup.saturating_sub(1);
+            }
             (Waiting::Call(answer, _), Ok(payload), None) => drop(answer.send(Ok(payload))),
-            (Waiting::Publish(answer) | Waiting::Subscribe(_, answer), Ok(_), Some(done)) => {
-                drop(answer.send(Ok(done)));
+            (
+                Waiting::Confirm(answer) | Waiting::Subscribe(_, answer),
+                Ok(_),
+                Some(Answered::Done(done)),
+            ) => drop(answer.send(Ok(done))),
+            (Waiting::Send(answer), Ok(_), Some(Answered::Accepted(accepted))) => {
+                drop(answer.send(Ok(*accepted)));
+            }
+            (Waiting::Wait(answer), Ok(_), Some(Answered::Delivery(delivery))) => {
+                drop(answer.send(Ok(*delivery)));
             }
             (waiting, Err(fault), _) => self.fail(waiting, fault.into()),
             (waiting, Ok(_), _) => {
@@ -521,7 +581,9 @@ impl State {
             }
             Waiting::Setup(None) => self.refused = Some(error),
             Waiting::Call(answer, _) => drop(answer.send(Err(error))),
-            Waiting::Publish(answer) => drop(answer.send(Err(error))),
+            Waiting::Confirm(answer) => drop(answer.send(Err(error))),
+            Waiting::Send(answer) => drop(answer.send(Err(error))),
+            Waiting::Wait(answer) => drop(answer.send(Err(error))),
             Waiting::Subscribe(subscription, answer) => {
                 self.subscriptions.remove(&subscription.number);
                 drop(answer.send(Err(error)));

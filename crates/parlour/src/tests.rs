@@ -8,6 +8,7 @@ mod progress;
 mod resume;
 mod room;
 mod scripted;
+mod sending;
 mod shutdown;
 mod subscription;
 mod worker;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::request::Origin;
-use crate::{CallRequest, Error, IntoAgentId, Json};
+use crate::{CallRequest, Error, IntoAgentId, Json, SendRequest};
 
 /// An agent somewhere in the room that takes one type of value and gives another, both as JSON. Made
 /// by [`Client::typed`](crate::Client::typed) and [`Cx::typed`](crate::Cx::typed).
@@ -53,6 +53,13 @@ where
     /// reply.
     pub fn call(&self, message: impl Borrow<Message>) -> CallRequest<Json<Reply>> {
         let request = self.origin.clone().call(&self.agent, Json(message.borrow()));
+        request.data_type(self.data_type.clone()).json()
+    }
+
+    /// Sends the agent a message for later; see [`Client::send`](crate::Client::send). The reply that
+    /// is waited for comes decoded.
+    pub fn send(&self, message: impl Borrow<Message>) -> SendRequest<Json<Reply>> {
+        let request = self.origin.clone().send(&self.agent, Json(message.borrow()));
         request.data_type(self.data_type.clone()).json()
     }
 }

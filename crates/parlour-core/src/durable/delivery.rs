@@ -1,5 +1,7 @@
 //! The life of one delivery.
 
+use std::borrow::Cow;
+
 use bytestring::ByteString;
 use thiserror::Error;
 
@@ -194,6 +196,11 @@ impl Level {
         Self::Discarded,
     ];
 
+    /// The level of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|level| level.name() == name)
+    }
+
     /// The name on every wire.
     pub fn name(self) -> &'static str {
         match self {
@@ -354,6 +361,12 @@ impl Delivery {
             details: ByteString::new(),
             fault: None,
         }
+    }
+
+    /// All its steps that are known, with the first.
+    pub fn known_steps(&self) -> impl Iterator<Item = Cow<'_, Step>> {
+        let first = Cow::Owned(self.first_step());
+        std::iter::once(first).chain(self.steps.iter().map(Cow::Borrowed))
     }
 
     /// The last fault, if it has not been answered since.

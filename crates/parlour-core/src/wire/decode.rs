@@ -7,11 +7,11 @@ use bytestring::ByteString;
 use thiserror::Error;
 
 use super::frame::{
-    CallFrame, Done, EventFrame, Frame, HeaderFields, Hello, PublishFrame, Register, Subscribe,
-    Welcome,
+    AcceptedFrame, CallFrame, DeliveryFrame, Done, EventFrame, Frame, HeaderFields, Hello, Outcome,
+    PublishFrame, Register, SendFrame, Subscribe, WaitFrame, Welcome,
 };
 use super::number::{field, field_name, kind, kind_name};
-use crate::durable::DeliveryId;
+use crate::durable::{DeliveryId, State, Timestamp};
 use crate::{
     AgentId, AgentType, Attempt, CallId, Fault, FaultKind, InvalidName, Key, MessageId,
     MetadataError, Payload, Principal, Registration, TopicFilter, TopicId, TopicType,
@@ -194,27 +194,69 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
                 dropped,
             })
         }
-        kind::CALL | kind::PUBLISH | kind::EVENT => message_frame(kind, fields, payload)?,
-        kind::REPLY | kind::PROGRESS => {
-            let mut id = None;
+        kind::CALL | kind::SEND | kind::PUBLISH | kind::EVENT => {
+            message_frame(kind, fields, payload)?
+        }
+        kind::REPLY | kind::PROGRESS | kind::FAULT => {
+            let (mut id, mut attempt) = (None, AttemptFields::default());
             let mut payload = Payload { bytes: payload, ..Payload::default() };
+            let mut fault = FaultFields::default();
             for field in fields {
                 let field = field?;
                 match field.number {
                     field::ID => id = Some(CallId(field.number()?)),
+                    field::DELIVERY | field::ATTEMPT => attempt.take(&field)?,
+                    _ if kind == kind::FAULT => fault.take(&field)?,
                     _ => payload_field(&mut payload, &field)?,
                 }
             }
             let id = id.ok_or_else(missing(field::ID))?;
-            match kind {
-                kind::REPLY => Frame::Reply(id, Ok(payload)),
-                _ => Frame::Progress(id, payload),
+            let reply = if kind == kind::FAULT { Err(fault.fault()) } else { Ok(payload) };
+            match (reply, attempt.attempt()) {
+                (Ok(progress), _) if kind == kind::PROGRESS => Frame::Progress(id, progress),
+                (reply, Some(attempt)) => Outcome { id, attempt, reply }.into(),
+                (reply, None) => Frame::Reply(id, reply),
             }
         }
-        kind::FAULT => {
-            let (id, fault) = fault(fields)?;
-            Frame::Reply(id.ok_or_else(missing(field::ID))?, Err(fault))
+        kind::STALE => {
+            let (mut id, mut attempt) = (None, AttemptFields::default());
+            for field in fields {
+                let field = field?;
+                match field.number {
+                    field::ID => id = Some(CallId(field.number()?)),
+                    _ => attempt.take(&field)?,
+                }
+            }
+            Frame::Stale(
+                id.ok_or_else(missing(field::ID))?,
+                attempt.attempt().ok_or_else(missing(field::DELIVERY))?,
+            )
         }
+        kind::ACCEPTED => accepted(fields)?.into(),
+        kind::WAIT | kind::CANCEL_DELIVERY => {
+            let (mut request, mut delivery) = (None, None);
+            let (mut generation, mut level, mut timeout) = (0, None, None);
+            let mut reason = ByteString::new();
+            for field in fields {
+                let field = field?;
+                match field.number {
+                    field::ID => request = field.request()?,
+                    field::DELIVERY => delivery = Some(DeliveryId::parse(&field.text()?)?),
+                    field::GENERATION => generation = field.number()?,
+                    field::LEVEL => level = Some(field.short_text("level")?),
+                    field::TIMEOUT_MS => timeout = Some(Duration::from_millis(field.number()?)),
+                    field::DETAILS => reason = field.short_text("details")?,
+                    _ => {}
+                }
+            }
+            let request = request.ok_or_else(missing(field::ID))?;
+            let delivery = delivery.ok_or_else(missing(field::DELIVERY))?;
+            match kind {
+                kind::WAIT => WaitFrame { request, delivery, generation, level, timeout }.into(),
+                _ => Frame::CancelDelivery { request, delivery, reason },
+            }
+        }
+        kind::DELIVERY => delivery(fields, payload)?.into(),
         kind::CANCEL | kind::RECEIVED | kind::PING | kind::PONG => {
             let mut id = None;
             for field in fields {
@@ -287,12 +329,100 @@ fn welcome(fields: Fields<'_>) -> Result<Welcome, DecodeError> {
     Ok(welcome)
 }
 
-/// Call, publish and event share most of their fields.
+fn accepted(fields: Fields<'_>) -> Result<AcceptedFrame, DecodeError> {
+    let missing = |number| move || DecodeError::Missing(kind::ACCEPTED, number);
+    let (mut request, mut delivery, mut conversation) = (None, None, None);
+    let (mut ack, mut generation, mut known) = (None, 0, false);
+    for field in fields {
+        let field = field?;
+        match field.number {
+            field::ID => request = field.request()?,
+            field::DELIVERY => delivery = Some(DeliveryId::parse(&field.text()?)?),
+            field::CONVERSATION => conversation = Some(MessageId::parse(field.text()?)?),
+            field::ACK => ack = Some(field.text()?),
+            field::GENERATION => generation = field.number()?,
+            field::KNOWN => known = field.number()? != 0,
+            _ => {}
+        }
+    }
+    Ok(AcceptedFrame {
+        request: request.ok_or_else(missing(field::ID))?,
+        delivery: delivery.ok_or_else(missing(field::DELIVERY))?,
+        conversation: conversation.ok_or_else(missing(field::CONVERSATION))?,
+        ack: ack.ok_or_else(missing(field::ACK))?,
+        generation,
+        known,
+    })
+}
+
+fn delivery(fields: Fields<'_>, payload: Bytes) -> Result<DeliveryFrame, DecodeError> {
+    let missing = |number| move || DecodeError::Missing(kind::DELIVERY, number);
+    let (mut request, mut state) = (None, None);
+    let mut attempt = AttemptFields::default();
+    let (mut generation, mut levels, mut details) = (0, Vec::new(), ByteString::new());
+    let (mut fault, mut has_fault) = (FaultFields::default(), false);
+    let mut reply = Payload { bytes: payload, ..Payload::default() };
+    for field in fields {
+        let field = field?;
+        match field.number {
+            field::ID => request = field.request()?,
+            field::DELIVERY | field::ATTEMPT => attempt.take(&field)?,
+            field::STATE => state = Some(field.text()?),
+            field::GENERATION => generation = field.number()?,
+            field::LEVEL => levels.push(field.text()?),
+            field::DETAILS => details = field.text()?,
+            _ => {
+                has_fault |= field.number == field::FAULT_KIND;
+                fault.take(&field)?;
+                payload_field(&mut reply, &field)?;
+            }
+        }
+    }
+    let state = state.ok_or_else(missing(field::STATE))?;
+    let is_answered = state == State::Completed.name();
+    Ok(DeliveryFrame {
+        request: request.ok_or_else(missing(field::ID))?,
+        delivery: attempt.delivery.ok_or_else(missing(field::DELIVERY))?,
+        state,
+        generation,
+        attempt: attempt.number.unwrap_or_default(),
+        levels,
+        details,
+        fault: has_fault.then(|| fault.fault()),
+        reply: is_answered.then_some(reply),
+    })
+}
+
+/// The fields that name an attempt of a durable call.
+#[derive(Default)]
+struct AttemptFields {
+    delivery: Option<DeliveryId>,
+    number: Option<u32>,
+}
+
+impl AttemptFields {
+    fn take(&mut self, field: &Field<'_>) -> Result<(), DecodeError> {
+        match field.number {
+            field::DELIVERY => self.delivery = Some(DeliveryId::parse(&field.text()?)?),
+            field::ATTEMPT => self.number = Some(field.number()?.try_into().unwrap_or(u32::MAX)),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn attempt(&self) -> Option<Attempt> {
+        let (delivery, number) = (self.delivery?, self.number?);
+        Some(Attempt { delivery, number })
+    }
+}
+
+/// Call, send, publish and event share most of their fields.
 fn message_frame(kind: u8, fields: Fields<'_>, payload: Bytes) -> Result<Frame, DecodeError> {
     let missing = |number| move || DecodeError::Missing(kind, number);
     let (mut id, mut timeout) = (None, None);
     let (mut progress, mut resent) = (false, false);
-    let (mut delivery, mut attempt) = (None, None);
+    let mut attempt = AttemptFields::default();
+    let (mut delay, mut deliver_at, mut ttl, mut max_attempts) = (None, None, None, None);
     let (mut agent_type, mut key) = (None, None);
     let (mut topic_type, mut source) = (None, None);
     let (mut sender_type, mut sender_key) = (None, None);
@@ -314,8 +444,13 @@ fn message_frame(kind: u8, fields: Fields<'_>, payload: Bytes) -> Result<Frame, 
             field::TIMEOUT_MS => timeout = Some(Duration::from_millis(field.number()?)),
             field::PROGRESS => progress = field.number()? != 0,
             field::RESENT => resent = field.number()? != 0,
-            field::DELIVERY => delivery = Some(DeliveryId::parse(&field.text()?)?),
-            field::ATTEMPT => attempt = Some(field.number()?.try_into().unwrap_or(u32::MAX)),
+            field::DELIVERY | field::ATTEMPT => attempt.take(&field)?,
+            field::DELAY_MS => delay = Some(Duration::from_millis(field.number()?)),
+            field::DELIVER_AT => deliver_at = Some(Timestamp(field.number()?)),
+            field::TTL_MS => ttl = Some(Duration::from_millis(field.number()?)),
+            field::MAX_ATTEMPTS => {
+                max_attempts = Some(field.number()?.try_into().unwrap_or(u32::MAX));
+            }
             field::MESSAGE_ID => header.id = Some(MessageId::parse(field.text()?)?),
             field::CONVERSATION => header.conversation = Some(MessageId::parse(field.text()?)?),
             field::CAUSE => header.cause = Some(MessageId::parse(field.text()?)?),
@@ -333,16 +468,32 @@ fn message_frame(kind: u8, fields: Fields<'_>, payload: Bytes) -> Result<Frame, 
     if let (Some(agent_type), Some(key)) = (sender_type, sender_key) {
         header.sender = Some(AgentId { agent_type, key });
     }
-    if kind == kind::CALL {
+    if matches!(kind, kind::CALL | kind::SEND) {
         let agent_type = agent_type.ok_or_else(missing(field::AGENT_TYPE))?;
         let key = key.ok_or_else(missing(field::KEY))?;
+        let target = AgentId { agent_type, key };
+        let id = id.ok_or_else(missing(field::ID))?;
+        if kind == kind::SEND {
+            let request = id;
+            return Ok(Frame::from(SendFrame {
+                request,
+                target,
+                delay,
+                deliver_at,
+                ttl,
+                max_attempts,
+                header,
+                payload,
+            }));
+        }
+        let attempt = attempt.attempt();
         return Ok(Frame::from(CallFrame {
-            id: id.ok_or_else(missing(field::ID))?,
-            target: AgentId { agent_type, key },
+            id,
+            target,
             timeout,
             progress,
             resent,
-            attempt: delivery.zip(attempt).map(|(delivery, number)| Attempt { delivery, number }),
+            attempt,
             header,
             payload,
         }));
@@ -379,38 +530,51 @@ fn payload_field(payload: &mut Payload, field: &Field<'_>) -> Result<(), DecodeE
     Ok(())
 }
 
-fn fault(fields: Fields<'_>) -> Result<(Option<CallId>, Fault), DecodeError> {
-    let (mut id, mut kind, mut detail) = (None, FaultKind::Internal, ByteString::new());
-    let (mut hint, mut may_have_run, mut retry_after) = (None, true, None);
-    let (mut config_key, mut limit) = (None, None);
-    for field in fields {
-        let field = field?;
+/// The fields that a fault consists of.
+#[derive(Default)]
+struct FaultFields {
+    kind: Option<FaultKind>,
+    detail: ByteString,
+    hint: Option<ByteString>,
+    did_not_run: bool,
+    retry_after: Option<Duration>,
+    config_key: Option<ByteString>,
+    limit: Option<u64>,
+}
+
+impl FaultFields {
+    /// Takes `field` if it is one of them.
+    fn take(&mut self, field: &Field<'_>) -> Result<(), DecodeError> {
         match field.number {
-            field::ID => id = Some(CallId(field.number()?)),
-            // A kind from a newer peer is at least a failure that may have run.
-            field::FAULT_KIND => {
-                kind = FaultKind::from_name(&field.text()?).unwrap_or(FaultKind::Internal);
+            field::FAULT_KIND => self.kind = FaultKind::from_name(&field.text()?),
+            field::DETAIL => self.detail = field.text()?,
+            field::HINT => self.hint = Some(field.text()?),
+            field::MAY_HAVE_RUN => self.did_not_run = field.number()? == 0,
+            field::RETRY_AFTER_MS => {
+                self.retry_after = Some(Duration::from_millis(field.number()?));
             }
-            field::DETAIL => detail = field.text()?,
-            field::HINT => hint = Some(field.text()?),
-            field::MAY_HAVE_RUN => may_have_run = field.number()? != 0,
-            field::RETRY_AFTER_MS => retry_after = Some(Duration::from_millis(field.number()?)),
-            field::CONFIG_KEY => config_key = Some(field.text()?),
-            field::LIMIT => limit = Some(field.number()?),
+            field::CONFIG_KEY => self.config_key = Some(field.text()?),
+            field::LIMIT => self.limit = Some(field.number()?),
             _ => {}
         }
+        Ok(())
     }
-    let mut fault = Fault::new(kind, &*detail).may_have_run_if(may_have_run);
-    if let Some(hint) = hint {
-        fault = fault.hint(&*hint);
+
+    fn fault(self) -> Fault {
+        // A kind from a newer peer is at least a failure that may have run.
+        let kind = self.kind.unwrap_or(FaultKind::Internal);
+        let mut fault = Fault::new(kind, &*self.detail).may_have_run_if(!self.did_not_run);
+        if let Some(hint) = self.hint {
+            fault = fault.hint(&*hint);
+        }
+        if let Some(wait) = self.retry_after {
+            fault = fault.retry_after(wait);
+        }
+        if let Some(key) = self.config_key {
+            fault = fault.limit(&*key, self.limit);
+        }
+        fault
     }
-    if let Some(wait) = retry_after {
-        fault = fault.retry_after(wait);
-    }
-    if let Some(key) = config_key {
-        fault = fault.limit(&*key, limit);
-    }
-    Ok((id, fault))
 }
 
 /// The fields of a header, one after the other.

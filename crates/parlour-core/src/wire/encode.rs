@@ -97,7 +97,10 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
             payload = &call.payload.bytes;
             kind::CALL
         }
-        Frame::Reply(id, reply) => return header.reply(*id, reply),
+        Frame::Reply(id, reply) => return header.reply(*id, None, reply),
+        Frame::Outcome(outcome) => {
+            return header.reply(outcome.id, Some(outcome.attempt), &outcome.reply);
+        }
         Frame::Publish(publish) => {
             if let Some(request) = publish.request {
                 header.number(field::ID, request.0);
@@ -144,6 +147,74 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
             payload = &progress.bytes;
             kind::PROGRESS
         }
+        Frame::Stale(id, attempt) => {
+            header.number(field::ID, id.0);
+            header.attempt(Some(*attempt));
+            kind::STALE
+        }
+        Frame::Send(send) => {
+            header.number(field::ID, send.request.0);
+            header.text(field::AGENT_TYPE, send.target.agent_type.as_str());
+            header.text(field::KEY, send.target.key.as_str());
+            let ttl = send.ttl.map(millis);
+            let times = [send.delay.map(millis), send.deliver_at.map(|at| at.0), ttl];
+            for (number, value) in
+                [field::DELAY_MS, field::DELIVER_AT, field::TTL_MS].iter().zip(times)
+            {
+                if let Some(value) = value {
+                    header.number(*number, value);
+                }
+            }
+            if let Some(most) = send.max_attempts {
+                header.number(field::MAX_ATTEMPTS, most.into());
+            }
+            header.common(Common::from(&send.header));
+            header.payload(&send.payload);
+            payload = &send.payload.bytes;
+            kind::SEND
+        }
+        Frame::Accepted(accepted) => {
+            header.number(field::ID, accepted.request.0);
+            header.text(field::DELIVERY, &accepted.delivery.to_string());
+            header.text(field::CONVERSATION, accepted.conversation.as_str());
+            header.text(field::ACK, &accepted.ack);
+            header.number(field::GENERATION, accepted.generation);
+            header.flag(field::KNOWN, accepted.known);
+            kind::ACCEPTED
+        }
+        Frame::Wait(wait) => {
+            header.number(field::ID, wait.request.0);
+            header.text(field::DELIVERY, &wait.delivery.to_string());
+            header.count(field::GENERATION, wait.generation);
+            header.optional(field::LEVEL, wait.level.as_deref());
+            if let Some(timeout) = wait.timeout {
+                header.number(field::TIMEOUT_MS, millis(timeout));
+            }
+            kind::WAIT
+        }
+        Frame::Delivery(delivery) => {
+            header.number(field::ID, delivery.request.0);
+            header.text(field::DELIVERY, &delivery.delivery.to_string());
+            header.text(field::STATE, &delivery.state);
+            header.number(field::GENERATION, delivery.generation);
+            header.count(field::ATTEMPT, delivery.attempt.into());
+            delivery.levels.iter().for_each(|level| header.text(field::LEVEL, level));
+            header.optional(field::DETAILS, some(&delivery.details));
+            if let Some(fault) = &delivery.fault {
+                header.fault(&fault.clone().shortened(MAX_FAULT_TEXT));
+            }
+            if let Some(reply) = &delivery.reply {
+                header.payload(reply);
+                payload = &reply.bytes;
+            }
+            kind::DELIVERY
+        }
+        Frame::CancelDelivery { request, delivery, reason } => {
+            header.number(field::ID, request.0);
+            header.text(field::DELIVERY, &delivery.to_string());
+            header.optional(field::DETAILS, some(reason));
+            kind::CANCEL_DELIVERY
+        }
     };
     header.finish(kind, payload);
 }
@@ -164,7 +235,7 @@ pub fn encode_call(id: CallId, call: &Call, timeout: Duration, out: &mut BytesMu
 
 /// Appends the end of a call.
 pub fn encode_reply(id: CallId, reply: &Reply, out: &mut BytesMut) {
-    Header::begin(out).reply(id, reply);
+    Header::begin(out).reply(id, None, reply);
 }
 
 /// Whether `frame` is one of the session: sent again if it is lost with a socket, and counted by both
@@ -351,7 +422,6 @@ impl<'a> Header<'a> {
         self.optional(field::IDEMPOTENCY_KEY, header.idempotency_key);
     }
 
-    /// Makes it the frame that ends a call.
     fn attempt(&mut self, attempt: Option<Attempt>) {
         if let Some(Attempt { delivery, number }) = attempt {
             self.text(field::DELIVERY, &delivery.to_string());
@@ -359,8 +429,10 @@ impl<'a> Header<'a> {
         }
     }
 
-    fn reply(mut self, id: CallId, reply: &Reply) {
+    /// Makes it the frame that ends a call.
+    fn reply(mut self, id: CallId, attempt: Option<Attempt>, reply: &Reply) {
         self.number(field::ID, id.0);
+        self.attempt(attempt);
         match reply {
             Ok(payload) => {
                 self.payload(payload);
@@ -374,10 +446,8 @@ impl<'a> Header<'a> {
     }
 
     fn payload(&mut self, payload: &Payload) {
-        let content_type = Some(&*payload.content_type).filter(|text| !text.is_empty());
-        self.optional(field::CONTENT_TYPE, content_type);
-        let data_type = Some(&*payload.data_type).filter(|text| !text.is_empty());
-        self.optional(field::DATA_TYPE, data_type);
+        self.optional(field::CONTENT_TYPE, some(&payload.content_type));
+        self.optional(field::DATA_TYPE, some(&payload.data_type));
         for (name, value) in payload.metadata.iter() {
             // Each of the two: a tag of one byte, a length, the text.
             let texts = [name, value].map(|text| text.len());
@@ -402,6 +472,11 @@ impl<'a> Header<'a> {
             self.number(field::LIMIT, limit);
         }
     }
+}
+
+/// A text that is absent where it is empty.
+fn some(text: &str) -> Option<&str> {
+    Some(text).filter(|text| !text.is_empty())
 }
 
 /// The most bytes that a number takes.

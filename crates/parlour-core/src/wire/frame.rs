@@ -3,9 +3,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use bytestring::ByteString;
 
+use crate::durable::{DeliveryId, Timestamp};
 use crate::{
-    AgentId, AgentType, Attempt, CallId, Credit, Key, MessageId, Payload, Principal, Registration,
-    Reply, TopicFilter, TopicId,
+    AgentId, AgentType, Attempt, CallId, Credit, Fault, Key, MessageId, Payload, Principal,
+    Registration, Reply, TopicFilter, TopicId,
 };
 
 /// What a client (a worker, a caller, or both at once) and a host say to each other.
@@ -64,6 +65,27 @@ pub enum Frame {
     Leave,
     /// Client: the agent has a durable call.
     Received(CallId),
+    /// Client: how a durable call ended, with the name of the attempt.
+    Outcome(Box<Outcome>),
+    /// Host: what the client said ends an attempt that it does not have any more; it counts for nothing.
+    Stale(CallId, Attempt),
+    /// Client: a message to one agent that is to be kept until it was delivered.
+    Send(Box<SendFrame>),
+    /// Host: that message is kept.
+    Accepted(Box<AcceptedFrame>),
+    /// Client: it wants to know what becomes of a delivery.
+    Wait(Box<WaitFrame>),
+    /// Host: what is known of it.
+    Delivery(Box<DeliveryFrame>),
+    /// Client: nobody wants this delivery any more.
+    CancelDelivery {
+        /// Answered by [`Frame::Done`] or [`Frame::Reply`] with a fault.
+        request: CallId,
+        /// Which one.
+        delivery: DeliveryId,
+        /// Why, for people.
+        reason: ByteString,
+    },
 }
 
 /// The large ones are boxed, so that a frame is cheap to hand on.
@@ -78,6 +100,8 @@ macro_rules! boxed {
 }
 
 boxed!(Hello(Hello), Welcome(Welcome), Call(CallFrame), Publish(PublishFrame), Event(EventFrame));
+boxed!(Outcome(Outcome), Send(SendFrame), Accepted(AcceptedFrame), Wait(WaitFrame));
+boxed!(Delivery(DeliveryFrame));
 
 /// What a client begins with.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -213,6 +237,98 @@ pub struct EventFrame {
     pub header: HeaderFields,
     /// What happened.
     pub payload: Payload,
+}
+
+/// How an attempt of a durable call ended. Without the attempt it is a [`Frame::Reply`].
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "a frame; its fields are the protocol's")]
+pub struct Outcome {
+    /// Names the call on this connection.
+    pub id: CallId,
+    /// Which attempt it was.
+    pub attempt: Attempt,
+    /// How it ended.
+    pub reply: Reply,
+}
+
+/// A message that is to be kept until it was delivered.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "a frame; its fields are the protocol's")]
+pub struct SendFrame {
+    /// Answered by [`Frame::Accepted`] or [`Frame::Reply`] with a fault.
+    pub request: CallId,
+    /// Whom it is for.
+    pub target: AgentId,
+    /// How long from now on it is not delivered.
+    pub delay: Option<Duration>,
+    /// Until when it is not delivered.
+    pub deliver_at: Option<Timestamp>,
+    /// After which time from now on no attempt begins any more.
+    pub ttl: Option<Duration>,
+    /// How many attempts may fail.
+    pub max_attempts: Option<u32>,
+    /// What every message carries.
+    pub header: HeaderFields,
+    /// What is said.
+    pub payload: Payload,
+}
+
+/// The acknowledgement of a [`SendFrame`].
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "a frame; its fields are the protocol's")]
+pub struct AcceptedFrame {
+    /// Which request it answers.
+    pub request: CallId,
+    /// The name of the delivery.
+    pub delivery: DeliveryId,
+    /// The conversation of its message.
+    pub conversation: MessageId,
+    /// What the acknowledgement promises: `memory` or `durable`.
+    pub ack: ByteString,
+    /// The generation in which it was accepted.
+    pub generation: u64,
+    /// Whether it had been accepted before, under the same idempotency key.
+    pub known: bool,
+}
+
+/// The wish to know what becomes of a delivery.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "a frame; its fields are the protocol's")]
+pub struct WaitFrame {
+    /// Answered by [`Frame::Delivery`] or [`Frame::Reply`] with a fault.
+    pub request: CallId,
+    /// Which one.
+    pub delivery: DeliveryId,
+    /// Only what is newer is of interest.
+    pub generation: u64,
+    /// The level of the step that is waited for, unless any will do.
+    pub level: Option<ByteString>,
+    /// For how long, until the answer is what is known then. 0 asks for that at once.
+    pub timeout: Option<Duration>,
+}
+
+/// What is known of a delivery.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "a frame; its fields are the protocol's")]
+pub struct DeliveryFrame {
+    /// Which request it answers.
+    pub request: CallId,
+    /// Which one.
+    pub delivery: DeliveryId,
+    /// Where it is in its life.
+    pub state: ByteString,
+    /// Counts its steps.
+    pub generation: u64,
+    /// Counts its attempts.
+    pub attempt: u32,
+    /// The levels of the steps that are newer than what was asked for, each once.
+    pub levels: Vec<ByteString>,
+    /// The words of the last step.
+    pub details: ByteString,
+    /// Why the last attempt has no answer.
+    pub fault: Option<Fault>,
+    /// The answer, of one that is `completed`.
+    pub reply: Option<Payload>,
 }
 
 /// The part of an [`EventFrame`] that is the same for all recipients, written once.

@@ -22,6 +22,12 @@ pub(super) mod kind {
     pub(in crate::wire) const PROGRESS: u8 = 18;
     pub(in crate::wire) const LEAVE: u8 = 19;
     pub(in crate::wire) const RECEIVED: u8 = 20;
+    pub(in crate::wire) const SEND: u8 = 21;
+    pub(in crate::wire) const ACCEPTED: u8 = 22;
+    pub(in crate::wire) const WAIT: u8 = 23;
+    pub(in crate::wire) const DELIVERY: u8 = 24;
+    pub(in crate::wire) const CANCEL_DELIVERY: u8 = 25;
+    pub(in crate::wire) const STALE: u8 = 26;
 }
 
 /// The fields of headers. A number means the same in every frame.
@@ -73,6 +79,16 @@ pub(super) mod field {
     pub(in crate::wire) const PROGRESS: u64 = 45;
     pub(in crate::wire) const DELIVERY: u64 = 46;
     pub(in crate::wire) const ATTEMPT: u64 = 47;
+    pub(in crate::wire) const DELAY_MS: u64 = 48;
+    pub(in crate::wire) const DELIVER_AT: u64 = 49;
+    pub(in crate::wire) const TTL_MS: u64 = 50;
+    pub(in crate::wire) const MAX_ATTEMPTS: u64 = 51;
+    pub(in crate::wire) const ACK: u64 = 52;
+    pub(in crate::wire) const GENERATION: u64 = 53;
+    pub(in crate::wire) const KNOWN: u64 = 54;
+    pub(in crate::wire) const STATE: u64 = 55;
+    pub(in crate::wire) const LEVEL: u64 = 56;
+    pub(in crate::wire) const DETAILS: u64 = 57;
     /// Within a metadata entry.
     pub(in crate::wire) const ENTRY_NAME: u64 = 1;
     pub(in crate::wire) const ENTRY_VALUE: u64 = 2;
@@ -114,6 +130,12 @@ pub static KINDS: &[(u8, &str)] = &[
     (kind::PROGRESS, "progress"),
     (kind::LEAVE, "leave"),
     (kind::RECEIVED, "received"),
+    (kind::SEND, "send"),
+    (kind::ACCEPTED, "accepted"),
+    (kind::WAIT, "wait"),
+    (kind::DELIVERY, "delivery"),
+    (kind::CANCEL_DELIVERY, "cancel_delivery"),
+    (kind::STALE, "stale"),
 ];
 
 /// What a sentence calls a kind of frame.
@@ -181,4 +203,14 @@ pub static FIELDS: &[(u64, &str, FieldType)] = &[
     (field::PROGRESS, "progress", FieldType::Flag),
     (field::DELIVERY, "delivery", FieldType::Text),
     (field::ATTEMPT, "attempt", FieldType::Number),
+    (field::DELAY_MS, "delay_ms", FieldType::Number),
+    (field::DELIVER_AT, "deliver_at", FieldType::Number),
+    (field::TTL_MS, "ttl_ms", FieldType::Number),
+    (field::MAX_ATTEMPTS, "max_attempts", FieldType::Number),
+    (field::ACK, "ack", FieldType::Text),
+    (field::GENERATION, "generation", FieldType::Number),
+    (field::KNOWN, "known", FieldType::Flag),
+    (field::STATE, "state", FieldType::Text),
+    (field::LEVEL, "level", FieldType::Text),
+    (field::DETAILS, "details", FieldType::Text),
 ];

@@ -8,9 +8,10 @@ use bytes::{Bytes, BytesMut};
 
 use super::number::kind;
 use super::*;
+use crate::durable::{DeliveryId, Timestamp};
 use crate::{
-    AgentId, AgentType, CallId, Fault, FaultKind, Key, MessageId, Payload, Principal, Registration,
-    TopicFilter, TopicId, TopicType,
+    AgentId, AgentType, Attempt, CallId, Fault, FaultKind, Key, MessageId, Payload, Principal,
+    Registration, TopicFilter, TopicId, TopicType,
 };
 
 #[test]
@@ -34,6 +35,8 @@ fn every_kind_of_frame_survives_the_wire() {
         idempotency_key: Some("once".into()),
     };
     let agent_type = AgentType::parse("upper").unwrap();
+    let delivery = DeliveryId::parse("3-9f2c11aa-512").unwrap();
+    let attempt = Attempt { delivery, number: 2 };
     let topic = TopicId::new(TopicType::parse("a:b").unwrap(), Key::parse("s").unwrap());
     let fault = Fault::new(FaultKind::Overloaded, "full")
         .hint("wait")
@@ -88,7 +91,9 @@ fn every_kind_of_frame_survives_the_wire() {
             payload: payload.clone(),
         }),
         Frame::Reply(CallId(5), Ok(payload.clone())),
-        Frame::Reply(CallId(6), Err(fault)),
+        Frame::Reply(CallId(6), Err(fault.clone())),
+        Frame::from(Outcome { id: CallId(5), attempt, reply: Ok(payload.clone()) }),
+        Frame::from(Outcome { id: CallId(6), attempt, reply: Err(fault.clone()) }),
         Frame::from(PublishFrame {
             request: None,
             topic: topic.clone(),
@@ -99,9 +104,62 @@ fn every_kind_of_frame_survives_the_wire() {
             agents: vec![agent_type],
             subscriptions: vec![7, 300],
             topic,
-            header,
-            payload,
+            header: header.clone(),
+            payload: payload.clone(),
         }),
+        Frame::from(SendFrame {
+            request: CallId(9),
+            target: AgentId::parse("upper/1").unwrap(),
+            delay: Some(Duration::from_secs(60)),
+            deliver_at: Some(Timestamp(1 << 41)),
+            ttl: Some(Duration::MAX.min(Duration::from_millis(u64::MAX))),
+            max_attempts: Some(3),
+            header,
+            payload: payload.clone(),
+        }),
+        Frame::from(AcceptedFrame {
+            request: CallId(9),
+            delivery: attempt.delivery,
+            conversation: MessageId::parse("c1").unwrap(),
+            ack: "durable".into(),
+            generation: 1,
+            known: true,
+        }),
+        Frame::from(WaitFrame {
+            request: CallId(10),
+            delivery: attempt.delivery,
+            generation: 3,
+            level: Some("received".into()),
+            timeout: Some(Duration::ZERO),
+        }),
+        Frame::from(DeliveryFrame {
+            request: CallId(10),
+            delivery: attempt.delivery,
+            state: "waiting".into(),
+            generation: 7,
+            attempt: 2,
+            levels: vec!["dispatched".into(), "failed".into()],
+            details: "half of it".into(),
+            fault: Some(fault),
+            reply: None,
+        }),
+        Frame::from(DeliveryFrame {
+            request: CallId(11),
+            delivery: attempt.delivery,
+            state: "completed".into(),
+            generation: 9,
+            attempt: 0,
+            levels: vec![],
+            details: "".into(),
+            fault: None,
+            reply: Some(payload),
+        }),
+        Frame::CancelDelivery {
+            request: CallId(12),
+            delivery: attempt.delivery,
+            reason: "enough".into(),
+        },
+        Frame::Stale(CallId(5), attempt),
         Frame::Cancel(CallId(7)),
         Frame::Ping(8),
         Frame::Pong(9),
@@ -149,6 +207,11 @@ fn broken_frames_are_named() {
     assert_eq!(error(&[14, 2, 10, 0, 0]), DecodeError::FieldType(1));
     assert_eq!(error(&[14, 1, 11, 0]), DecodeError::FieldType(1));
     assert_eq!(error(&[1, 5, 0x92, 2, 2, 0xc3, 0x28, 0]), DecodeError::Utf8(34));
+    assert_eq!(error(&[21, 2, 8, 1, 0]), DecodeError::Missing(21, 2));
+    assert_eq!(error(&[23, 2, 8, 1, 0]), DecodeError::Missing(23, 46));
+    let id = error(&[23, 7, 8, 1, 0xf2, 2, 2, b'3', b'-', 0]);
+    assert!(matches!(id, DecodeError::Name(_)), "{id}");
+    assert_eq!(error(&[26, 2, 8, 1, 0]).to_string(), "STALE needs `delivery` (field 46)");
     assert_eq!(error(&[14, 0, 0]).to_string(), "PING needs `id` (field 1)");
     assert_eq!(error(&[14, 2, 10, 0, 0]).to_string(), "`id` (field 1) has the wrong type");
     assert_eq!(

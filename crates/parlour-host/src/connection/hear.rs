@@ -1,7 +1,9 @@
 //! What the peer says, and what comes of it.
 
 use bytestring::ByteString;
-use parlour_core::wire::{self, CallFrame, Done, Frame, Hello, PublishFrame, Register, Welcome};
+use parlour_core::wire::{
+    self, CallFrame, Done, Frame, Hello, Outcome, PublishFrame, Register, Welcome,
+};
 use parlour_core::{
     AgentId, Call, CallId, Credit, Event, Fault, FaultKind, Payload, Reply, Subscription,
     SubscriptionId, Target,
@@ -28,6 +30,14 @@ impl<L: Link> Connection<L> {
         }
         match frame {
             Frame::Call(call) => return self.handle_call(*call, now),
+            Frame::Outcome(outcome) => {
+                let Outcome { id, attempt, reply } = *outcome;
+                let is_its = self.session.progress_to(id).is_some_and(|it| it.is_of(attempt));
+                if !is_its || !self.session.handle_reply(id, self.checked(reply)) {
+                    self.exchange.metrics().replies_unasked.inc();
+                    self.push(Outgoing::Frame(Box::new(Frame::Stale(id, attempt))));
+                }
+            }
             Frame::Reply(id, reply) => {
                 let id = CallId(id.0 ^ u64::from(parlour_core::bug!("ids_mixed")));
                 if !self.session.handle_reply(id, self.checked(reply)) {
@@ -45,6 +55,12 @@ impl<L: Link> Connection<L> {
                 if let Some(ticket) = self.made.get_mut(&id).and_then(Option::take) {
                     ticket.cancel();
                 }
+                drop(self.waits.get_mut(&id).and_then(Option::take));
+            }
+            Frame::Send(send) => return self.handle_send(*send, now),
+            Frame::Wait(wait) => return self.handle_wait(*wait),
+            Frame::CancelDelivery { request, delivery, reason } => {
+                return self.handle_cancel_delivery(request, delivery, reason);
             }
             Frame::Publish(publish) => self.handle_publish(*publish, now),
             Frame::Register(register) => {
@@ -116,8 +132,10 @@ impl<L: Link> Connection<L> {
             heartbeat: config.timeouts.heartbeat,
             ..Welcome::default()
         };
+        let features = [wire::RESUME, wire::DELIVERIES].into_iter();
+        let common = features.filter(|name| hello.features.iter().any(|asked| asked == name));
+        welcome.features = common.map(ByteString::from_static).collect();
         if hello.features.iter().any(|feature| feature == wire::RESUME) {
-            welcome.features = vec![ByteString::from_static(wire::RESUME)];
             welcome.grace = config.timeouts.grace;
             // A client that asks for no credit in particular gets all.
             let unless_0 = |asked: u64, most: usize| match asked {
@@ -149,19 +167,11 @@ impl<L: Link> Connection<L> {
 
     fn handle_call(&mut self, frame: CallFrame, now: Instant) -> Result<(), Close> {
         let CallFrame { id, target, timeout, progress, header, payload, .. } = frame;
-        if self.made.contains_key(&id) {
-            let reason = format!("call {} is in flight already", id.0);
-            return Err(Close::new(Close::PROTOCOL, reason));
-        }
+        self.check_number(id)?;
         let metrics = self.exchange.metrics();
         let reply_to = ReplyTo::peer(self.peer.clone(), id, progress, metrics);
-        let limit = self.exchange.config().limits.caller_in_flight;
-        if self.made.len() >= limit {
-            let detail = "this connection has as many calls in flight as it may have";
-            let fault = Fault::new(FaultKind::Overloaded, detail)
-                .hint("wait for replies before sending more")
-                .retry_after(RETRY_AFTER);
-            reply_to.send(Err(metrics.limit_met(limits::caller_in_flight, Some(limit), fault)));
+        if let Err(fault) = self.admit_request() {
+            reply_to.send(Err(fault));
             return Ok(());
         }
         let header = self.exchange.stamp(header, &self.origin, now);
@@ -170,6 +180,28 @@ impl<L: Link> Connection<L> {
         let ticket = self.exchange.dispatch(call, reply_to, now);
         self.made.insert(id, ticket);
         Ok(())
+    }
+
+    /// Refuses a number that names another call or request of the peer's.
+    pub(super) fn check_number(&self, id: CallId) -> Result<(), Close> {
+        if self.made.contains_key(&id) || self.waits.contains_key(&id) {
+            let reason = format!("call {} is in flight already", id.0);
+            return Err(Close::new(Close::PROTOCOL, reason));
+        }
+        Ok(())
+    }
+
+    /// Whether the peer may have one more call or request in flight.
+    pub(super) fn admit_request(&self) -> Result<(), Fault> {
+        let limit = self.exchange.config().limits.caller_in_flight;
+        if self.made.len() < limit {
+            return Ok(());
+        }
+        let detail = "this connection has as many calls in flight as it may have";
+        let fault = Fault::new(FaultKind::Overloaded, detail)
+            .hint("wait for replies before sending more")
+            .retry_after(RETRY_AFTER);
+        Err(self.exchange.metrics().limit_met(limits::caller_in_flight, Some(limit), fault))
     }
 
     /// What an agent says of a call before it ends. Of no interest once it has ended.
@@ -208,7 +240,7 @@ impl<L: Link> Connection<L> {
         }
     }
 
-    fn answer(&mut self, request: CallId, done: Result<(), Fault>) {
+    pub(super) fn answer(&mut self, request: CallId, done: Result<(), Fault>) {
         match done {
             Ok(()) => {
                 let done = Done { request, recipients: 0, dropped: Vec::new() };

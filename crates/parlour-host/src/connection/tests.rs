@@ -4,6 +4,7 @@ use parlour_core::{AgentType, Principal, Registration};
 
 use super::*;
 use crate::Config;
+use crate::backbone::Memory;
 use crate::channel::native::{NAME, Native};
 use crate::link::WebSocketLink;
 
@@ -11,8 +12,9 @@ use crate::link::WebSocketLink;
 async fn a_task_that_ends_before_its_time_leaves_no_peer_behind() {
     let exchange = Exchange::new(Arc::new(Config::default()));
     let (peer, inbox) = exchange.join(NAME, Principal::ANONYMOUS);
+    let durable = Durable::new(&exchange, Arc::new(Memory::new(1)));
     let mut connection =
-        Connection::<WebSocketLink<Native>>::new(exchange.clone(), peer.clone(), inbox);
+        Connection::<WebSocketLink<Native>>::new(exchange.clone(), durable, peer.clone(), inbox);
     let name = exchange.name_session(&peer);
     connection.name = Some(name.clone());
     let upper = AgentType::parse("upper").unwrap();

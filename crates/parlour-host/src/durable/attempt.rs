@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use parlour_core::durable::DeliveryId;
-use parlour_core::{Payload, Reply};
+use parlour_core::{Attempt, Payload, Reply};
 use tokio::sync::mpsc;
 
 use super::gate::Slot;
@@ -13,6 +13,8 @@ use super::owner::Input;
 /// Where the outcome of one attempt goes: to the owner of the delivery.
 pub(crate) struct AttemptTo {
     pub(super) id: DeliveryId,
+    /// Which attempt it is, as its agent is told.
+    pub(super) number: u32,
     pub(super) token: u64,
     pub(super) owner: mpsc::UnboundedSender<Input>,
     /// The place that it has at its worker.
@@ -36,6 +38,11 @@ impl Drop for Taken {
 }
 
 impl AttemptTo {
+    /// The attempt, as its worker knows it.
+    pub(crate) fn attempt(&self) -> Attempt {
+        Attempt { delivery: self.id, number: self.number }
+    }
+
     /// The agent has the message. Once is enough.
     pub(crate) fn received(&self) {
         if self.is_received.swap(true, Relaxed) {

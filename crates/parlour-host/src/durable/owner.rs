@@ -508,6 +508,7 @@ impl Owner {
             call,
             AttemptTo {
                 id,
+                number: attempt,
                 token,
                 owner,
                 slot,

@@ -1,19 +1,16 @@
 //! The durable door: messages that are accepted for later, and what became of them.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use axum::extract::{Query, Request, State};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::unfold;
-use http::{HeaderMap, HeaderName, StatusCode, header};
+use http::{HeaderName, StatusCode, header};
 use http_body::Frame;
 use http_body_util::StreamBody;
-use parlour_core::durable::{
-    Accept, Accepted, Delivery, DeliveryId, Message, MessageKind, State as Life, Step, Timestamp,
-};
-use parlour_core::{AgentId, AgentType, Fault, FaultKind, Key, Payload};
+use parlour_core::durable::{Accepted, Delivery, DeliveryId, State as Life, Step, Timestamp};
+use parlour_core::{AgentId, AgentType, Fault, FaultKind, Key};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
@@ -23,7 +20,7 @@ use super::problem::Problem;
 use super::rest::{header_fields, number, origin, payload, reply_of, set};
 use super::router::{App, Segments};
 use super::sse::{HEARTBEAT, streaming, write_named};
-use crate::durable;
+use crate::durable::{self, Sending};
 
 const DELAY_MS: HeaderName = HeaderName::from_static("parlour-delay-ms");
 const DELIVER_AT: HeaderName = HeaderName::from_static("parlour-deliver-at");
@@ -34,9 +31,6 @@ const MAX_ATTEMPTS: HeaderName = HeaderName::from_static("parlour-max-attempts")
 /// How many deliveries a list has unless it is asked for more or fewer, and at the most.
 const PAGE: usize = 100;
 const LONGEST_PAGE: usize = 1000;
-/// The longest that a request waits for a step.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
-
 /// `POST /v1/agents/{type}/{key}/deliveries`
 pub(crate) async fn accept(
     State(app): State<App>,
@@ -46,42 +40,17 @@ pub(crate) async fn accept(
     let agent = AgentId::new(AgentType::parse(agent_type)?, Key::parse(key)?);
     let origin = origin(&request);
     let (parts, body) = request.into_parts();
+    let headers = &parts.headers;
+    let millis = |name| Ok::<_, Fault>(number(headers, name)?.map(Duration::from_millis));
+    let (delay, ttl) = (millis(&DELAY_MS)?, millis(&TTL_MS)?);
+    let deliver_at = number(headers, &DELIVER_AT)?.map(Timestamp);
+    let max_attempts = number(headers, &MAX_ATTEMPTS)?;
+    let max_attempts = max_attempts.map(|most| most.try_into().unwrap_or(u32::MAX));
     let now = Instant::now();
-    let header = app.exchange.stamp(header_fields(&parts.headers)?, &origin, now);
-    let schedule = Schedule::read(&parts.headers, app.exchange.unix_time(now))?;
-    let payload = payload(&app, &parts.headers, body).await?;
-    app.exchange.admit_message(&header, &payload)?;
-    let settings = &app.exchange.config().durable;
-    let max_attempts = number(&parts.headers, &MAX_ATTEMPTS)?;
-    if max_attempts == Some(0) {
-        return Err(invalid(format!("{MAX_ATTEMPTS} is 0, so that it would never be tried"))
-            .hint("ask for 1 or more, or leave it to the host")
-            .into());
-    }
-    let digests = header.idempotency_key.as_ref().map(|key| {
-        let AgentId { agent_type, key: agent_key } = &agent;
-        let target = [agent_type.as_str(), agent_key.as_str()];
-        let [agent_type, agent_key] = target.map(str::as_bytes);
-        let principal = origin.principal.as_str().as_bytes();
-        let name = digest(&[principal, b"deliveries", agent_type, agent_key, key.as_bytes()]);
-        let Payload { content_type, data_type, bytes, .. } = &payload;
-        let body = digest(&[content_type.as_bytes(), data_type.as_bytes(), bytes]);
-        (name, body as u64, settings.idempotency_window)
-    });
-    let accepted = app
-        .durable
-        .accept(Accept {
-            agent,
-            message: Message { kind: MessageKind::Call, header, payload },
-            not_before: schedule.not_before,
-            expires_at: schedule.expires_at,
-            max_attempts: max_attempts.map_or(settings.max_attempts as u32, |it| it as u32),
-            max_lost: settings.max_lost as u32,
-            strict: false,
-            key: digests,
-            source: None,
-        })
-        .await?;
+    let header = app.exchange.stamp(header_fields(headers)?, &origin, now);
+    let payload = payload(&app, headers, body).await?;
+    let sending = Sending { agent, header, payload, delay, deliver_at, ttl, max_attempts };
+    let accepted = app.durable.send(sending, now).await?;
     let Accepted { id, conversation, .. } = accepted;
     let location = format!("/v1/deliveries/{id}");
     let mut response = json_answer(&Receipt {
@@ -102,48 +71,6 @@ struct Receipt<'a> {
     conversation: &'a str,
     generation: u64,
     id: &'a str,
-}
-
-/// When a message is to be delivered.
-struct Schedule {
-    not_before: Option<Timestamp>,
-    expires_at: Option<Timestamp>,
-}
-
-impl Schedule {
-    fn read(headers: &HeaderMap, now: Duration) -> Result<Self, Fault> {
-        let now = Timestamp(now.as_millis() as u64);
-        let later = |millis| now.after(Duration::from_millis(millis));
-        let delay = number(headers, &DELAY_MS)?.map(later);
-        let at = number(headers, &DELIVER_AT)?.map(Timestamp);
-        if delay.is_some() && at.is_some() {
-            let detail = format!("{DELAY_MS} and {DELIVER_AT} are both given");
-            return Err(invalid(detail).hint("say when in one way"));
-        }
-        let not_before = delay.or(at);
-        let expires_at = number(headers, &TTL_MS)?.map(later);
-        if let (Some(begins), Some(ends)) = (not_before, expires_at)
-            && ends <= begins
-        {
-            let detail = "the message expires before it may be delivered";
-            return Err(
-                invalid(detail).hint(format!("give a longer {TTL_MS}, or deliver it sooner"))
-            );
-        }
-        Ok(Self { not_before, expires_at })
-    }
-}
-
-/// 128 bits that tell these texts from any others.
-fn digest(texts: &[&[u8]]) -> u128 {
-    let mut hasher = blake3::Hasher::new();
-    for text in texts {
-        hasher.update(&(text.len() as u64).to_le_bytes());
-        hasher.update(text);
-    }
-    let mut digest = [0; 16];
-    hasher.finalize_xof().fill(&mut digest);
-    u128::from_le_bytes(digest)
 }
 
 #[derive(Debug, Deserialize)]
@@ -170,13 +97,7 @@ pub(crate) async fn one(
         })?,
     };
     let after = patience.after.unwrap_or_default();
-    let newer = timeout(wait.min(LONGEST_WAIT), app.durable.get(id, Some(after)));
-    let newer = if wait.is_zero() { None } else { newer.await.ok() };
-    let found = match newer {
-        Some(found) => found?,
-        // Nothing has happened: that is said too.
-        None => app.durable.get(id, None).await?,
-    };
+    let found = app.durable.wait(id, after, None, Some(wait)).await?;
     Ok(json_answer(&view(found.delivery(), after)))
 }
 
@@ -312,7 +233,7 @@ pub(crate) async fn events(
             };
             let delivery = found.delivery();
             let mut text = BytesMut::new();
-            for it in steps(delivery).filter(|step| step.generation > after) {
+            for it in delivery.known_steps().filter(|step| step.generation > after) {
                 let generation = it.generation.to_string();
                 text.extend_from_slice(b"id: ");
                 text.extend_from_slice(generation.as_bytes());
@@ -326,12 +247,6 @@ pub(crate) async fn events(
     Ok(streaming(StreamBody::new(steps.map(|text| Ok(Frame::data(text))))))
 }
 
-/// All steps that are known of a delivery.
-fn steps(it: &Delivery) -> impl Iterator<Item = Cow<'_, Step>> {
-    let first = Cow::Owned(it.first_step());
-    std::iter::once(first).chain(it.steps.iter().map(Cow::Borrowed))
-}
-
 /// A delivery as a list shows it.
 pub(super) fn summary(it: &Delivery) -> Value {
     let mut summary = view(it, u64::MAX);
@@ -343,7 +258,7 @@ pub(super) fn summary(it: &Delivery) -> Value {
 
 /// A delivery as JSON, with the steps that are newer than `after`.
 pub(super) fn view(it: &Delivery, after: u64) -> Value {
-    let newer = steps(it).filter(|step| step.generation > after);
+    let newer = it.known_steps().filter(|step| step.generation > after);
     json!({
         "id": it.id.to_string(),
         "agent": it.agent.to_string(),

@@ -27,6 +27,7 @@ use crate::channel::native::{self, Native};
 use crate::channel::text::{self, Text};
 use crate::config::limits;
 use crate::connection::{Connection, HandOver};
+use crate::durable::Durable;
 use crate::exchange::Exchange;
 use crate::io::{Place, Socket};
 use crate::link::{Link as _, Protocol, WebSocketLink};
@@ -64,6 +65,7 @@ pub(crate) async fn open_channel(State(app): State<App>, request: Request) -> An
     };
 
     let (exchange, lobby) = (app.exchange.clone(), app.lobby.clone());
+    let durable = app.durable.clone();
     let upgrade = hyper::upgrade::on(request);
     app.tasks.spawn(async move {
         let Some(socket) = socket_of(upgrade).await else {
@@ -75,9 +77,12 @@ pub(crate) async fn open_channel(State(app): State<App>, request: Request) -> An
         match claim {
             None if native == Some(text::NAME) => {
                 let text = Text::new(exchange.config().limits.json_depth);
-                serve(socket, text, text::NAME, exchange, principal).await;
+                serve(socket, text, text::NAME, exchange, durable, principal).await;
             }
-            None => serve(socket, Native::default(), native::NAME, exchange, principal).await,
+            None => {
+                let native = Native::default();
+                serve(socket, native, native::NAME, exchange, durable, principal).await;
+            }
             Some((_, attach)) => {
                 let dialect = Dialect::new(exchange.config().limits.json_depth);
                 // The task that waits for this socket is the connection's.
@@ -100,11 +105,12 @@ async fn serve<P: Protocol>(
     protocol: P,
     name: &'static str,
     exchange: Exchange,
+    durable: Durable,
     principal: Principal,
 ) {
     let (peer, inbox) = exchange.join(name, principal);
     let mut link = link(socket, protocol, &exchange);
-    let mut connection = Connection::new(exchange, peer, inbox);
+    let mut connection = Connection::new(exchange, durable, peer, inbox);
     if let Some(hand_over) = connection.run(&mut link).await {
         let HandOver { to, hello, welcome } = *hand_over;
         // A session that has just ended drops the socket, and its client begins anew.
@@ -292,7 +298,8 @@ impl Lobby {
         let attach = Attach { socket, _place: Place::new(permit, app.exchange.metrics()) };
         clients.insert(id.into(), Client { peer: peer.clone(), attach: Some(attach) });
         let known = peer.clone();
-        let mut connection = Connection::new(app.exchange.clone(), peer.clone(), inbox);
+        let mut connection =
+            Connection::new(app.exchange.clone(), app.durable.clone(), peer.clone(), inbox);
         let until = Instant::now() + app.exchange.config().timeouts.attach;
         let (lobby, id) = (self.clone(), Box::<str>::from(id));
         app.tasks.spawn(async move {

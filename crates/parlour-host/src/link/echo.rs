@@ -128,13 +128,13 @@ impl Link for EchoLink {
 async fn echo(app: App, damages: bool, request: Request) -> Answer {
     let accept = accept_key(request.headers())?;
     let upgrade = hyper::upgrade::on(request);
-    let exchange = app.exchange;
+    let (exchange, durable) = (app.exchange, app.durable);
     app.tasks.spawn(async move {
         let Some(socket) = socket_of(upgrade).await else { return };
         let (peer, inbox) = exchange.join("echo", Principal::ANONYMOUS);
         let echo = Echo { damages, ..Echo::default() };
         let mut link = EchoLink(link(socket, echo, &exchange));
-        Connection::new(exchange, peer, inbox).run(&mut link).await;
+        Connection::new(exchange, durable, peer, inbox).run(&mut link).await;
         Box::pin(link.linger()).await;
     });
     Ok(switching(accept))

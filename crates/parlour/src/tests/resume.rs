@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use parlour_core::wire::{Frame, RESUME, Welcome};
+use parlour_core::wire::{DELIVERIES, Frame, RESUME, Welcome};
 use parlour_core::{ByteString, CallId, Credit, Payload};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -30,7 +30,8 @@ fn welcome(credit: Credit) -> Welcome {
 /// Takes the next connection, and begins a session.
 async fn begin(host: &mut Host, credit: Credit) -> Peer {
     let (mut peer, hello, _) = host.accept_hello().await;
-    assert_eq!((hello.features, hello.session), (vec![RESUME.into()], None));
+    assert_eq!(hello.features, [RESUME, DELIVERIES]);
+    assert_eq!(hello.session, None);
     peer.send(&[Frame::from(welcome(credit))]).await;
     peer
 }

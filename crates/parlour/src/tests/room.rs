@@ -22,7 +22,7 @@ use crate::{
 
 /// A host that is reached through its connector alone.
 #[derive(Clone)]
-struct Room(mpsc::UnboundedSender<DuplexStream>);
+pub(super) struct Room(mpsc::UnboundedSender<DuplexStream>);
 
 struct InMemory(mpsc::UnboundedReceiver<DuplexStream>);
 
@@ -46,7 +46,7 @@ impl Connect for Room {
 }
 
 impl Room {
-    fn open() -> Self {
+    pub(super) fn open() -> Self {
         let (connections, incoming) = mpsc::unbounded_channel();
         let mut config = Config::default();
         config.set("server.allowed_hosts", "room.test").unwrap();
@@ -55,12 +55,12 @@ impl Room {
         Self(connections)
     }
 
-    async fn client(&self) -> Client {
+    pub(super) async fn client(&self) -> Client {
         Client::builder(URL).connect_with(self.clone()).await.unwrap()
     }
 
     /// Starts a worker, and returns once the host has confirmed what it serves.
-    async fn serve(&self, worker: WorkerBuilder) -> JoinHandle<Result<(), Error>> {
+    pub(super) async fn serve(&self, worker: WorkerBuilder) -> JoinHandle<Result<(), Error>> {
         let (connected, is_connected) = oneshot::channel();
         let connected = Mutex::new(Some(connected));
         let worker = worker.on_connected(move || {

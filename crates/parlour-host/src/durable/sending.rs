@@ -1,0 +1,96 @@
+//! A message as a door was given it, until it is accepted.
+
+use std::time::Duration;
+
+use parlour_core::durable::{Accept, Accepted, Message, MessageKind, Timestamp};
+use parlour_core::{AgentId, Fault, FaultKind, Header, Payload};
+use tokio::time::Instant;
+
+use super::Durable;
+
+/// What is to be delivered, to whom and when.
+#[derive(Debug)]
+pub(crate) struct Sending {
+    pub(crate) agent: AgentId,
+    pub(crate) header: Header,
+    pub(crate) payload: Payload,
+    /// Not before so long from now.
+    pub(crate) delay: Option<Duration>,
+    /// Not before this.
+    pub(crate) deliver_at: Option<Timestamp>,
+    /// Not after so long from now.
+    pub(crate) ttl: Option<Duration>,
+    pub(crate) max_attempts: Option<u32>,
+}
+
+impl Durable {
+    /// Takes what is to be delivered, in the order in which it is called. When the future is ready the
+    /// message is as safe as [`ack`](Self::ack) says.
+    pub(crate) fn send(
+        &self,
+        sending: Sending,
+        now: Instant,
+    ) -> impl Future<Output = Result<Accepted, Fault>> + Send + use<> {
+        let asked = self.read(sending, now).and_then(|accept| self.begin_accept(accept));
+        let durable = self.clone();
+        async move { durable.answer(asked?).await? }
+    }
+
+    fn read(&self, sending: Sending, now: Instant) -> Result<Accept, Fault> {
+        let Sending { agent, header, payload, delay, deliver_at, ttl, max_attempts } = sending;
+        let exchange = &self.0.exchange;
+        exchange.admit_message(&header, &payload)?;
+        let invalid = |detail| Fault::new(FaultKind::Invalid, detail);
+        if max_attempts == Some(0) {
+            return Err(invalid("the most attempts are 0, so that it would never be tried")
+                .hint("ask for 1 or more, or leave it to the host"));
+        }
+        if delay.is_some() && deliver_at.is_some() {
+            return Err(invalid("a delay and a time of delivery are both given")
+                .hint("say when in one way"));
+        }
+        let time = Timestamp(exchange.unix_time(now).as_millis() as u64);
+        let not_before = delay.map(|delay| time.after(delay)).or(deliver_at);
+        let expires_at = ttl.map(|ttl| time.after(ttl));
+        if let (Some(begins), Some(ends)) = (not_before, expires_at)
+            && ends <= begins
+        {
+            return Err(invalid("the message expires before it may be delivered")
+                .hint("give it a longer time to live, or deliver it sooner"));
+        }
+        let settings = &exchange.config().durable;
+        let key = header.idempotency_key.as_ref().map(|key| {
+            let target = [agent.agent_type.as_str(), agent.key.as_str()];
+            let [agent_type, agent_key] = target.map(str::as_bytes);
+            let principal = header.principal.as_str().as_bytes();
+            // The same whichever door it comes through.
+            let name = [principal, b"deliveries", agent_type, agent_key, key.as_bytes()];
+            let Payload { content_type, data_type, bytes, .. } = &payload;
+            let body = digest(&[content_type.as_bytes(), data_type.as_bytes(), bytes]);
+            (digest(&name), body as u64, settings.idempotency_window)
+        });
+        Ok(Accept {
+            agent,
+            message: Message { kind: MessageKind::Call, header, payload },
+            not_before,
+            expires_at,
+            max_attempts: max_attempts.unwrap_or(settings.max_attempts as u32),
+            max_lost: settings.max_lost as u32,
+            strict: false,
+            key,
+            source: None,
+        })
+    }
+}
+
+/// 128 bits that tell these texts from any others.
+fn digest(texts: &[&[u8]]) -> u128 {
+    let mut hasher = blake3::Hasher::new();
+    for text in texts {
+        hasher.update(&(text.len() as u64).to_le_bytes());
+        hasher.update(text);
+    }
+    let mut digest = [0; 16];
+    hasher.finalize_xof().fill(&mut digest);
+    u128::from_le_bytes(digest)
+}

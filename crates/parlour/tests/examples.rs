@@ -96,6 +96,30 @@ async fn in_the_pool_every_call_ends() {
     assert!(painted.parse::<u64>().unwrap() > 3_000, "{out}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn receipt_is_acknowledged_by_the_host_and_by_the_agent() {
+    let out = run("receipt_acknowledged").await;
+    let lines: Vec<_> = out.lines().collect();
+    assert_eq!(lines, ["the host has it, Accepted", "the archive has it, in attempt 1"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processing_is_acknowledged_step_by_step() {
+    let out = run("processing_acknowledged").await;
+    let lines: Vec<_> = out.lines().collect();
+    assert_eq!(lines.first(), Some(&"the translator has it"), "{out}");
+    assert_eq!(lines.last(), Some(&"completed: 3 pages, in attempt 2"), "{out}");
+    assert!(lines.iter().any(|line| line.starts_with("processing: page ")), "{out}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_result_is_acknowledged_by_the_sender() {
+    let out = run("result_acknowledged").await;
+    let lines: Vec<_> = out.lines().collect();
+    let acknowledged = "the result is acknowledged; results that are still kept: 0";
+    assert_eq!(lines, ["the result: 42", acknowledged]);
+}
+
 #[tokio::test]
 async fn without_a_host_an_example_says_so() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

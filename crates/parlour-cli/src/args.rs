@@ -167,15 +167,20 @@ Examples:
   parlour subscribe news/today --count 1              one source, one event
   parlour subscribe news --output text")]
     Subscribe(Subscribe),
-    /// Lists the agent types that workers serve now
+    /// Lists the agent types that workers serve now; and says how those get what was accepted for later
     #[command(help_template = TEMPLATE, before_help = "\
 Examples:
   parlour agents
   parlour agents --output jsonl
+  parlour agents pause report                         what is accepted waits until `resume`
+  parlour agents set report concurrency=2 rate=0.5    at most two at once, one in two seconds
+  parlour agents settings report                      what was set, and what holds
+  parlour agents purge report --reason 'a mistake'    cancels what waits
 
 REGISTERED KEYS counts the agents that were registered one by one, as a 0.1.0 program can, and not
-those that a worker makes for the keys that are called.")]
-    Agents(Client),
+those that a worker makes for the keys that are called.",
+        args_conflicts_with_subcommands = true)]
+    Agents(Agents),
     /// Lists who is connected: workers, and callers and followers too; or has a worker leave
     #[command(help_template = TEMPLATE, before_help = "\
 Examples:
@@ -272,6 +277,65 @@ pub(crate) struct Sources {
     /// One setting, such as limits.payload_bytes=4MiB
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
     pub(crate) set: Vec<(String, String)>,
+}
+
+#[derive(Clone, Debug, Arguments)]
+pub(crate) struct Agents {
+    #[command(subcommand)]
+    pub(crate) action: Option<AgentsAction>,
+    #[command(flatten)]
+    pub(crate) client: Client,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum AgentsAction {
+    /// Has what is accepted for a type wait; what is in flight goes on
+    Pause(AgentType),
+    /// Has it delivered again
+    Resume(AgentType),
+    /// Cancels what waits for a type; what is in flight goes on
+    Purge {
+        #[command(flatten)]
+        of: AgentType,
+        /// Why, for those who look later
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Shows what was set for a type and what holds, or lists the types that something was set for
+    Settings {
+        /// The agent type
+        #[arg(value_name = "TYPE")]
+        agent_type: Option<String>,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// Changes what holds for a type, kept until it is changed again
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour agents set report concurrency=2             at most two attempts at once
+  parlour agents set report rate=5 burst=10           attempts per second, and at once after a pause
+  parlour agents set report order=strict              each agent has one at a time, until settled
+  parlour agents set report max_attempts=8 backoff_base=1s backoff_cap=10m attempt_timeout=2h
+  parlour agents set report rate=                     without a value, what the host has")]
+    Set {
+        #[command(flatten)]
+        of: AgentType,
+        /// What to change
+        #[arg(value_name = "NAME=VALUE", required = true, value_parser = pair)]
+        settings: Vec<(String, String)>,
+    },
+    /// Has what the host's settings say hold again for a type, which is then not paused either
+    Reset(AgentType),
+}
+
+/// An agent type, and where the host is.
+#[derive(Clone, Debug, Arguments)]
+pub(crate) struct AgentType {
+    /// The agent type
+    #[arg(value_name = "TYPE")]
+    pub(crate) agent_type: String,
+    #[command(flatten)]
+    pub(crate) client: Client,
 }
 
 #[derive(Clone, Debug, Arguments)]

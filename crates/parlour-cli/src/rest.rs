@@ -78,7 +78,28 @@ impl Rest {
         self.document(Ask::new(Method::POST, path)).await
     }
 
-    /// The same with a body and more headers.
+    /// The same, which the host may take so much longer to answer.
+    pub(crate) async fn post_and_wait(
+        &self,
+        path: &str,
+        longer: Duration,
+    ) -> Result<Value, Failure> {
+        let ask = Ask::new(Method::POST, path);
+        self.document(Ask { patience: PATIENCE + longer, ..ask }).await
+    }
+
+    /// Has the host change what is at this path.
+    pub(crate) async fn patch(&self, path: &str, patch: &Value) -> Result<Value, Failure> {
+        let body = patch.to_string().into();
+        self.document(Ask { body, ..Ask::new(Method::PATCH, path) }).await
+    }
+
+    /// Has the host delete what is at this path.
+    pub(crate) async fn delete(&self, path: &str) -> Result<Value, Failure> {
+        self.document(Ask::new(Method::DELETE, path)).await
+    }
+
+    /// Has the host do what this path stands for with a body and more headers.
     pub(crate) async fn send(
         &self,
         path: &str,

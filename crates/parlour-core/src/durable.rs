@@ -16,6 +16,7 @@ mod log;
 mod partition;
 mod policy;
 mod record;
+mod room;
 
 pub use commit::{Commit, Place, Settled, Totals, previous_of, record_at, settled_in, time_of};
 pub use delivery::{Change, Counts, Delivery, Level, MAX_STEPS, Stale, State, Step};
@@ -24,3 +25,4 @@ pub use line::Gate;
 pub use partition::{Accept, Accepted, Partition, Standing, Start};
 pub use policy::RetryPolicy;
 pub use record::{Corrupt, FORMAT, KeyEntry, Message, MessageKind, Record, Source};
+pub use room::{AgentSettings, Rate, RoomSettings};

@@ -4,6 +4,8 @@
 //! commit is written as a whole or not at all. Whoever writes the next one owns the partition: two
 //! hosts that both believe to own it offer a commit behind the same last one, one of them is
 //! [`Fenced`](BackboneError::Fenced), and goes.
+//!
+//! Beside the partitions there is one more log, [`PartitionId::of_room`]: that of the room itself.
 
 mod embedded;
 mod memory;
@@ -38,7 +40,7 @@ pub trait Backbone: Send + Sync + fmt::Debug + 'static {
         true
     }
 
-    /// How many partitions the room has. It never changes.
+    /// How many partitions the room has, without its own log. It never changes.
     fn partitions(&self) -> u16;
 
     /// Appends `commit` behind the last one, which must be at `last`: 0 where the log is empty. Returns

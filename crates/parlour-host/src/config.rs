@@ -224,6 +224,8 @@ settings! {
             "Agent types, and single agents, that one connection may serve.";
         fan_out: usize = "10000" in "0" to "10000000",
             "Connections that one event may go to.";
+        room_bytes: Bytes = "256KiB" in "4KiB" to "8MiB",
+            "Bytes of all that the room keeps of agent types and beside its messages, such as pauses.";
         hops: usize = "16" in "0" to "255",
             "Messages that may follow from one another.";
     }
@@ -343,6 +345,11 @@ impl fmt::Display for ByteCount {
 /// Reads a time as settings write it, such as `500ms`, `30s` or `10m`.
 pub(crate) fn duration(text: &str) -> Option<Duration> {
     Duration::read(text)
+}
+
+/// Writes a time as settings do.
+pub(crate) fn written(time: Duration) -> String {
+    time.write()
 }
 
 const TIME_UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];

@@ -6,6 +6,7 @@
 mod attempt;
 mod gate;
 mod owner;
+mod room;
 mod sending;
 
 use std::io;
@@ -16,8 +17,8 @@ use std::time::Duration;
 use bytestring::ByteString;
 use parking_lot::Mutex;
 use parlour_core::durable::{
-    Accept, Accepted, Delivery, DeliveryId, Level, Message, PartitionId, Settled, State, Step,
-    Timestamp,
+    Accept, Accepted, Delivery, DeliveryId, Level, Message, PartitionId, RoomSettings, Settled,
+    State, Step, Timestamp,
 };
 use parlour_core::{AgentId, AgentType, Fault, FaultKind, Payload};
 use tokio::sync::{mpsc, oneshot};
@@ -32,8 +33,11 @@ use crate::peer::RETRY_AFTER;
 use crate::view::View;
 use gate::Gate;
 use owner::{Input, Owner};
+use room::{Room, Wish, Writer};
 
 pub(crate) use attempt::AttemptTo;
+pub(crate) use owner::{Action, Worked};
+pub(crate) use room::Terms;
 pub(crate) use sending::Sending;
 
 /// The durable messages of a room. Cloning gives another handle to the same.
@@ -48,7 +52,10 @@ struct Shared {
     inboxes: Arc<[Inbox]>,
     /// Their other ends, until the owners are there.
     queues: Mutex<Vec<mpsc::UnboundedReceiver<Input>>>,
-    /// How many partitions have not read their log yet.
+    room: Room,
+    /// What the room's writer takes, until it is there.
+    wishes: Mutex<Option<mpsc::Receiver<Wish>>>,
+    /// How many logs have not been read yet.
     closed: AtomicUsize,
     /// Why nothing is accepted any more.
     failure: Mutex<Option<BackboneError>>,
@@ -121,24 +128,30 @@ impl Durable {
                 (Inbox { queue, accepts: AtomicUsize::new(0) }, inbox)
             })
             .unzip();
+        let (room, wishes) = Room::new();
         let shared = Shared {
             exchange: exchange.clone(),
             backbone,
             view: OnceLock::new(),
             inboxes: inboxes.into(),
             queues: Mutex::new(queues),
-            closed: AtomicUsize::new(usize::from(partitions)),
+            room,
+            wishes: Mutex::new(Some(wishes)),
+            closed: AtomicUsize::new(usize::from(partitions) + 1),
             failure: Mutex::default(),
         };
         Self(Arc::new(shared))
     }
 
-    /// Starts an owner for each partition, as a task of the host. Each reads its log first, and writes
-    /// what there is to be written when `closing` is cancelled.
+    /// Starts an owner for each partition and a writer for the room's log, as tasks of the host. Each
+    /// reads its log first, and ends when `closing` is cancelled.
     pub(crate) fn start(&self, tasks: &Tasks, closing: &CancellationToken) -> io::Result<()> {
         let view = Arc::new(View::open(self.0.backbone.views())?);
         let _ = self.0.view.set(view.clone());
-        let gate = Gate::new(self.0.exchange.clone(), self.0.inboxes.clone());
+        if let Some(wishes) = self.0.wishes.lock().take() {
+            tasks.spawn(Writer::new(self.clone(), wishes).run(closing.clone()));
+        }
+        let gate = Gate::new(self.clone());
         let queues = std::mem::take(&mut *self.0.queues.lock());
         for (number, inbox) in queues.into_iter().enumerate() {
             let partition = PartitionId(number as u16);
@@ -160,7 +173,7 @@ impl Durable {
         }
         let closed = self.0.closed.load(Relaxed);
         if closed > 0 {
-            let detail = format!("{closed} partitions are still read from the disk");
+            let detail = format!("{closed} logs are still read from the disk");
             return Err(Fault::new(FaultKind::Unavailable, detail).retry_after(RETRY_AFTER));
         }
         Ok(())
@@ -287,6 +300,52 @@ impl Durable {
         Ok(all)
     }
 
+    /// What the room asks for, once that was read.
+    pub(crate) async fn room(&self) -> Result<Arc<RoomSettings>, Fault> {
+        if self.0.room.is_read().await { Ok(self.room_so_far()) } else { Err(self.is_gone()) }
+    }
+
+    /// The same as far as it is known: nothing before it was read.
+    pub(crate) fn room_so_far(&self) -> Arc<RoomSettings> {
+        self.0.room.said().clone()
+    }
+
+    /// Has the room ask for something else. When it returns, that is as safe as [`ack`](Self::ack)
+    /// says.
+    pub(crate) async fn change_room(
+        &self,
+        change: impl FnOnce(&mut RoomSettings) -> Result<(), Fault> + Send + 'static,
+    ) -> Result<Arc<RoomSettings>, Fault> {
+        match self.0.room.change(change).await {
+            Some(changed) => changed,
+            None => Err(self.is_gone()),
+        }
+    }
+
+    /// What holds for deliveries to agents of this type, once the room's log was read.
+    fn terms(&self, agent_type: &AgentType) -> Terms {
+        Terms::new(self.0.exchange.config(), &self.0.room.said(), agent_type)
+    }
+
+    /// Does the same to all deliveries for agents of this type that are there now, or to the oldest
+    /// `limit` of each partition in turn until there were as many.
+    pub(crate) async fn all(
+        &self,
+        agent_type: &AgentType,
+        action: Action,
+        limit: usize,
+    ) -> Result<Worked, Fault> {
+        let mut all = Worked::default();
+        for inbox in &*self.0.inboxes {
+            let left = limit.saturating_sub(all.done);
+            let input = |answer| Input::All(agent_type.clone(), action.clone(), left, answer);
+            let worked = self.ask(inbox, input).await?;
+            all.done += worked.done;
+            all.in_flight += worked.in_flight;
+        }
+        Ok(all)
+    }
+
     /// Which partition keeps the messages for an agent.
     fn partition_of(&self, agent: &AgentId) -> PartitionId {
         PartitionId::of(agent, self.0.backbone.partitions())
@@ -309,11 +368,16 @@ impl Durable {
     }
 
     async fn answer<T>(&self, answered: oneshot::Receiver<T>) -> Result<T, Fault> {
-        answered.await.map_err(|_| match &*self.0.failure.lock() {
+        answered.await.map_err(|_| self.is_gone())
+    }
+
+    /// Why whoever was asked does not answer.
+    fn is_gone(&self) -> Fault {
+        match &*self.0.failure.lock() {
             Some(failure) => refusal(failure),
             None => Fault::new(FaultKind::Unavailable, "the host is shutting down")
                 .retry_after(Duration::from_secs(1)),
-        })
+        }
     }
 }
 

@@ -13,6 +13,7 @@ mod rest;
 pub(crate) mod router;
 mod rpc;
 pub(crate) mod server;
+mod settings;
 pub(crate) mod sse;
 pub(crate) mod tasks;
 pub(crate) mod upgrade;

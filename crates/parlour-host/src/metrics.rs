@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicI64;
 
-use parlour_core::{Fault, FaultKind};
+use parlour_core::{AgentType, Fault, FaultKind};
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -32,6 +32,7 @@ pub(crate) struct Metrics {
     pub(crate) replies_unasked: Counter,
     pub(crate) senders_refused: Counter,
     limit_hits: Family<Key, Counter>,
+    paused: Family<OfType, Gauge>,
     pub(crate) deliveries: Deliveries,
 }
 
@@ -59,6 +60,11 @@ struct Key {
     key: String,
 }
 
+#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
+struct OfType {
+    agent_type: String,
+}
+
 impl Metrics {
     pub(crate) fn new(config: &Config) -> Self {
         let mut registry = Registry::with_prefix("parlour");
@@ -72,6 +78,9 @@ impl Metrics {
         }
         let limit_hits = Family::<Key, Counter>::default();
         registry.register("limit_hits", "Times a limit was met", limit_hits.clone());
+
+        let paused = Family::<OfType, Gauge>::default();
+        registry.register("agent_paused", "Agent types that are paused", paused.clone());
 
         let mut counter = |name: &str, help: &str| {
             let counter = Counter::default();
@@ -127,6 +136,7 @@ impl Metrics {
             replies_unasked,
             senders_refused,
             limit_hits,
+            paused,
             registry,
         }
     }
@@ -151,6 +161,16 @@ impl Metrics {
     /// Counts that the limit of this key was met, where nobody is told by a fault.
     pub(crate) fn limit_hit(&self, key: &str) {
         self.limit_hits.get_or_create(&Key { key: key.into() }).inc();
+    }
+
+    /// Tells whether an agent type is paused.
+    pub(crate) fn paused(&self, agent_type: &AgentType, is_paused: bool) {
+        let of_type = OfType { agent_type: agent_type.to_string() };
+        if is_paused {
+            self.paused.get_or_create(&of_type).set(1);
+        } else {
+            self.paused.remove(&of_type);
+        }
     }
 
     /// All of them in the text format of Prometheus (OpenMetrics 1.0).

@@ -31,6 +31,11 @@ impl Timestamp {
 pub struct PartitionId(pub u16);
 
 impl PartitionId {
+    /// The log beside so many partitions that is the room's own, and of no agent.
+    pub fn of_room(partitions: u16) -> Self {
+        Self(partitions)
+    }
+
     /// Which of so many keeps the messages for `agent`: the same for good, as the logs rely on it.
     pub fn of(agent: &AgentId, partitions: u16) -> Self {
         let name = agent.agent_type.as_str().bytes().chain([b'/']);

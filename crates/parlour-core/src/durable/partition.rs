@@ -96,9 +96,9 @@ pub struct Accept {
     pub not_before: Option<Timestamp>,
     /// From here on no attempt begins any more.
     pub expires_at: Option<Timestamp>,
-    /// How many attempts may fail, at least 1.
+    /// How many attempts may fail, at least 1. 0 is for the owner to fill in.
     pub max_attempts: u32,
-    /// How many attempts may be lost, at least 1.
+    /// How many attempts may be lost, at least 1. 0 is for the owner to fill in.
     pub max_lost: u32,
     /// Whether it waits until those before it, that ask for this too, have ended.
     pub strict: bool,
@@ -194,9 +194,15 @@ impl Partition {
         Ok(())
     }
 
-    /// Takes the log over with the commit that comes next, once all of it was replayed: attempts that were under way are lost with the
-    /// host that made them.
-    pub fn recover(&mut self, epoch: u32, policy: &RetryPolicy, now: Timestamp, random: f64) {
+    /// Takes the log over with the commit that comes next, once all of it was replayed: attempts that
+    /// were under way are lost with the host that made them.
+    pub fn recover(
+        &mut self,
+        epoch: u32,
+        policy: impl Fn(&AgentType) -> RetryPolicy,
+        now: Timestamp,
+        random: f64,
+    ) {
         self.scalars.epoch = epoch;
         self.advance(now);
         // Also if there is nothing to tell: whoever owned the partition before cannot write any more.
@@ -204,11 +210,14 @@ impl Partition {
         let in_flight = |live: &&Live| live.delivery.state.is_in_flight();
         let mut lost: Vec<_> = self.deliveries.values().filter(in_flight).collect();
         lost.sort_unstable_by_key(|live| live.delivery.id.number);
-        let lost: Vec<_> = lost.iter().map(|it| (it.delivery.id, it.delivery.token)).collect();
-        for (id, token) in lost {
+        let lost: Vec<_> = lost
+            .iter()
+            .map(|it| (it.delivery.id, it.delivery.token, policy(&it.agent.agent_type)))
+            .collect();
+        for (id, token, policy) in lost {
             let fault = Fault::new(FaultKind::WorkerLost, "the host stopped during the attempt");
             // The token is the delivery's own.
-            let _ = self.end(id, token, Err(fault), policy, now, random);
+            let _ = self.end(id, token, Err(fault), &policy, now, random);
         }
         self.handle_timeout(now);
     }

@@ -175,7 +175,7 @@ pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
 }
 
 /// Appends a record of this kind, behind its length.
-fn framed(kind: u8, out: &mut Vec<u8>, write: impl FnOnce(&mut Writer<'_>)) {
+pub(super) fn framed(kind: u8, out: &mut Vec<u8>, write: impl FnOnce(&mut Writer<'_>)) {
     out.push(kind);
     let begin = out.len();
     out.extend_from_slice(&[0; 4]);

@@ -12,6 +12,7 @@ use super::{Ack, Backbone, BackboneError, Work};
 /// where that one was.
 #[derive(Debug)]
 pub struct Memory {
+    /// Those of the partitions, and behind them that of the room.
     logs: Vec<Mutex<Log>>,
 }
 
@@ -24,7 +25,8 @@ struct Log {
 impl Memory {
     /// Empty logs.
     pub fn new(partitions: u16) -> Self {
-        Self { logs: (0..partitions).map(|_| Mutex::default()).collect() }
+        let last = PartitionId::of_room(partitions).0;
+        Self { logs: (0..=last).map(|_| Mutex::default()).collect() }
     }
 
     fn log(&self, partition: PartitionId) -> parking_lot::MutexGuard<'_, Log> {
@@ -42,7 +44,7 @@ impl Backbone for Memory {
     }
 
     fn partitions(&self) -> u16 {
-        self.logs.len() as u16
+        self.logs.len() as u16 - 1
     }
 
     fn append(&self, partition: PartitionId, last: Position, commit: Bytes) -> Work<'_, Position> {

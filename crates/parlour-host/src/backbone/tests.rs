@@ -30,6 +30,12 @@ macro_rules! conformance {
             }
 
             #[tokio::test]
+            async fn the_room_has_a_log_of_its_own() {
+                let (_kept, backbone) = $make;
+                suite::the_room_has_a_log_of_its_own(backbone).await;
+            }
+
+            #[tokio::test]
             async fn what_was_trimmed_is_gone_and_the_rest_is_there() {
                 let (_kept, backbone) = $make;
                 suite::what_was_trimmed_is_gone_and_the_rest_is_there(backbone).await;
@@ -117,6 +123,18 @@ pub(crate) async fn partitions_do_not_know_of_each_other(backbone: Arc<dyn Backb
     assert_eq!(backbone.read(PartitionId(0), Position(1), ALL).await.unwrap(), first);
     let second = backbone.append(PartitionId(1), Position(0), commit(1)).await.unwrap();
     assert_eq!(backbone.last(PartitionId(1)).await.unwrap(), Some((second, commit(1))));
+}
+
+pub(crate) async fn the_room_has_a_log_of_its_own(backbone: Arc<dyn Backbone>) {
+    let room = PartitionId::of_room(backbone.partitions());
+    let other = fill(&*backbone, PartitionId(2), 3).await;
+    assert_eq!(backbone.last(room).await.unwrap(), None);
+    let all = fill(&*backbone, room, 2).await;
+    let refused = backbone.append(room, all[0].0, commit(2)).await;
+    assert_eq!(refused, Err(BackboneError::Fenced));
+    backbone.trim(room, all[0].0).await.unwrap();
+    assert_eq!(backbone.read(room, Position(1), ALL).await.unwrap(), all[1..]);
+    assert_eq!(backbone.last(PartitionId(2)).await.unwrap().as_ref(), other.last());
 }
 
 pub(crate) async fn what_was_trimmed_is_gone_and_the_rest_is_there(backbone: Arc<dyn Backbone>) {

@@ -7,17 +7,15 @@ use parking_lot::Mutex;
 use parlour_core::durable::{self, PartitionId};
 use parlour_core::{AgentId, AgentType, WorkerId};
 
-use super::Inbox;
+use super::Durable;
 use super::owner::Input;
-use crate::exchange::Exchange;
 
 /// Counts the attempts under way, over all partitions. Cloning gives another handle to the same.
 #[derive(Clone)]
 pub(super) struct Gate(Arc<Inner>);
 
 struct Inner {
-    exchange: Exchange,
-    inboxes: Arc<[Inbox]>,
+    durable: Durable,
     rooms: Mutex<Rooms>,
 }
 
@@ -54,8 +52,8 @@ pub(super) struct Slot {
 }
 
 impl Gate {
-    pub(super) fn new(exchange: Exchange, inboxes: Arc<[Inbox]>) -> Self {
-        Self(Arc::new(Inner { exchange, inboxes, rooms: Mutex::default() }))
+    pub(super) fn new(durable: Durable) -> Self {
+        Self(Arc::new(Inner { durable, rooms: Mutex::default() }))
     }
 
     /// Asks for a place for an attempt of `agent`. Where there is none, `partition` is told when there
@@ -65,8 +63,11 @@ impl Gate {
         partition: PartitionId,
         agent: &AgentId,
     ) -> (durable::Gate, Option<Slot>) {
-        let exchange = &self.0.exchange;
-        if exchange.is_draining() {
+        let exchange = &self.0.durable.0.exchange;
+        let room = self.0.durable.0.room.said();
+        let asked = room.agents.get(&agent.agent_type);
+        // Partitions are told of every change of the room.
+        if exchange.is_draining() || asked.is_some_and(|it| it.paused) {
             return (durable::Gate::Closed, None);
         }
         let directory = exchange.directory();
@@ -102,12 +103,12 @@ impl Gate {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let Inner { inboxes, rooms, .. } = &*self.gate.0;
+        let Inner { durable, rooms } = &*self.gate.0;
         let mut rooms = rooms.lock();
         let Rooms { workers, types } = &mut *rooms;
         let tell = |partition: PartitionId, input| {
             // A partition whose owner is gone starts nothing.
-            let _ = inboxes[usize::from(partition.0)].queue.send(input);
+            let _ = durable.inbox(partition).queue.send(input);
         };
         if let Some(room) = workers.get_mut(&self.worker) {
             room.running -= 1;

@@ -1,7 +1,7 @@
 //! The task that owns a partition: takes inputs, has the partition decide, writes the log, and then
 //! does what was decided.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -10,8 +10,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use parlour_core::durable::{
     Accept, Accepted, Commit, Delivery, DeliveryId, Message, Partition, PartitionId, Place,
-    Position, Record, RetryPolicy, Settled, Standing, Start, Timestamp, Totals, record_at,
-    settled_in, time_of,
+    Position, Record, Settled, Standing, Start, Timestamp, Totals, record_at, settled_in, time_of,
 };
 use parlour_core::{AgentId, AgentType, Attempt, Call, Fault, FaultKind, Payload, Reply, WorkerId};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -34,6 +33,8 @@ pub(crate) enum Input {
     Redrive(DeliveryId, Answer<Result<(), Fault>>),
     Discard(DeliveryId, ByteString, Answer<Result<(), Fault>>),
     List(Arc<Query>, Answer<Vec<Delivery>>),
+    /// The same to all for agents of a type that are there now, the oldest first, to so many at most.
+    All(AgentType, Action, usize, Answer<Worked>),
     /// What a delivery that has not ended, or is dead, carries.
     Message(DeliveryId, Answer<Option<Arc<Message>>>),
     /// Of an attempt, by its token.
@@ -44,6 +45,51 @@ pub(crate) enum Input {
     WakeWorker(WorkerId),
     /// A type has room.
     Wake(AgentType),
+}
+
+/// What is done to many deliveries at once.
+#[derive(Clone, Debug)]
+pub(crate) enum Action {
+    /// Gives up what waits, for this reason.
+    Cancel(ByteString),
+}
+
+impl Action {
+    /// Whether it can be done to a delivery.
+    fn wants(&self, it: &Delivery) -> bool {
+        match self {
+            Self::Cancel(_) => it.state.is_waiting(),
+        }
+    }
+
+    fn carry_out(
+        &self,
+        partition: &mut Partition,
+        id: DeliveryId,
+        now: Timestamp,
+    ) -> Result<(), Fault> {
+        match self {
+            Self::Cancel(reason) => partition.cancel(id, reason.clone(), now).map(drop),
+        }
+    }
+}
+
+/// What came of an [`Action`].
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Worked {
+    /// How many it was done to.
+    pub(crate) done: usize,
+    /// How many of the type were in flight, and were let be.
+    pub(crate) in_flight: usize,
+}
+
+/// An action under way. It is done to a part of them at a time, so that no commit is too long.
+struct Work {
+    /// The last one is the next.
+    left: Vec<DeliveryId>,
+    action: Action,
+    worked: Worked,
+    answer: Answer<Worked>,
 }
 
 type Answer<T> = oneshot::Sender<T>;
@@ -57,6 +103,7 @@ enum Answered {
     Found(Answer<Option<Found>>, Option<Found>),
     Done(Answer<Result<(), Fault>>, Result<(), Fault>),
     List(Answer<Vec<Delivery>>, Vec<Delivery>),
+    Worked(Answer<Worked>, Worked),
 }
 
 impl Answered {
@@ -67,6 +114,7 @@ impl Answered {
             Self::Found(answer, found) => drop(answer.send(found)),
             Self::Done(answer, done) => drop(answer.send(done)),
             Self::List(answer, list) => drop(answer.send(list)),
+            Self::Worked(answer, worked) => drop(answer.send(worked)),
         }
     }
 }
@@ -92,7 +140,6 @@ pub(super) struct Owner {
     inbox: mpsc::UnboundedReceiver<Input>,
     changes: watch::Receiver<()>,
     partition: Partition,
-    policy: RetryPolicy,
     /// By how much the time of the log is ahead of the clock, which was set back since.
     ahead: Duration,
     answers: Vec<Answered>,
@@ -100,6 +147,7 @@ pub(super) struct Owner {
     late: Vec<Input>,
     /// Attempts that are under way, by which they can be given up.
     under_way: HashMap<u64, (u64, Option<Ticket>)>,
+    works: VecDeque<Work>,
     /// Those who want to see what a delivery carries.
     asked: Vec<(DeliveryId, Answer<Option<Arc<Message>>>)>,
     /// Those who wait for something to happen to a delivery.
@@ -123,12 +171,6 @@ impl Owner {
         inbox: mpsc::UnboundedReceiver<Input>,
     ) -> Self {
         let settings = &durable.0.exchange.config().durable;
-        let policy = RetryPolicy {
-            max_attempts: settings.max_attempts as u32,
-            max_lost: settings.max_lost as u32,
-            base: settings.backoff_base,
-            cap: settings.backoff_cap,
-        };
         let memory = settings.memory_bytes.0 / durable.0.inboxes.len();
         Self {
             changes: durable.0.exchange.changes(),
@@ -138,11 +180,11 @@ impl Owner {
             id,
             gate,
             inbox,
-            policy,
             ahead: Duration::ZERO,
             answers: Vec::new(),
             late: Vec::new(),
             under_way: HashMap::new(),
+            works: VecDeque::new(),
             asked: Vec::new(),
             watchers: HashMap::new(),
             size: 0,
@@ -154,6 +196,14 @@ impl Owner {
 
     /// Owns the partition until the host ends or the log cannot be written.
     pub(super) async fn run(mut self, closing: CancellationToken) {
+        // What the room asks for holds from the first attempt on.
+        let room = tokio::select! {
+            is_read = self.durable.0.room.is_read() => is_read,
+            () = closing.cancelled() => false,
+        };
+        if !room {
+            return;
+        }
         let result = match self.open().await {
             Ok(()) => {
                 self.durable.0.closed.fetch_sub(1, Relaxed);
@@ -204,7 +254,9 @@ impl Owner {
         }
         self.ahead = self.partition.time().since(self.now());
         let now = self.now();
-        self.partition.recover(fastrand::u32(..), &self.policy, now, fastrand::f64());
+        let durable = self.durable.clone();
+        let policy = |agent_type: &AgentType| durable.terms(agent_type).retry;
+        self.partition.recover(fastrand::u32(..), policy, now, fastrand::f64());
         self.commit().await
     }
 
@@ -239,8 +291,9 @@ impl Owner {
                 }
                 self.handle(input, now);
             }
+            self.work(now);
             self.start(&mut starts, now);
-            more = starts.len() >= BATCH;
+            more = starts.len() >= BATCH || !self.works.is_empty();
             for worker in woken {
                 if self.partition.has_parked(worker) {
                     self.gate.wait(self.id, worker);
@@ -267,12 +320,13 @@ impl Owner {
 
     fn handle(&mut self, input: Input, now: Timestamp) {
         match input {
-            Input::Accept(accept, answer) => {
+            Input::Accept(mut accept, answer) => {
                 self.durable.inbox(self.id).accepts.fetch_sub(1, Relaxed);
                 // Nobody waits any more, so nobody would learn that it was accepted.
                 if answer.is_closed() {
                     return;
                 }
+                self.fill_in(&mut accept);
                 let accepted = self.partition.accept(*accept, now);
                 self.answers.push(Answered::Accepted(answer, accepted));
             }
@@ -313,6 +367,18 @@ impl Owner {
                 let list = list.into_iter().take(query.limit).cloned().collect();
                 self.answers.push(Answered::List(answer, list));
             }
+            Input::All(agent_type, action, limit, answer) => {
+                let of_type = |it: &&Delivery| it.agent.agent_type == agent_type;
+                let all = || self.partition.iter().filter(of_type);
+                let in_flight = all().filter(|it| it.state.is_in_flight()).count();
+                let mut left: Vec<_> =
+                    all().filter(|it| action.wants(it)).map(|it| it.id).collect();
+                left.sort_unstable_by_key(|id| id.number);
+                left.truncate(limit);
+                left.reverse();
+                let worked = Worked { done: 0, in_flight };
+                self.works.push_back(Work { left, action, worked, answer });
+            }
             Input::Message(id, answer) => self.asked.push((id, answer)),
             Input::Received(id, token) => {
                 // What is said of an attempt that is over is of no interest.
@@ -335,13 +401,46 @@ impl Owner {
                     self.under_way.remove(&id.number);
                 }
                 let random = fastrand::f64();
-                let ended = self.partition.end(id, token, *reply, &self.policy, now, random);
+                let delivery = self.partition.get(id);
+                let policy = delivery.map(|it| self.durable.terms(&it.agent.agent_type).retry);
+                let policy = policy.unwrap_or_default();
+                let ended = self.partition.end(id, token, *reply, &policy, now, random);
                 if ended.is_err() {
                     self.durable.0.exchange.metrics().replies_unasked.inc();
                 }
             }
             Input::WakeWorker(worker) => self.partition.wake_worker(worker),
             Input::Wake(agent_type) => self.partition.wake(&agent_type),
+        }
+    }
+
+    /// Has what the door leaves open be as the room asks for.
+    fn fill_in(&self, accept: &mut Accept) {
+        let terms = self.durable.terms(&accept.agent.agent_type);
+        for (open, asked) in [
+            (&mut accept.max_attempts, terms.retry.max_attempts),
+            (&mut accept.max_lost, terms.retry.max_lost),
+        ] {
+            if *open == 0 {
+                *open = asked;
+            }
+        }
+        accept.strict |= terms.strict;
+    }
+
+    /// Goes on with what is done to many, as far as one commit takes.
+    fn work(&mut self, now: Timestamp) {
+        let Some(Work { left, action, worked, .. }) = self.works.front_mut() else { return };
+        for id in left.split_off(left.len().saturating_sub(BATCH)).into_iter().rev() {
+            let is_wanted = self.partition.get(id).is_some_and(|it| action.wants(it));
+            if is_wanted && action.carry_out(&mut self.partition, id, now).is_ok() {
+                worked.done += 1;
+            }
+        }
+        if left.is_empty()
+            && let Some(Work { worked, answer, .. }) = self.works.pop_front()
+        {
+            self.answers.push(Answered::Worked(answer, worked));
         }
     }
 
@@ -495,11 +594,12 @@ impl Owner {
         let message = self.load(message).await?;
         let exchange = self.durable.0.exchange.clone();
         let owner = self.durable.inbox(self.id).queue.clone();
+        let timeout = self.durable.terms(&agent.agent_type).attempt_timeout;
         let now = Instant::now();
         let call = Call {
             header: message.header.clone(),
             target: agent,
-            deadline: (now + exchange.config().durable.attempt_timeout).into_std(),
+            deadline: (now + timeout).into_std(),
             progress: true,
             attempt: Some(Attempt { delivery: id, number: attempt }),
             payload: message.payload.clone(),

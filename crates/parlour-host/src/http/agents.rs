@@ -75,6 +75,8 @@ fn entries(app: &App, wanted: impl Fn(&AgentType) -> bool) -> Vec<Value> {
     let directory = app.exchange.directory();
     let names: HashMap<_, _> =
         app.exchange.peers().into_iter().map(|peer| (peer.id, peer.name())).collect();
+    let room = app.durable.room_so_far();
+    let is_paused = |agent_type: &AgentType| room.of(agent_type).paused;
     let mut agents = BTreeMap::<&str, Value>::new();
     for (agent_type, exclusive, workers) in directory.agent_types() {
         if !wanted(agent_type) {
@@ -93,6 +95,7 @@ fn entries(app: &App, wanted: impl Fn(&AgentType) -> bool) -> Vec<Value> {
             json!({
                 "type": agent_type.as_str(),
                 "exclusive": exclusive,
+                "paused": is_paused(agent_type),
                 "workers": workers.collect::<Vec<_>>(),
                 "capabilities": capabilities,
                 "instances": [],
@@ -107,6 +110,7 @@ fn entries(app: &App, wanted: impl Fn(&AgentType) -> bool) -> Vec<Value> {
             json!({
                 "type": agent.agent_type.as_str(),
                 "exclusive": false,
+                "paused": is_paused(&agent.agent_type),
                 "workers": [{
                     "id": worker.0,
                     "name": names.get(&worker).map_or("", |name| &**name),

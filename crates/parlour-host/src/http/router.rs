@@ -16,7 +16,7 @@ use super::answer::{Refusal, invalid};
 use super::guard::Guard;
 use super::tasks::Tasks;
 use super::upgrade::Lobby;
-use super::{agents, dead_letters, deliveries, operators, rest, sse, upgrade};
+use super::{agents, dead_letters, deliveries, operators, rest, settings, sse, upgrade};
 use crate::durable::Durable;
 use crate::exchange::Exchange;
 
@@ -56,6 +56,17 @@ pub(crate) fn router(app: App) -> Router {
         .route("/rpc", only(MethodRouter::new(), "POST"))
         .route("/v1/agents", only(get(agents::all), "GET"))
         .route("/v1/agents/{type}", only(get(agents::one), "GET"))
+        // Four segments are about a type, five and more about one of its agents.
+        .route(
+            "/v1/agents/{type}/settings",
+            only(
+                get(settings::one).patch(settings::change).delete(settings::reset),
+                "GET, PATCH, DELETE",
+            ),
+        )
+        .route("/v1/agents/{type}/pause", only(post(settings::pause), "POST"))
+        .route("/v1/agents/{type}/resume", only(post(settings::resume), "POST"))
+        .route("/v1/agents/{type}/purge", only(post(settings::purge), "POST"))
         .route("/v1/agents/{type}/{key}/call", only(post(rest::call), "POST"))
         .route("/v1/agents/{type}/{key}/deliveries", only(post(deliveries::accept), "POST"))
         .route("/v1/deliveries", only(get(deliveries::all), "GET"))
@@ -74,6 +85,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/topics/{type}/{source}", only(post(rest::publish), "POST"))
         .route("/v1/workers", only(get(rest::workers), "GET"))
         .route("/v1/workers/{worker}/drain", only(post(rest::drain), "POST"))
+        .route("/v1/settings", only(get(settings::all), "GET"))
         .route("/v1/subscriptions", only(get(rest::subscriptions), "GET"))
         .route("/livez", only(get(operators::livez), "GET"))
         .route("/readyz", only(get(operators::readyz), "GET"))

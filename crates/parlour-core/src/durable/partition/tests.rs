@@ -120,7 +120,8 @@ impl Owner {
         self.partition = self.replayed();
         self.attempts.clear();
         self.started.clear();
-        self.partition.recover(2, &self.policy, self.now, 0.5);
+        let policy = self.policy.clone();
+        self.partition.recover(2, |_| policy.clone(), self.now, 0.5);
     }
 }
 

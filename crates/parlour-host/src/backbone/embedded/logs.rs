@@ -25,8 +25,10 @@ struct Log {
 const STEP: u64 = 1024;
 
 impl Logs {
+    /// Those of so many partitions, and that of the room.
     pub(super) fn new(partitions: u16) -> Self {
-        let logs = (0..partitions).map(|_| Log::default()).collect();
+        let room = PartitionId::of_room(partitions);
+        let logs = (0..=room.0).map(|_| Log::default()).collect();
         Self { logs, next: AtomicU64::new(1) }
     }
 
@@ -35,6 +37,7 @@ impl Logs {
         self.logs.get(usize::from(partition.0))
     }
 
+    /// Whose they are.
     pub(super) fn partitions(&self) -> impl Iterator<Item = PartitionId> {
         (0..self.logs.len()).map(|number| PartitionId(number as u16))
     }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import resource
 import sqlite3
 
 import pytest
 
+from parlour_v1 import Channel, Field, Kind, frame
 from room import Room, eventually, worker
 from test_durable import ended, kept, look, parlour, send  # noqa: F401
 
@@ -140,6 +142,53 @@ def test_a_type_has_a_retry_policy_of_its_own(room):
     assert begun[1]["at"] - failed["at"] < 1000
     configure(room, "broken", max_attempts=None)
     assert settings(room, "broken")["in_force"]["max_attempts"] == 5
+
+
+# Limits
+
+
+async def more(channel, quiet=0.2) -> list:
+    """The calls that come until none has come for a while."""
+    calls = []
+    while True:
+        try:
+            calls.append(await asyncio.wait_for(channel.next(Kind.CALL), quiet))
+        except TimeoutError:
+            return calls
+
+
+async def test_a_type_has_no_more_at_once_than_it_may_also_after_a_crash(kept):  # noqa: F811
+    room = await asyncio.to_thread(kept)
+    await asyncio.to_thread(lambda: configure(room, "job", concurrency=3, backoff_base="1ms"))
+    names = [(await asyncio.to_thread(send, room, f"job/{key}"))["id"] for key in range(24)]
+    async with await Channel.open(room.url) as channel:
+        await channel.register("job")
+        for _ in range(3):
+            await channel.next(Kind.CALL)
+        assert await more(channel) == []
+        await asyncio.to_thread(room.kill)
+    room = await asyncio.to_thread(kept)
+    async with await Channel.open(room.url) as channel:
+        await channel.register("job")
+        done = 0
+        while done < len(names):
+            calls = [await channel.next(Kind.CALL), *await more(channel)]
+            assert len(calls) <= 3
+            assert await asyncio.to_thread(room.metric, "parlour_deliveries_in_flight") <= 3
+            await channel.send(*(frame(Kind.REPLY, id=call.id) for call in calls))
+            done += len(calls)
+        for name in names:
+            assert (await asyncio.to_thread(ended, room, name))["state"] == "completed"
+
+
+async def test_the_control_of_that_without_a_limit_all_begin_at_once(room):
+    for key in range(24):
+        await asyncio.to_thread(send, room, f"many/{key}")
+    async with await Channel.open(room.url) as channel:
+        await channel.register("many")
+        calls = [await channel.next(Kind.CALL) for _ in range(24)]
+        await channel.send(*(frame(Kind.REPLY, id=call.id) for call in calls))
+        await asyncio.to_thread(ended, room, calls[-1].get(Field.DELIVERY))
 
 
 # The log

@@ -8,6 +8,7 @@
 //! Nothing here writes, waits or looks at a clock. Whoever owns a partition gives it commands and the
 //! time, appends what [`Partition::take_commit`] returns, and acts on the outcome when that is on disk.
 
+mod bucket;
 mod commit;
 mod delivery;
 mod id;
@@ -18,6 +19,7 @@ mod policy;
 mod record;
 mod room;
 
+pub use bucket::Bucket;
 pub use commit::{Commit, Place, Settled, Totals, previous_of, record_at, settled_in, time_of};
 pub use delivery::{Change, Counts, Delivery, Level, MAX_STEPS, Stale, State, Step};
 pub use id::{DeliveryId, PartitionId, Position, Timestamp};

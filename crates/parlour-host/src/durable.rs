@@ -152,6 +152,7 @@ impl Durable {
             tasks.spawn(Writer::new(self.clone(), wishes).run(closing.clone()));
         }
         let gate = Gate::new(self.clone());
+        tasks.spawn(gate.clone().run(closing.clone()));
         let queues = std::mem::take(&mut *self.0.queues.lock());
         for (number, inbox) in queues.into_iter().enumerate() {
             let partition = PartitionId(number as u16);

@@ -1,28 +1,38 @@
-//! What the workers can take of durable work.
+//! What the workers can take of durable work, and how much the room lets begin.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use parlour_core::durable::{self, PartitionId};
+use parlour_core::durable::{self, AgentSettings, Bucket, PartitionId};
 use parlour_core::{AgentId, AgentType, WorkerId};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use super::Durable;
 use super::owner::Input;
 
 /// Counts the attempts under way, over all partitions. Cloning gives another handle to the same.
+///
+/// A partition that is refused waits in a row, and is told when there is room. It takes what it can, and
+/// then has whoever is behind it told (`pass_on`), if there is room still.
 #[derive(Clone)]
 pub(super) struct Gate(Arc<Inner>);
 
 struct Inner {
     durable: Durable,
     rooms: Mutex<Rooms>,
+    /// A timer was set before all others.
+    sooner: Notify,
 }
 
 #[derive(Default)]
 struct Rooms {
     workers: HashMap<WorkerId, Room>,
-    types: HashMap<AgentType, Room>,
+    types: HashMap<AgentType, OfType>,
+    /// When types are to be looked at again.
+    timers: BTreeSet<(Instant, AgentType)>,
 }
 
 #[derive(Default)]
@@ -30,6 +40,14 @@ struct Room {
     running: usize,
     /// The partitions that have something for it, each once.
     waiting: VecDeque<PartitionId>,
+}
+
+#[derive(Default)]
+struct OfType {
+    room: Room,
+    bucket: Bucket,
+    /// Its entry among the timers.
+    timer: Option<Instant>,
 }
 
 impl Room {
@@ -44,6 +62,21 @@ impl Room {
     }
 }
 
+impl Rooms {
+    /// Has a type looked at no later than `at`. Returns whether that is before all others.
+    fn set_timer(&mut self, agent_type: &AgentType, at: Instant) -> bool {
+        let Some(of_type) = self.types.get_mut(agent_type) else { return false };
+        if of_type.timer.is_some_and(|timer| timer <= at) {
+            return false;
+        }
+        if let Some(timer) = of_type.timer.replace(at) {
+            self.timers.remove(&(timer, agent_type.clone()));
+        }
+        self.timers.insert((at, agent_type.clone()));
+        self.timers.first().is_some_and(|(first, _)| *first == at)
+    }
+}
+
 /// A place at a worker for one attempt. Dropping it makes room for another.
 pub(super) struct Slot {
     gate: Gate,
@@ -53,7 +86,38 @@ pub(super) struct Slot {
 
 impl Gate {
     pub(super) fn new(durable: Durable) -> Self {
-        Self(Arc::new(Inner { durable, rooms: Mutex::default() }))
+        Self(Arc::new(Inner { durable, rooms: Mutex::default(), sooner: Notify::new() }))
+    }
+
+    /// Tells partitions when a rate lets something begin again, until `closing` is cancelled.
+    pub(super) async fn run(self, closing: CancellationToken) {
+        loop {
+            let next = self.0.rooms.lock().timers.first().map(|(at, _)| *at);
+            let due = async {
+                match next {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = closing.cancelled() => return,
+                () = self.0.sooner.notified() => continue,
+                () = due => {}
+            }
+            let now = Instant::now();
+            let mut rooms = self.0.rooms.lock();
+            while let Some((at, agent_type)) = rooms.timers.pop_first() {
+                if at > now {
+                    rooms.timers.insert((at, agent_type));
+                    break;
+                }
+                if let Some(of_type) = rooms.types.get_mut(&agent_type) {
+                    of_type.timer = None;
+                }
+                self.pass_on_in(&mut rooms, &agent_type);
+            }
+        }
     }
 
     /// Asks for a place for an attempt of `agent`. Where there is none, `partition` is told when there
@@ -64,8 +128,8 @@ impl Gate {
         agent: &AgentId,
     ) -> (durable::Gate, Option<Slot>) {
         let exchange = &self.0.durable.0.exchange;
-        let room = self.0.durable.0.room.said();
-        let asked = room.agents.get(&agent.agent_type);
+        let said = self.0.durable.0.room.said();
+        let asked = said.agents.get(&agent.agent_type);
         // Partitions are told of every change of the room.
         if exchange.is_draining() || asked.is_some_and(|it| it.paused) {
             return (durable::Gate::Closed, None);
@@ -75,20 +139,29 @@ impl Gate {
         let Some((worker, peer)) = directory.route(agent) else {
             return (durable::Gate::Closed, None);
         };
-        let settings = &exchange.config().durable;
+        let worker_in_flight = exchange.config().durable.worker_in_flight;
         let mut rooms = self.0.rooms.lock();
-        let Rooms { workers, types } = &mut *rooms;
-        let of_type = types.entry(agent.agent_type.clone()).or_default();
-        if of_type.running >= settings.type_in_flight {
-            of_type.wait(partition);
+        let Rooms { workers, types, .. } = &mut *rooms;
+        let of_type = types.entry(agent.agent_type.to_kept()).or_default();
+        if of_type.room.running >= self.concurrency(asked) {
+            of_type.room.wait(partition);
             return (durable::Gate::Closed, None);
         }
         let of_worker = workers.entry(worker).or_default();
-        if of_worker.running >= settings.worker_in_flight {
+        if of_worker.running >= worker_in_flight {
             of_worker.wait(partition);
             return (durable::Gate::Busy(worker), None);
         }
-        of_type.running += 1;
+        if let Some(rate) = asked.and_then(|it| it.rate)
+            && let Err(at) = of_type.bucket.take(rate, Instant::now().into_std())
+        {
+            of_type.room.wait(partition);
+            if rooms.set_timer(&agent.agent_type, at.into()) {
+                self.0.sooner.notify_one();
+            }
+            return (durable::Gate::Closed, None);
+        }
+        of_type.room.running += 1;
         of_worker.running += 1;
         let agent_type = agent.agent_type.to_kept();
         let slot = Slot { gate: self.clone(), worker, agent_type };
@@ -99,34 +172,89 @@ impl Gate {
     pub(super) fn wait(&self, partition: PartitionId, worker: WorkerId) {
         self.0.rooms.lock().workers.entry(worker).or_default().wait(partition);
     }
+
+    /// Tells who waits for room of a type, if there is some.
+    pub(super) fn pass_on(&self, agent_type: &AgentType) {
+        self.pass_on_in(&mut self.0.rooms.lock(), agent_type);
+    }
+
+    /// Tells who waits for room at a worker, if there is some.
+    pub(super) fn pass_on_at(&self, worker: WorkerId) {
+        self.pass_on_at_in(&mut self.0.rooms.lock(), worker);
+    }
+
+    fn pass_on_in(&self, rooms: &mut Rooms, agent_type: &AgentType) {
+        let Some(of_type) = rooms.types.get_mut(agent_type) else { return };
+        let said = self.0.durable.0.room.said();
+        let asked = said.agents.get(agent_type);
+        let now = Instant::now();
+        let mut timer = None;
+        if of_type.room.waiting.is_empty() {
+            // Kept until what the bucket says is of no interest any more.
+            let full_at = of_type.bucket.full_at().map(Instant::from_std);
+            timer = full_at.filter(|at| *at > now && of_type.room.is_idle());
+        } else if of_type.room.running < self.concurrency(asked) {
+            let rate = asked.and_then(|it| it.rate);
+            let begins = rate.map_or(Ok(()), |rate| of_type.bucket.look(rate, now.into_std()));
+            match begins {
+                Err(at) => timer = Some(at.into()),
+                Ok(()) => {
+                    if let Some(partition) = of_type.room.waiting.pop_front() {
+                        self.tell(partition, Input::Wake(agent_type.clone()));
+                    }
+                }
+            }
+        }
+        match timer {
+            Some(at) => {
+                if rooms.set_timer(agent_type, at) {
+                    self.0.sooner.notify_one();
+                }
+            }
+            None => {
+                let of_type = rooms.types.get(agent_type);
+                if of_type.is_some_and(|it| it.room.is_idle() && it.timer.is_none()) {
+                    rooms.types.remove(agent_type);
+                }
+            }
+        }
+    }
+
+    fn pass_on_at_in(&self, rooms: &mut Rooms, worker: WorkerId) {
+        let Some(room) = rooms.workers.get_mut(&worker) else { return };
+        let most = self.0.durable.0.exchange.config().durable.worker_in_flight;
+        if room.running < most
+            && let Some(partition) = room.waiting.pop_front()
+        {
+            self.tell(partition, Input::WakeWorker(worker));
+        }
+        if room.is_idle() {
+            rooms.workers.remove(&worker);
+        }
+    }
+
+    /// The most attempts at once of a type that this is asked for.
+    fn concurrency(&self, asked: Option<&AgentSettings>) -> usize {
+        let host = self.0.durable.0.exchange.config().durable.type_in_flight;
+        asked.and_then(|it| it.concurrency).map_or(host, |most| host.min(most as usize))
+    }
+
+    fn tell(&self, partition: PartitionId, input: Input) {
+        // A partition whose owner is gone starts nothing.
+        let _ = self.0.durable.inbox(partition).queue.send(input);
+    }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let Inner { durable, rooms } = &*self.gate.0;
-        let mut rooms = rooms.lock();
-        let Rooms { workers, types } = &mut *rooms;
-        let tell = |partition: PartitionId, input| {
-            // A partition whose owner is gone starts nothing.
-            let _ = durable.inbox(partition).queue.send(input);
-        };
-        if let Some(room) = workers.get_mut(&self.worker) {
+        let mut rooms = self.gate.0.rooms.lock();
+        if let Some(room) = rooms.workers.get_mut(&self.worker) {
             room.running -= 1;
-            if let Some(partition) = room.waiting.pop_front() {
-                tell(partition, Input::WakeWorker(self.worker));
-            }
-            if room.is_idle() {
-                workers.remove(&self.worker);
-            }
         }
-        if let Some(room) = types.get_mut(&self.agent_type) {
-            room.running -= 1;
-            if let Some(partition) = room.waiting.pop_front() {
-                tell(partition, Input::Wake(self.agent_type.clone()));
-            }
-            if room.is_idle() {
-                types.remove(&self.agent_type);
-            }
+        if let Some(of_type) = rooms.types.get_mut(&self.agent_type) {
+            of_type.room.running -= 1;
         }
+        self.gate.pass_on_at_in(&mut rooms, self.worker);
+        self.gate.pass_on_in(&mut rooms, &self.agent_type);
     }
 }

@@ -284,10 +284,12 @@ impl Owner {
             }
             let now = self.now();
             self.partition.handle_timeout(now);
-            let mut woken = Vec::new();
+            let (mut woken, mut woken_types) = (Vec::new(), Vec::new());
             for input in self.late.split_off(0).into_iter().chain(inputs.drain(..)) {
-                if let Input::WakeWorker(worker) = input {
-                    woken.push(worker);
+                match &input {
+                    Input::WakeWorker(worker) => woken.push(*worker),
+                    Input::Wake(agent_type) => woken_types.push(agent_type.clone()),
+                    _ => {}
                 }
                 self.handle(input, now);
             }
@@ -298,7 +300,9 @@ impl Owner {
                 if self.partition.has_parked(worker) {
                     self.gate.wait(self.id, worker);
                 }
+                self.gate.pass_on_at(worker);
             }
+            woken_types.iter().for_each(|agent_type| self.gate.pass_on(agent_type));
             self.commit().await?;
             for (start, slot) in starts.drain(..) {
                 self.send(start, slot).await?;

@@ -1,13 +1,14 @@
 //! Messages that are accepted for later, on a paused clock.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
-use parlour_core::wire::Frame;
+use parlour_core::wire::{CallFrame, Frame};
 use parlour_core::{Fault, FaultKind, Payload};
 use serde_json::Value;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::room::Room;
+use crate::room::{Channel, Room};
 
 async fn send(room: &Room, agent: &str, headers: &str) -> String {
     let answer = room.post(&format!("/v1/agents/{agent}/deliveries"), headers, "work").await;
@@ -138,4 +139,181 @@ async fn a_worker_has_no_more_attempts_than_it_may_and_the_rest_follow() {
     sleep(Duration::from_secs(1)).await;
     assert_eq!(room.metric("parlour_deliveries_completed_total").await, 6);
     assert_eq!(room.metric("parlour_deliveries_in_flight").await, 0);
+}
+
+/// Changes what the room asks for agents of a type.
+async fn configure(room: &Room, agent_type: &str, patch: &str) {
+    let length = patch.len();
+    let request = format!(
+        "PATCH /v1/agents/{agent_type}/settings HTTP/1.1\r\nhost: localhost\r\n\
+         connection: close\r\ncontent-length: {length}\r\n\r\n{patch}"
+    );
+    let answer = room.request(&request).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
+/// Has so many messages accepted, for agents in all partitions.
+async fn send_many(room: &Room, agent_type: &str, count: usize) {
+    for key in 0..count {
+        send(room, &format!("{agent_type}/{key}"), "").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_begin_no_faster_than_the_rate_whichever_partition_they_are_of() {
+    let room = Room::open(&[]);
+    configure(&room, "job", r#"{"rate": 2, "burst": 3}"#).await;
+    let mut worker = room.worker("job").await;
+    send_many(&room, "job", 40).await;
+    let mut begun = Vec::new();
+    while begun.len() < 40 {
+        let call = worker.next_call().await;
+        begun.push(Instant::now());
+        worker.send(Frame::Reply(call.id, Ok(Payload::default()))).await;
+    }
+    // The clock of timers counts whole milliseconds.
+    let slack = Duration::from_millis(2);
+    for window in begun.windows(4) {
+        assert!(window[3] - window[0] + slack >= Duration::from_millis(500), "{begun:?}");
+    }
+    let whole = begun[39] - begun[0];
+    assert!(whole + slack >= Duration::from_millis(37 * 500), "{whole:?}");
+    assert!(whole <= Duration::from_millis(38 * 500) + slack, "{whole:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_rate_they_begin_at_once() {
+    let room = Room::open(&[]);
+    let mut worker = room.worker("job").await;
+    let begun = Instant::now();
+    send_many(&room, "job", 40).await;
+    for _ in 0..40 {
+        let call = worker.next_call().await;
+        worker.send(Frame::Reply(call.id, Ok(Payload::default()))).await;
+    }
+    assert!(begun.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_that_is_raised_holds_for_what_waits() {
+    let room = Room::open(&[]);
+    configure(&room, "job", r#"{"rate": 0.001}"#).await;
+    let mut worker = room.worker("job").await;
+    send_many(&room, "job", 9).await;
+    worker.next_call().await;
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(room.metric("parlour_deliveries_in_flight").await, 1);
+    let then = Instant::now();
+    configure(&room, "job", r#"{"rate": 1000}"#).await;
+    for _ in 0..8 {
+        worker.next_call().await;
+    }
+    assert!(then.elapsed() < Duration::from_secs(1));
+}
+
+/// Answers all calls of a type, each after a while, and sees how many there are at once.
+struct Bench {
+    worker: Channel,
+    under_way: Vec<CallFrame>,
+    most: usize,
+    ended: HashMap<String, u64>,
+}
+
+impl Bench {
+    async fn open(room: &Room, agent_type: &'static str) -> Self {
+        let worker = room.worker(agent_type).await;
+        Self { worker, under_way: Vec::new(), most: 0, ended: HashMap::new() }
+    }
+
+    /// Takes what comes within a second.
+    async fn take(&mut self) {
+        let second = Duration::from_secs(1);
+        while let Ok(call) = timeout(second, self.worker.next_call()).await {
+            self.under_way.push(call);
+            self.most = self.most.max(self.under_way.len());
+        }
+    }
+
+    /// Answers some of what there is.
+    async fn answer(&mut self, count: usize) {
+        for _ in 0..count.min(self.under_way.len()) {
+            let call = self.under_way.swap_remove(fastrand::usize(..self.under_way.len()));
+            *self.ended.entry(call.target.to_string()).or_default() += 1;
+            self.worker.send(Frame::Reply(call.id, Ok(Payload::default()))).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_type_has_no_more_attempts_at_once_than_it_may_over_all_partitions() {
+    let room = Room::open(&[]);
+    for most in [1, 3] {
+        configure(&room, "job", &format!(r#"{{"concurrency": {most}}}"#)).await;
+        let mut bench = Bench::open(&room, "job").await;
+        send_many(&room, "job", 60).await;
+        while bench.ended.values().sum::<u64>() < 60 {
+            bench.take().await;
+            assert!(!bench.under_way.is_empty(), "something waits although there is room");
+            bench.answer(fastrand::usize(1..=most)).await;
+        }
+        assert_eq!((bench.most, bench.ended.len()), (most, 60));
+        bench.worker.say_goodbye().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn room_that_one_partition_does_not_want_any_more_goes_to_another() {
+    let room = Room::open(&[]);
+    configure(&room, "job", r#"{"concurrency": 1}"#).await;
+    let mut bench = Bench::open(&room, "job").await;
+    let mut names = Vec::new();
+    for key in 0..40 {
+        names.push(send(&room, &format!("job/{key}"), "").await);
+    }
+    bench.take().await;
+    let running = bench.under_way[0].attempt.map(|it| it.delivery.to_string());
+    let kept = names.iter().rev().find(|name| Some(*name) != running.as_ref()).unwrap();
+    for name in names.iter().filter(|name| *name != kept && Some(*name) != running.as_ref()) {
+        room.post(&format!("/v1/deliveries/{name}/cancel"), "", "").await;
+    }
+    bench.answer(1).await;
+    bench.take().await;
+    let begun = bench.under_way.first().and_then(|call| call.attempt);
+    assert_eq!(begun.map(|it| it.delivery.to_string()).as_ref(), Some(kept));
+}
+
+#[tokio::test(start_paused = true)]
+async fn room_at_a_worker_that_one_partition_does_not_want_any_more_goes_to_another() {
+    let room = Room::open(&[("durable.worker_in_flight", "1")]);
+    let mut bench = Bench::open(&room, "job").await;
+    let mut names = Vec::new();
+    for key in 0..40 {
+        names.push(send(&room, &format!("job/{key}"), "").await);
+    }
+    bench.take().await;
+    let running = bench.under_way[0].attempt.map(|it| it.delivery.to_string());
+    let kept = names.iter().rev().find(|name| Some(*name) != running.as_ref()).unwrap();
+    for name in names.iter().filter(|name| *name != kept && Some(*name) != running.as_ref()) {
+        room.post(&format!("/v1/deliveries/{name}/cancel"), "", "").await;
+    }
+    bench.answer(1).await;
+    bench.take().await;
+    let begun = bench.under_way.first().and_then(|call| call.attempt);
+    assert_eq!(begun.map(|it| it.delivery.to_string()).as_ref(), Some(kept));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_concurrency_that_is_raised_or_reset_lets_more_begin_at_once() {
+    let room = Room::open(&[]);
+    configure(&room, "job", r#"{"concurrency": 1, "rate": 100}"#).await;
+    let mut bench = Bench::open(&room, "job").await;
+    send_many(&room, "job", 20).await;
+    bench.take().await;
+    assert_eq!(bench.under_way.len(), 1);
+    configure(&room, "job", r#"{"concurrency": 4}"#).await;
+    bench.take().await;
+    assert_eq!(bench.under_way.len(), 4);
+    configure(&room, "job", r#"{"concurrency": null}"#).await;
+    bench.take().await;
+    assert_eq!(bench.under_way.len(), 20);
 }

@@ -24,7 +24,7 @@ pub use commit::{Commit, Place, Settled, Totals, previous_of, record_at, settled
 pub use delivery::{Change, Counts, Delivery, Level, MAX_STEPS, Stale, State, Step};
 pub use id::{DeliveryId, PartitionId, Position, Timestamp};
 pub use line::Gate;
-pub use partition::{Accept, Accepted, Partition, Standing, Start};
+pub use partition::{Accept, Accepted, Partition, Standing, Start, Tally};
 pub use policy::RetryPolicy;
 pub use record::{Corrupt, FORMAT, KeyEntry, Message, MessageKind, Record, Source};
 pub use room::{AgentSettings, Rate, RoomSettings};

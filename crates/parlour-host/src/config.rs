@@ -109,7 +109,7 @@ macro_rules! settings {
             pub(crate) fn limits(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 let all = [$($(($section::$name, self.$section.$name.number()),)*)*];
                 let all = all.into_iter().filter_map(|(key, number)| Some((key, number?)));
-                all.filter(|(key, _)| key.starts_with("limits."))
+                all.filter(|(key, _)| key.starts_with("limits.") || LIMITS.contains(key))
             }
 
             /// The value of the setting of this key, as it would be written.
@@ -133,6 +133,14 @@ macro_rules! settings {
     (@range) => { None };
     (@range $least:literal $most:literal) => { Some(($least, $most)) };
 }
+
+/// The limits that stand in other sections.
+const LIMITS: [&str; 4] = [
+    durable::unsettled,
+    durable::dead_letters,
+    durable::dead_letter_bytes,
+    durable::idempotency_keys,
+];
 
 settings! {
     server {
@@ -176,6 +184,14 @@ settings! {
             "How long one attempt may take.";
         longest_wait: Duration = "1m" in "1ms" to "24h",
             "How long a request may wait for a step of a delivery; then it is answered as things are.";
+        unsettled: usize = "4000000" in "1" to "1000000000",
+            "Deliveries to agents of one type that may wait or be in flight.";
+        dead_letters: usize = "10000" in "1" to "1000000000",
+            "Dead letters of one agent type; with more, nothing new is accepted for it.";
+        dead_letter_bytes: Bytes = "256MiB" in "1" to "1PiB",
+            "Bytes of the dead letters of one agent type.";
+        idempotency_keys: usize = "4000000" in "1" to "1000000000",
+            "Idempotency keys that are remembered at once.";
         idempotency_window: Duration = "24h" in "1s" to "8760h",
             "For how long an idempotency key is remembered.";
         worker_in_flight: usize = "256" in "1" to "10000000",

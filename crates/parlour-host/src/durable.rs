@@ -8,9 +8,13 @@ mod gate;
 mod owner;
 mod room;
 mod sending;
+mod tally;
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicUsize,
+    Ordering::{AcqRel, Relaxed},
+};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -18,15 +22,15 @@ use bytestring::ByteString;
 use parking_lot::Mutex;
 use parlour_core::durable::{
     Accept, Accepted, Delivery, DeliveryId, Level, Message, PartitionId, RoomSettings, Settled,
-    State, Step, Timestamp,
+    State, Step, Tally, Timestamp,
 };
 use parlour_core::{AgentId, AgentType, Fault, FaultKind, Payload};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{SetOnce, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::backbone::{self, Ack, Backbone, BackboneError};
-use crate::config::limits;
+use crate::config::{self, limits};
 use crate::exchange::Exchange;
 use crate::http::tasks::Tasks;
 use crate::peer::RETRY_AFTER;
@@ -34,6 +38,7 @@ use crate::view::View;
 use gate::Gate;
 use owner::{Input, Owner};
 use room::{Room, Wish, Writer};
+use tally::Tallies;
 
 pub(crate) use attempt::AttemptTo;
 pub(crate) use owner::{Action, Worked};
@@ -53,10 +58,13 @@ struct Shared {
     /// Their other ends, until the owners are there.
     queues: Mutex<Vec<mpsc::UnboundedReceiver<Input>>>,
     room: Room,
+    tallies: Tallies,
     /// What the room's writer takes, until it is there.
     wishes: Mutex<Option<mpsc::Receiver<Wish>>>,
     /// How many logs have not been read yet.
     closed: AtomicUsize,
+    /// Set when all were read, or one of them cannot be.
+    opened: SetOnce<()>,
     /// Why nothing is accepted any more.
     failure: Mutex<Option<BackboneError>>,
 }
@@ -117,6 +125,26 @@ impl Found {
     }
 }
 
+impl Shared {
+    /// One more log was read.
+    fn open_one(&self) {
+        if self.closed.fetch_sub(1, AcqRel) == 1 {
+            let _ = self.opened.set(());
+        }
+    }
+
+    /// Waits until all logs were read, or one of them cannot be.
+    async fn are_open(&self) {
+        self.opened.wait().await;
+    }
+
+    /// Nothing more is accepted.
+    fn fail(&self, error: BackboneError) {
+        self.failure.lock().get_or_insert(error);
+        let _ = self.opened.set(());
+    }
+}
+
 impl Durable {
     /// The durable messages of `backbone`, whose owners take what they are asked once they have
     /// [started](Self::start).
@@ -136,8 +164,10 @@ impl Durable {
             inboxes: inboxes.into(),
             queues: Mutex::new(queues),
             room,
+            tallies: Tallies::new(partitions),
             wishes: Mutex::new(Some(wishes)),
             closed: AtomicUsize::new(usize::from(partitions) + 1),
+            opened: SetOnce::new(),
             failure: Mutex::default(),
         };
         Self(Arc::new(shared))
@@ -208,6 +238,50 @@ impl Durable {
             ));
         }
         Ok(ask(inbox, |answer| Input::Accept(Box::new(accept), answer)))
+    }
+
+    /// How many deliveries to agents of this type are where.
+    pub(crate) async fn tally(&self, agent_type: &AgentType) -> Tally {
+        self.0.are_open().await;
+        self.0.tallies.beside(None, agent_type)
+    }
+
+    /// Whether there is room for one more delivery to an agent of this type, of which there are so many.
+    fn admit(&self, agent_type: &AgentType, tally: Tally) -> Result<(), Fault> {
+        let metrics = self.0.exchange.metrics();
+        let settings = &self.0.exchange.config().durable;
+        let max_dead = self.terms(agent_type).max_dead;
+        let Tally { standing, dead_bytes } = tally;
+        let full = |key, limit, detail| {
+            let hint = format!(
+                "see `parlour dead-letters ls --agent-type {agent_type}`, then redrive or discard \
+                 them; `parlour agents set {agent_type} max_dead=N` lets there be more"
+            );
+            Err(metrics.limit_met(
+                key,
+                Some(limit),
+                Fault::new(FaultKind::StorageFull, detail).hint(hint),
+            ))
+        };
+        if standing.dead >= max_dead as u64 {
+            let detail = format!("{agent_type} has {} dead letters", standing.dead);
+            return full(config::durable::dead_letters, max_dead, detail);
+        }
+        let most = settings.dead_letter_bytes.0;
+        if dead_bytes >= most as u64 {
+            let detail = format!("the dead letters of {agent_type} have {dead_bytes} bytes");
+            return full(config::durable::dead_letter_bytes, most, detail);
+        }
+        let unsettled = standing.waiting + standing.in_flight;
+        if unsettled >= settings.unsettled as u64 {
+            let detail = format!("{unsettled} messages for {agent_type} wait or are in flight");
+            let fault = Fault::new(FaultKind::Overloaded, detail)
+                .hint("try again later; if it lasts, start more workers")
+                .retry_after(RETRY_AFTER);
+            let key = config::durable::unsettled;
+            return Err(metrics.limit_met(key, Some(settings.unsettled), fault));
+        }
+        Ok(())
     }
 
     /// What is known of a delivery. With `after` it waits until the delivery is newer than that

@@ -48,6 +48,8 @@ pub(crate) struct Deliveries {
     pub(crate) waiting: Gauge<i64, AtomicI64>,
     pub(crate) in_flight: Gauge<i64, AtomicI64>,
     pub(crate) dead: Gauge<i64, AtomicI64>,
+    /// Idempotency keys that are remembered.
+    pub(crate) keys: Gauge<i64, AtomicI64>,
 }
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
@@ -117,6 +119,7 @@ impl Metrics {
             waiting: gauge("deliveries_waiting", "Deliveries that wait for an attempt"),
             in_flight: gauge("deliveries_in_flight", "Deliveries with an attempt under way"),
             dead: gauge("deliveries_dead", "Deliveries that failed for good"),
+            keys: gauge("idempotency_keys", "Idempotency keys that are remembered"),
         };
         Self {
             deliveries,

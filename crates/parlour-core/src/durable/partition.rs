@@ -1,6 +1,6 @@
 //! The state of one partition: what its log says.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,8 +37,11 @@ pub struct Partition {
     sources: BTreeMap<PartitionId, (Source, Number)>,
     /// The commits from which the state is made.
     log: Log,
-    /// Numbers of those that wait, are in flight, and are dead.
+    /// Numbers of those that wait, are in flight, and are dead: of all, and by agent type.
     standing: Standing,
+    tallies: HashMap<AgentType, Tally, foldhash::fast::RandomState>,
+    /// The types whose numbers have changed since they were taken.
+    counted: HashSet<AgentType, foldhash::fast::RandomState>,
     /// Whether a commit is begun: its records so far, and the totals before the first of them.
     is_open: bool,
     records: Vec<u8>,
@@ -60,6 +63,16 @@ pub struct Standing {
     pub waiting: u64,
     pub in_flight: u64,
     pub dead: u64,
+}
+
+/// How many deliveries to agents of one type are where.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "what the limits of a type are about")]
+pub struct Tally {
+    /// How many wait, are in flight, and are dead.
+    pub standing: Standing,
+    /// Bytes of the log that the dead ones take.
+    pub dead_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -150,6 +163,8 @@ impl Partition {
             sources: BTreeMap::new(),
             log: Log::default(),
             standing: Standing::default(),
+            tallies: HashMap::default(),
+            counted: HashSet::default(),
             is_open: false,
             records: Vec::new(),
             before: Totals::default(),
@@ -538,6 +553,34 @@ impl Partition {
         self.standing
     }
 
+    /// How many deliveries to agents of this type are where.
+    pub fn tally(&self, agent_type: &AgentType) -> Tally {
+        self.tallies.get(agent_type).copied().unwrap_or_default()
+    }
+
+    /// The same for all types for which it has changed since this was asked last.
+    pub fn take_tallies(&mut self) -> Vec<(AgentType, Tally)> {
+        let counted = std::mem::take(&mut self.counted);
+        let tallies = counted.into_iter().map(|agent_type| {
+            let tally = self.tally(&agent_type);
+            if tally == Tally::default() {
+                self.tallies.remove(&agent_type);
+            }
+            (agent_type, tally)
+        });
+        tallies.collect()
+    }
+
+    /// Whether something was accepted under this idempotency key.
+    pub fn has_key(&self, key: u128) -> bool {
+        self.keys.contains_key(&key)
+    }
+
+    /// When the first of the idempotency keys is free again.
+    pub fn key_is_free_at(&self) -> Option<Timestamp> {
+        self.keys_by_time.first().map(|(until, _)| *until)
+    }
+
     /// How many idempotency keys are remembered.
     pub fn keys(&self) -> usize {
         self.keys.len()
@@ -641,6 +684,9 @@ impl Partition {
                     Some(live) => {
                         let (old, old_weight) = (live.spot.commit, live.weight);
                         (live.spot, live.weight) = (spot, weight);
+                        let (agent, state) = (live.agent.clone(), live.delivery.state);
+                        self.count(&agent.agent_type, state, old_weight, false);
+                        self.count(&agent.agent_type, state, weight, true);
                         self.live_bytes += weight;
                         self.live_bytes -= old_weight;
                         self.log.hold(spot.commit);
@@ -668,7 +714,7 @@ impl Partition {
         if delivery.strict && delivery.state != State::Dead {
             self.lines.enter(&agent, number);
         }
-        *self.standing.of(delivery.state) += 1;
+        self.count(&agent.agent_type, delivery.state, weight, true);
         let message = message.filter(|message| self.loaded + message.weight() <= self.memory);
         self.loaded += message.as_ref().map_or(0, |message| message.weight());
         let message = message.map(|message| Arc::new(*message));
@@ -692,7 +738,8 @@ impl Partition {
         let after = live.delivery.state;
         let agent = live.agent.clone();
         let is_strict = live.delivery.strict;
-        *self.standing.of(before) -= 1;
+        let weight = live.weight;
+        self.count(&agent.agent_type, before, weight, false);
         self.changed.push(number);
         if before.is_waiting() {
             self.lines.unready(&agent, number);
@@ -713,11 +760,34 @@ impl Partition {
                 self.settled.push(Settled::new(spot.offset, live.delivery, change));
             }
         } else {
-            *self.standing.of(after) += 1;
+            self.count(&agent.agent_type, after, weight, true);
             self.queue(number);
         }
         if let Some(next) = next {
             self.queue(next);
+        }
+    }
+
+    /// Counts a delivery of this type and weight, which is in a state or is not any more.
+    fn count(&mut self, agent_type: &AgentType, state: State, weight: usize, is_in: bool) {
+        if !self.tallies.contains_key(agent_type) {
+            self.tallies.insert(agent_type.clone(), Tally::default());
+        }
+        if !self.counted.contains(agent_type) {
+            self.counted.insert(agent_type.clone());
+        }
+        let Some(tally) = self.tallies.get_mut(agent_type) else { return };
+        for number in [self.standing.of(state), tally.standing.of(state)] {
+            if is_in {
+                *number += 1;
+            } else {
+                *number -= 1;
+            }
+        }
+        if state == State::Dead {
+            let weight = weight as u64;
+            tally.dead_bytes =
+                if is_in { tally.dead_bytes + weight } else { tally.dead_bytes - weight };
         }
     }
 

@@ -19,9 +19,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::attempt::{AttemptTo, Taken};
 use super::gate::{Gate, Slot};
-use super::{Durable, Found, Query};
+use super::{Durable, Found, Query, tally};
 use crate::backbone::{self, BackboneError};
+use crate::config;
 use crate::exchange::Ticket;
+use crate::peer::RETRY_AFTER;
 use crate::view::View;
 
 /// What the owner of a partition is asked, or told.
@@ -155,7 +157,7 @@ pub(super) struct Owner {
     /// Bytes of the log.
     size: u64,
     /// What the metrics were told.
-    counted: (Totals, Standing),
+    counted: (Totals, Standing, usize),
     /// When it is next looked at what has become too old.
     retires: Instant,
     /// The commit that was read last.
@@ -202,18 +204,24 @@ impl Owner {
             () = closing.cancelled() => false,
         };
         if !room {
+            let _ = self.durable.0.opened.set(());
             return;
         }
         let result = match self.open().await {
             Ok(()) => {
-                self.durable.0.closed.fetch_sub(1, Relaxed);
+                self.durable.0.open_one();
+                // What is bounded over all partitions is not known before.
+                tokio::select! {
+                    () = self.durable.0.are_open() => {}
+                    () = closing.cancelled() => return,
+                }
                 self.serve(&closing).await
             }
             Err(error) => Err(error),
         };
         if let Err(error) = result {
             tracing::error!(partition = self.id.0, %error, "the log of a partition failed");
-            self.durable.0.failure.lock().get_or_insert(error);
+            self.durable.0.fail(error);
         }
     }
 
@@ -331,7 +339,8 @@ impl Owner {
                     return;
                 }
                 self.fill_in(&mut accept);
-                let accepted = self.partition.accept(*accept, now);
+                let accepted =
+                    self.admit(&accept).and_then(|()| self.partition.accept(*accept, now));
                 self.answers.push(Answered::Accepted(answer, accepted));
             }
             Input::Get(id, after, answer) => {
@@ -432,6 +441,29 @@ impl Owner {
         accept.strict |= terms.strict;
     }
 
+    /// Whether there is room for one more message.
+    fn admit(&self, accept: &Accept) -> Result<(), Fault> {
+        // What is owed was acknowledged before, and what was accepted under its key is there already.
+        let is_known = |(key, ..): (u128, u64, Duration)| self.partition.has_key(key);
+        if accept.source.is_some() || accept.key.is_some_and(is_known) {
+            return Ok(());
+        }
+        let shared = &self.durable.0;
+        let limit = shared.exchange.config().durable.idempotency_keys;
+        let keys = shared.tallies.keys() + self.partition.keys() - self.counted.2;
+        if accept.key.is_some() && keys >= limit {
+            let wait = self.partition.key_is_free_at().map(|at| at.since(self.now()));
+            let fault = Fault::new(FaultKind::Overloaded, format!("{keys} keys are remembered"))
+                .hint("send without a key, or have keys remembered for less long")
+                .retry_after(wait.unwrap_or(RETRY_AFTER));
+            let key = config::durable::idempotency_keys;
+            return Err(shared.exchange.metrics().limit_met(key, Some(limit), fault));
+        }
+        let agent_type = &accept.agent.agent_type;
+        let others = shared.tallies.beside(Some(self.id), agent_type);
+        self.durable.admit(agent_type, tally::add(others, self.partition.tally(agent_type)))
+    }
+
     /// Goes on with what is done to many, as far as one commit takes.
     fn work(&mut self, now: Timestamp) {
         let Some(Work { left, action, worked, .. }) = self.works.front_mut() else { return };
@@ -484,6 +516,8 @@ impl Owner {
             }
             changed.into_iter().for_each(|number| self.notify(number));
             self.count();
+        } else if self.partition.keys() != self.counted.2 {
+            self.count();
         }
         self.answers.drain(..).for_each(Answered::send);
         Ok(())
@@ -492,7 +526,11 @@ impl Owner {
     /// Has the metrics tell what the partition's commits tell.
     fn count(&mut self) {
         let (totals, standing) = (self.partition.totals(), self.partition.standing());
-        let (old, stood) = std::mem::replace(&mut self.counted, (totals, standing));
+        let keys = self.partition.keys();
+        let (old, stood, had) = std::mem::replace(&mut self.counted, (totals, standing, keys));
+        let tallies = &self.durable.0.tallies;
+        tallies.set(self.id, self.partition.take_tallies());
+        tallies.set_keys(had, keys);
         let it = &self.durable.0.exchange.metrics().deliveries;
         it.accepted.inc_by(totals.accepted - old.accepted);
         it.completed.inc_by(totals.completed - old.completed);
@@ -502,6 +540,7 @@ impl Owner {
         it.waiting.inc_by(standing.waiting as i64 - stood.waiting as i64);
         it.in_flight.inc_by(standing.in_flight as i64 - stood.in_flight as i64);
         it.dead.inc_by(standing.dead as i64 - stood.dead as i64);
+        it.keys.inc_by(keys as i64 - had as i64);
     }
 
     /// Writes a commit, and waits for room on the disk where there is none.

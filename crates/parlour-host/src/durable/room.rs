@@ -1,7 +1,6 @@
 //! The room's own log: settings that outlive the host. One task writes it, anybody reads what it says.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
@@ -74,6 +73,7 @@ pub(crate) struct Terms {
     pub(crate) attempt_timeout: Duration,
     pub(crate) concurrency: usize,
     pub(crate) strict: bool,
+    pub(crate) max_dead: usize,
 }
 
 impl Terms {
@@ -95,6 +95,9 @@ impl Terms {
                 .and_then(|it| it.concurrency)
                 .map_or(host.type_in_flight, |most| host.type_in_flight.min(most as usize)),
             strict: asked.is_some_and(|it| it.strict),
+            max_dead: asked
+                .and_then(|it| it.max_dead)
+                .map_or(host.dead_letters, |most| most as usize),
         }
     }
 }
@@ -121,7 +124,7 @@ impl Writer {
         let shared = self.durable.0.clone();
         let opened = self.open().await;
         if opened.is_ok() {
-            shared.closed.fetch_sub(1, Relaxed);
+            shared.open_one();
         }
         let is_read = opened.is_ok();
         let result = match opened {
@@ -133,7 +136,7 @@ impl Writer {
         };
         if let Err(error) = result {
             tracing::error!(%error, "the log of the room failed");
-            shared.failure.lock().get_or_insert(error);
+            shared.fail(error);
         }
         if !is_read {
             let _ = shared.room.is_read.set(false);

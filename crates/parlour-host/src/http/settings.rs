@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::extract::{Query, Request, State};
-use parlour_core::durable::{AgentSettings, Rate, RoomSettings};
+use parlour_core::durable::{AgentSettings, Rate, RoomSettings, Tally};
 use parlour_core::{AgentType, Fault};
 use serde_json::{Map, Value, json};
 
@@ -24,8 +24,10 @@ const FASTEST: f64 = 1_000_000.0;
 /// `GET /v1/settings`: every agent type that something is asked for.
 pub(crate) async fn all(State(app): State<App>) -> Answer {
     let room = app.durable.room().await?;
-    let agents: Vec<_> =
-        room.agents.keys().map(|agent_type| view(&app, &room, agent_type)).collect();
+    let mut agents = Vec::with_capacity(room.agents.len());
+    for agent_type in room.agents.keys() {
+        agents.push(view(&app, &room, agent_type).await);
+    }
     Ok(json_answer(&json!({"agents": agents})))
 }
 
@@ -33,7 +35,7 @@ pub(crate) async fn all(State(app): State<App>) -> Answer {
 pub(crate) async fn one(State(app): State<App>, Segments(agent_type): Segments<String>) -> Answer {
     let agent_type = AgentType::parse(agent_type)?;
     let room = app.durable.room().await?;
-    Ok(json_answer(&view(&app, &room, &agent_type)))
+    Ok(json_answer(&view(&app, &room, &agent_type).await))
 }
 
 /// `PATCH /v1/agents/{type}/settings`: changes what the body names, as a JSON merge patch (RFC 7396).
@@ -123,14 +125,15 @@ async fn changed(
     let of = agent_type.clone();
     let room = app.durable.change_room(move |room: &mut RoomSettings| room.change(&of, change));
     let room = room.await.map_err(Refusal::from)?;
-    Ok(json_answer(&view(app, &room, &agent_type)))
+    Ok(json_answer(&view(app, &room, &agent_type).await))
 }
 
 /// What is asked for, by the names of [`set`], and what holds.
-fn view(app: &App, room: &RoomSettings, agent_type: &AgentType) -> Value {
+async fn view(app: &App, room: &RoomSettings, agent_type: &AgentType) -> Value {
     let it = room.of(agent_type);
     let time = |time: Option<Duration>| time.map(config::written);
     let per_second = it.rate.map(|rate| f64::from(rate.per_1000_s) / 1000.0);
+    let Tally { standing, dead_bytes } = app.durable.tally(agent_type).await;
     let terms = Terms::new(app.exchange.config(), room, agent_type);
     json!({
         "type": agent_type.as_str(),
@@ -156,6 +159,13 @@ fn view(app: &App, room: &RoomSettings, agent_type: &AgentType) -> Value {
             "backoff_base": config::written(terms.retry.base),
             "backoff_cap": config::written(terms.retry.cap),
             "attempt_timeout": config::written(terms.attempt_timeout),
+            "max_dead": terms.max_dead,
+        },
+        "deliveries": {
+            "waiting": standing.waiting,
+            "in_flight": standing.in_flight,
+            "dead": standing.dead,
+            "dead_bytes": dead_bytes,
         },
     })
 }
@@ -218,7 +228,7 @@ fn set(it: &mut AgentSettings, name: &str, value: &Value) -> Result<(), Fault> {
         "backoff_base" => it.backoff_base = time()?,
         "backoff_cap" => it.backoff_cap = time()?,
         "attempt_timeout" => it.attempt_timeout = time()?,
-        "max_dead" => it.max_dead = number(0)?,
+        "max_dead" => it.max_dead = number(1)?,
         _ => {
             let detail = format!("there is no setting `{}` of an agent type", name.escape_debug());
             let nearest = NAMES

@@ -170,6 +170,16 @@ fn check(owner: &Owner) {
         assert!(delivery.steps.len() <= MAX_STEPS);
     }
     assert_eq!(counted, standing);
+    let mut tallies = BTreeMap::<_, Tally>::new();
+    for live in partition.deliveries.values() {
+        let tally = tallies.entry(live.agent.agent_type.clone()).or_default();
+        *tally.standing.of(live.delivery.state) += 1;
+        if live.delivery.state == State::Dead {
+            tally.dead_bytes += live.weight as u64;
+        }
+    }
+    let kept = partition.tallies.iter().filter(|(_, tally)| **tally != Tally::default());
+    assert_eq!(tallies, kept.map(|(name, tally)| (name.clone(), *tally)).collect());
 }
 
 #[test]

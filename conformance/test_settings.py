@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import http.client
 import json
 import random
 import resource
 import sqlite3
+import threading
+import time
 
 import pytest
 
 from parlour_v1 import Channel, Field, Kind, frame
-from room import Room, eventually, worker
+from room import Room, eventually, soon, worker
 from test_durable import ended, kept, look, parlour, send  # noqa: F401
 
 
@@ -289,6 +292,131 @@ def test_idempotency_keys_are_bounded_and_free_again_when_their_window_is_over(s
     assert send(room, "job/2", idempotency_key="k")["id"] != first[2]
 
 
+# Many dead letters at once
+
+
+async def many_dead(room, agent_type, count) -> list[str]:
+    """So many messages that failed for good, of agents in all partitions."""
+
+    def publish(part):
+        return [send(room, f"{agent_type}/{key}")["id"] for key in range(part, count, 8)]
+
+    parts = await asyncio.gather(*(asyncio.to_thread(publish, part) for part in range(8)))
+    async with await Channel.open(room.url) as channel:
+        await channel.register(agent_type)
+        for _ in range(count):
+            call = await channel.next(Kind.CALL)
+            await channel.send(frame(Kind.FAULT, id=call.id, fault_kind="invalid", may_have_run=1))
+        await soon(lambda: settings(room, agent_type)["deliveries"]["dead"] == count, what="the end")
+    return sorted(name for part in parts for name in part)
+
+
+async def test_all_dead_letters_of_a_type_are_sent_back_or_given_up_at_once(room):
+    names = await many_dead(room, "many", 50)
+    other = (await many_dead(room, "few", 1))[0]
+
+    def steps():
+        some = ask(room, "POST", "/v1/dead-letters/redrive", {"agent_type": "many", "limit": 8})
+        assert some == {"agent_type": "many", "redriven": 8, "left": 42}
+        reason = {"agent_type": "many", "limit": 2, "reason": "a test"}
+        some = ask(room, "POST", "/v1/dead-letters/discard", reason)
+        assert some == {"agent_type": "many", "discarded": 2, "left": 40}
+        rest = ask(room, "POST", "/v1/dead-letters/redrive", {"agent_type": "many"})
+        assert rest == {"agent_type": "many", "redriven": 40, "left": 0}
+        assert ask(room, "POST", "/v1/dead-letters/redrive", {"agent_type": "many"})["redriven"] == 0
+        with worker(room.url, "many"):
+            states = sorted(ended(room, name)["steps"][-1]["level"] for name in names)
+        assert states == ["completed"] * 48 + ["discarded"] * 2
+        assert look(room, other)["state"] == "dead"
+        ask(room, "POST", "/v1/dead-letters/discard", {"agent_type": "few"})
+        assert look(room, other)["steps"][-1]["level"] == "discarded"
+
+    await asyncio.to_thread(steps)
+
+
+async def test_a_redrive_that_a_crash_cuts_short_leaves_each_in_one_place(kept):  # noqa: F811
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    random.seed(seed)
+    room = await asyncio.to_thread(kept, durable__dead_letters=1000)
+    names = await many_dead(room, "many", 400)
+
+    def listed(door, key) -> set[str]:
+        found = room.get(f"/v1/{door}?agent_type=many&limit=1000")[key]
+        assert len({it["id"] for it in found}) == len(found)
+        return {it["id"] for it in found}
+
+    def places():
+        dead = listed("dead-letters", "dead_letters")
+        waiting = listed("deliveries", "deliveries") - dead
+        assert sorted(dead | waiting) == names and not dead & waiting
+        assert room.metric("parlour_deliveries_accepted_total") == len(names)
+        assert room.metric("parlour_deliveries_dead") == len(dead)
+        assert room.metric("parlour_deliveries_waiting") == len(waiting)
+        return len(dead)
+
+    def crash() -> int:
+        nonlocal room
+        done = []
+
+        def redrive():
+            try:
+                body = {"agent_type": "many"}
+                done.append(ask(room, "POST", "/v1/dead-letters/redrive", body)["redriven"])
+            except (OSError, http.client.HTTPException):
+                pass
+
+        thread = threading.Thread(target=redrive)
+        thread.start()
+        # Not to wait for anything: the kill comes at any time.
+        time.sleep(random.uniform(0, 0.03))
+        room.kill()
+        thread.join()
+        room = kept(durable__dead_letters=1000)
+        eventually(lambda: room.http("GET", "/readyz").status == 200, what="the logs are read")
+        left = places()
+        # What was answered for is done.
+        assert not done or left == 0
+        return left
+
+    left = [await asyncio.to_thread(crash)]
+    while left[-1] > 0:
+        left.append(await asyncio.to_thread(crash))
+    print(f"left after each crash: {left}")
+    assert left == sorted(left, reverse=True)
+
+    def finish():
+        with worker(room.url, "many"):
+            for name in names:
+                found = ended(room, name)
+                assert found["state"] == "completed"
+                assert [step["level"] for step in found["steps"]].count("redriven") == 1
+
+    await asyncio.to_thread(finish)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({}, "missing field `agent_type`"),
+        ({"agent_type": "no type"}, "agent type"),
+        ({"agent_type": "many", "limit": 0}, "`limit` is 0"),
+        ({"agent_type": "many", "limit": -1}, "invalid value"),
+        ({"agent_type": "many", "reason": 7}, "invalid type"),
+        ({"agent_type": "many", "all": True}, "unknown field `all`"),
+        ("", "EOF"),
+    ],
+)
+def test_a_request_about_many_that_makes_no_sense_is_refused(room, body, says):
+    for action in ("redrive", "discard"):
+        refused = ask(room, "POST", f"/v1/dead-letters/{action}", body, expect=400)
+        assert refused["kind"] == "invalid" and says in refused["detail"], refused
+    too_long = {"agent_type": "many", "reason": "r" * 2000}
+    refused = ask(room, "POST", "/v1/dead-letters/discard", too_long, expect=400)
+    assert "2000 bytes" in refused["detail"]
+    assert room.http("GET", "/v1/dead-letters/redrive").status == 405
+
+
 # Order
 
 
@@ -515,5 +643,11 @@ def test_the_command_line_pauses_sets_and_purges(kept):  # noqa: F811
     wrong = parlour(room, "agents", "set", "report", "concurrency=none", expect=1)
     assert "`concurrency`" in wrong.stderr
     parlour(room, "agents", "set", "report", expect=2)
+    sent_back = parlour(room, "dead-letters", "redrive", "--agent-type", "report", "--limit", "5")
+    assert sent_back.stdout == "0 of report are attempted again, 0 are left\n"
+    given_up = parlour(room, "dead-letters", "discard", "--type", "report", "--json")
+    assert json.loads(given_up.stdout)["discarded"] == 0
+    parlour(room, "dead-letters", "redrive", expect=2)
+    parlour(room, "dead-letters", "redrive", "0-00000000-1", "--agent-type", "report", expect=2)
     parlour(room, "agents", "reset", "report")
     assert parlour(room, "agents", "settings").stdout.splitlines()[1:] == []

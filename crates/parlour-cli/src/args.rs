@@ -151,6 +151,7 @@ Examples:
   parlour dead-letters ls --agent-type report
   parlour dead-letters show 3-9f2c11aa-512            why, and what was to be delivered
   parlour dead-letters redrive 3-9f2c11aa-512         has it attempted again, as often as at first
+  parlour dead-letters redrive --agent-type report --limit 10
   parlour dead-letters discard 3-9f2c11aa-512 --reason 'a test'")]
     DeadLetters(DeadLetters),
     /// Publishes an event to a topic
@@ -532,23 +533,35 @@ pub(crate) enum DeadLettersAction {
     },
     /// Has some attempted again, as often as at first
     Redrive {
-        /// Their ids
-        #[arg(required = true)]
-        ids: Vec<String>,
+        #[command(flatten)]
+        which: Which,
         #[command(flatten)]
         client: Client,
     },
     /// Gives some up
     Discard {
-        /// Their ids
-        #[arg(required = true)]
-        ids: Vec<String>,
+        #[command(flatten)]
+        which: Which,
         /// Why, for those who look later
         #[arg(long)]
         reason: Option<String>,
         #[command(flatten)]
         client: Client,
     },
+}
+
+/// Which dead letters something is done to.
+#[derive(Clone, Debug, Arguments)]
+pub(crate) struct Which {
+    /// Their ids
+    #[arg(required_unless_present = "agent_type", conflicts_with = "agent_type")]
+    pub(crate) ids: Vec<String>,
+    /// All for agents of this type
+    #[arg(long, alias = "type", value_name = "TYPE")]
+    pub(crate) agent_type: Option<String>,
+    /// Of these so many at the most
+    #[arg(long, value_name = "N", requires = "agent_type", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) limit: Option<u64>,
 }
 
 impl DeadLettersAction {

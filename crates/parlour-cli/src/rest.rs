@@ -78,13 +78,14 @@ impl Rest {
         self.document(Ask::new(Method::POST, path)).await
     }
 
-    /// The same, which the host may take so much longer to answer.
+    /// The same with a JSON body, which the host may take so much longer to answer.
     pub(crate) async fn post_and_wait(
         &self,
         path: &str,
+        body: &Value,
         longer: Duration,
     ) -> Result<Value, Failure> {
-        let ask = Ask::new(Method::POST, path);
+        let ask = Ask { body: body.to_string().into(), ..Ask::new(Method::POST, path) };
         self.document(Ask { patience: PATIENCE + longer, ..ask }).await
     }
 

@@ -31,7 +31,8 @@ pub(crate) fn run(args: &Agents, output: &Output) -> Result<Code, Failure> {
             Some(AgentsAction::Purge { of, reason }) => {
                 let reason = query("reason", reason.as_deref());
                 let path = format!("{}{reason}", path(&of.agent_type, "purge"));
-                let answer = Rest::new(&of.client)?.post_and_wait(&path, PURGE).await?;
+                let answer =
+                    Rest::new(&of.client)?.post_and_wait(&path, &Value::Null, PURGE).await?;
                 let (cancelled, left) =
                     (number(&answer, "cancelled"), number(&answer, "in_flight"));
                 let text =

@@ -1,13 +1,19 @@
 //! `parlour dead-letters`: what failed for good, and what to do with it.
 
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use std::time::Duration;
 
-use crate::args::{DeadLetters, DeadLettersAction};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::json;
+
+use crate::args::{DeadLetters, DeadLettersAction, Which};
 use crate::exit::{Code, Failure};
 use crate::output::{Mode, Output, escape};
-use crate::rest::{Rest, text};
+use crate::rest::{Rest, number, text};
 use crate::room;
 use crate::verbs::deliveries::{list, query, show};
+
+/// How much longer than anything else it may take to do something to many.
+const MANY: Duration = Duration::from_secs(600);
 
 pub(crate) fn run(args: &DeadLetters, output: &Output) -> Result<Code, Failure> {
     room::run(async {
@@ -27,17 +33,55 @@ pub(crate) fn run(args: &DeadLetters, output: &Output) -> Result<Code, Failure> 
                 }
                 Ok(Code::Ok)
             }
-            DeadLettersAction::Redrive { ids, .. } => each(&rest, ids, "redrive", "", output).await,
-            DeadLettersAction::Discard { ids, reason, .. } => {
-                let reason = query("reason", reason.as_deref());
-                each(&rest, ids, "discard", &reason, output).await
-            }
+            DeadLettersAction::Redrive { which, .. } => match &which.agent_type {
+                Some(agent_type) => all(&rest, agent_type, which, "redrive", None, output).await,
+                None => each(&rest, &which.ids, "redrive", "", output).await,
+            },
+            DeadLettersAction::Discard { which, reason, .. } => match &which.agent_type {
+                Some(agent_type) => {
+                    all(&rest, agent_type, which, "discard", reason.as_deref(), output).await
+                }
+                None => {
+                    let reason = query("reason", reason.as_deref());
+                    each(&rest, &which.ids, "discard", &reason, output).await
+                }
+            },
         }
     })
 }
 
 fn path(id: &str) -> String {
     format!("/v1/dead-letters/{}", utf8_percent_encode(id, NON_ALPHANUMERIC))
+}
+
+/// Does the same to all of a type.
+async fn all(
+    rest: &Rest,
+    agent_type: &str,
+    which: &Which,
+    action: &str,
+    reason: Option<&str>,
+    output: &Output,
+) -> Result<Code, Failure> {
+    let mut body = json!({"agent_type": agent_type});
+    if let Some(limit) = which.limit {
+        body["limit"] = limit.into();
+    }
+    if let Some(reason) = reason {
+        body["reason"] = reason.into();
+    }
+    let answer = rest.post_and_wait(&format!("/v1/dead-letters/{action}"), &body, MANY).await?;
+    if output.mode() != Mode::Text {
+        output.json(&answer)?;
+        return Ok(Code::Ok);
+    }
+    let (what, done) = match action {
+        "redrive" => ("are attempted again", number(&answer, "redriven")),
+        _ => ("were given up", number(&answer, "discarded")),
+    };
+    let left = number(&answer, "left");
+    output.line(&format!("{done} of {} {what}, {left} are left", escape(agent_type)))?;
+    Ok(Code::Ok)
 }
 
 /// Does the same to each, and says of which it was not possible.

@@ -110,7 +110,10 @@ fn advice(kind: FaultKind) -> &'static str {
             "The detail is what the agent said. Its program or its input is wrong, not Parlour."
         }
         FaultKind::Unavailable => "Check `parlour status`, and try again when the host is ready.",
-        FaultKind::StorageFull => "Make room where the host keeps its data, then send again.",
+        FaultKind::StorageFull => {
+            "Make room where the host keeps its data, then send again. If there are too many dead \
+             letters, `parlour dead-letters` sends them back or gives them up."
+        }
         FaultKind::Internal => "Report it with the host's log.",
         _ => "Read the detail.",
     }

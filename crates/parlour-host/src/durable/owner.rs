@@ -10,7 +10,8 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use parlour_core::durable::{
     Accept, Accepted, Commit, Delivery, DeliveryId, Message, Partition, PartitionId, Place,
-    Position, Record, Settled, Standing, Start, Timestamp, Totals, record_at, settled_in, time_of,
+    Position, Record, Settled, Standing, Start, State, Timestamp, Totals, record_at, settled_in,
+    time_of,
 };
 use parlour_core::{AgentId, AgentType, Attempt, Call, Fault, FaultKind, Payload, Reply, WorkerId};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -54,6 +55,10 @@ pub(crate) enum Input {
 pub(crate) enum Action {
     /// Gives up what waits, for this reason.
     Cancel(ByteString),
+    /// Has what is dead attempted again.
+    Redrive,
+    /// Gives up what is dead, for this reason.
+    Discard(ByteString),
 }
 
 impl Action {
@@ -61,6 +66,7 @@ impl Action {
     fn wants(&self, it: &Delivery) -> bool {
         match self {
             Self::Cancel(_) => it.state.is_waiting(),
+            Self::Redrive | Self::Discard(_) => it.state == State::Dead,
         }
     }
 
@@ -72,6 +78,8 @@ impl Action {
     ) -> Result<(), Fault> {
         match self {
             Self::Cancel(reason) => partition.cancel(id, reason.clone(), now).map(drop),
+            Self::Redrive => partition.redrive(id, now),
+            Self::Discard(reason) => partition.discard(id, reason.clone(), now),
         }
     }
 }

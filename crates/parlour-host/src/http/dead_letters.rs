@@ -1,14 +1,19 @@
 //! Dead letters: deliveries that failed for good, kept until somebody sends them back or gives them up.
 
-use axum::extract::{Query, State};
+use axum::extract::{Query, Request, State};
 use parlour_core::durable::{DeliveryId, State as Life};
-use parlour_core::{Fault, FaultKind};
+use parlour_core::{AgentType, Fault, FaultKind};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::answer::{Answer, json as json_answer};
+use super::answer::{Answer, Refusal, invalid, json as json_answer};
+use super::body;
 use super::deliveries::{Filter, Reason, list, summary, view};
 use super::router::{App, Segments};
 use super::sse::Content;
+use crate::config::limits;
+use crate::durable::Action;
+use crate::json;
 
 /// `GET /v1/dead-letters`
 pub(crate) async fn all(State(app): State<App>, Query(filter): Query<Filter>) -> Answer {
@@ -55,9 +60,61 @@ pub(crate) async fn redrive(State(app): State<App>, Segments(id): Segments<Strin
 pub(crate) async fn discard(
     State(app): State<App>,
     Segments(id): Segments<String>,
-    Query(Reason { reason }): Query<Reason>,
+    Query(reason): Query<Reason>,
 ) -> Answer {
     let id = DeliveryId::parse(&id)?;
-    app.durable.discard(id, reason.unwrap_or_default().into()).await?;
+    app.durable.discard(id, reason.text()?).await?;
     Ok(json_answer(&json!({"id": id.to_string(), "discarded": true})))
+}
+
+/// Which dead letters something is done to at once.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Many {
+    /// Those of this type.
+    agent_type: String,
+    /// At most so many, or else all.
+    limit: Option<usize>,
+    reason: Option<String>,
+}
+
+impl Many {
+    async fn read(app: &App, request: Request) -> Result<(AgentType, usize, Reason), Refusal> {
+        let settings = app.exchange.config();
+        let limit = (limits::json_body_bytes, settings.limits.json_body_bytes);
+        let body = body::read(request.into_body(), limit, &app.exchange).await?;
+        let many = json::parse::<Self>(&body, settings.limits.json_depth);
+        let Self { agent_type, limit, reason } =
+            many.map_err(|error| error.fault(app.exchange.metrics()))?;
+        if limit == Some(0) {
+            return Err(invalid("`limit` is 0, so that nothing would be done")
+                .hint("ask for 1 or more, or leave it out for all")
+                .into());
+        }
+        let agent_type = AgentType::parse(agent_type)?;
+        Ok((agent_type, limit.unwrap_or(usize::MAX), Reason { reason }))
+    }
+}
+
+/// `POST /v1/dead-letters/redrive`: has those of a type attempted again, the oldest of each partition
+/// first.
+pub(crate) async fn redrive_many(State(app): State<App>, request: Request) -> Answer {
+    let (agent_type, limit, reason) = Many::read(&app, request).await?;
+    if reason.reason.is_some() {
+        return Err(invalid("a redrive has no `reason`").hint("leave it out").into());
+    }
+    let worked = app.durable.all(&agent_type, Action::Redrive, limit).await?;
+    many(&app, &agent_type, "redriven", worked.done).await
+}
+
+/// `POST /v1/dead-letters/discard`: gives those of a type up, the oldest of each partition first.
+pub(crate) async fn discard_many(State(app): State<App>, request: Request) -> Answer {
+    let (agent_type, limit, reason) = Many::read(&app, request).await?;
+    let worked = app.durable.all(&agent_type, Action::Discard(reason.text()?), limit).await?;
+    many(&app, &agent_type, "discarded", worked.done).await
+}
+
+async fn many(app: &App, agent_type: &AgentType, what: &str, done: usize) -> Answer {
+    let left = app.durable.tally(agent_type).await.standing.dead;
+    Ok(json_answer(&json!({"agent_type": agent_type.as_str(), what: done, "left": left})))
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::extract::{Query, Request, State};
 use bytes::{Bytes, BytesMut};
+use bytestring::ByteString;
 use futures_util::StreamExt as _;
 use futures_util::stream::unfold;
 use http::{HeaderName, StatusCode, header};
@@ -31,6 +32,9 @@ const MAX_ATTEMPTS: HeaderName = HeaderName::from_static("parlour-max-attempts")
 /// How many deliveries a list has unless it is asked for more or fewer, and at the most.
 const PAGE: usize = 100;
 const LONGEST_PAGE: usize = 1000;
+/// The longest reason, in bytes.
+const LONGEST_REASON: usize = 1024;
+
 /// `POST /v1/agents/{type}/{key}/deliveries`
 pub(crate) async fn accept(
     State(app): State<App>,
@@ -128,14 +132,26 @@ pub(crate) struct Reason {
     pub(super) reason: Option<String>,
 }
 
+impl Reason {
+    /// The text, which each delivery that it is about keeps.
+    pub(super) fn text(self) -> Result<ByteString, Fault> {
+        let reason = self.reason.unwrap_or_default();
+        if reason.len() > LONGEST_REASON {
+            let detail = format!("`reason` has {} bytes", reason.len());
+            return Err(invalid(detail).hint(format!("give at most {LONGEST_REASON}")));
+        }
+        Ok(reason.into())
+    }
+}
+
 /// `POST /v1/deliveries/{id}/cancel`
 pub(crate) async fn cancel(
     State(app): State<App>,
     Segments(id): Segments<String>,
-    Query(Reason { reason }): Query<Reason>,
+    Query(reason): Query<Reason>,
 ) -> Answer {
     let id = DeliveryId::parse(&id)?;
-    app.durable.cancel(id, reason.unwrap_or_default().into()).await?;
+    app.durable.cancel(id, reason.text()?).await?;
     let found = app.durable.get(id, None).await?;
     Ok(json_answer(&view(found.delivery(), 0)))
 }

@@ -75,6 +75,8 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/deliveries/{id}/reply", only(get(deliveries::reply), "GET"))
         .route("/v1/deliveries/{id}/cancel", only(post(deliveries::cancel), "POST"))
         .route("/v1/dead-letters", only(get(dead_letters::all), "GET"))
+        .route("/v1/dead-letters/redrive", only(post(dead_letters::redrive_many), "POST"))
+        .route("/v1/dead-letters/discard", only(post(dead_letters::discard_many), "POST"))
         .route("/v1/dead-letters/{id}", only(get(dead_letters::one), "GET"))
         .route("/v1/dead-letters/{id}/redrive", only(post(dead_letters::redrive), "POST"))
         .route("/v1/dead-letters/{id}/discard", only(post(dead_letters::discard), "POST"))

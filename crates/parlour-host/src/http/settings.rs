@@ -105,11 +105,12 @@ async fn set_paused(app: &App, agent_type: String, paused: bool) -> Answer {
 pub(crate) async fn purge(
     State(app): State<App>,
     Segments(agent_type): Segments<String>,
-    Query(Reason { reason }): Query<Reason>,
+    Query(reason): Query<Reason>,
 ) -> Answer {
     let agent_type = AgentType::parse(agent_type)?;
-    let reason = reason.unwrap_or_else(|| "purged".to_owned());
-    let purged = app.durable.all(&agent_type, Action::Cancel(reason.into()), usize::MAX).await?;
+    let reason = Reason { reason: reason.reason.or_else(|| Some("purged".to_owned())) };
+    let action = Action::Cancel(reason.text()?);
+    let purged = app.durable.all(&agent_type, action, usize::MAX).await?;
     Ok(json_answer(&json!({
         "type": agent_type.as_str(),
         "cancelled": purged.done,

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from parlour_v1 import Channel, Field, Kind, Session, frame, pair, raw_frame, wr
 from room import Room, eventually, worker
 from test_text import Typist
 
+SPLIT = True
 LATE_WORKER = Path(__file__).parent / "late_worker.py"
 
 
@@ -82,14 +84,15 @@ async def test_a_message_is_accepted_before_there_is_a_worker_and_its_reply_wait
 
 
 async def test_it_is_the_same_delivery_through_every_door(room):
+    key = uuid.uuid4().hex
     async with await Channel.open(room.url) as sender, await Typist.open(room) as typist:
-        name = name_of(await sender.send_durably("doors/k", b"hello", idempotency_key="one"))
+        name = name_of(await sender.send_durably("doors/k", b"hello", idempotency_key=key))
         again = await asyncio.to_thread(
-            room.http, "POST", "/v1/agents/doors/k/deliveries", b"hello", {"idempotency-key": "one"}
+            room.http, "POST", "/v1/agents/doors/k/deliveries", b"hello", {"idempotency-key": key}
         )
         assert again.status == 202 and name in again.getheader("location")
         typed = await typist.say(
-            kind="send", id=1, agent_type="doors", key="k", idempotency_key="one", payload="hello"
+            kind="send", id=1, agent_type="doors", key="k", idempotency_key=key, payload="hello"
         )
         assert (typed["kind"], typed["delivery"], typed["known"]) == ("accepted", name, True)
         with worker(room.url, "doors"):
@@ -100,13 +103,14 @@ async def test_it_is_the_same_delivery_through_every_door(room):
 
 
 async def test_the_same_key_is_accepted_once_and_another_message_under_it_is_a_conflict(room):
+    key = uuid.uuid4().hex
     async with await Channel.open(room.url) as sender:
-        first = await sender.send_durably("once/k", b"a", idempotency_key="7")
-        again = await sender.send_durably("once/k", b"a", idempotency_key="7")
+        first = await sender.send_durably("once/k", b"a", idempotency_key=key)
+        again = await sender.send_durably("once/k", b"a", idempotency_key=key)
         assert name_of(again) == name_of(first)
         assert (first.get(Field.KNOWN), again.get(Field.KNOWN)) == (None, 1)
         assert again.get(Field.CONVERSATION) == first.get(Field.CONVERSATION)
-        assert (await sender.send_durably("once/k", b"b", idempotency_key="7")).fault == "conflict"
+        assert (await sender.send_durably("once/k", b"b", idempotency_key=key)).fault == "conflict"
         # The control: without a key it is another message.
         assert name_of(await sender.send_durably("once/k", b"a")) != name_of(first)
 
@@ -145,8 +149,10 @@ async def test_what_one_channel_sends_is_accepted_in_its_order(room):
         ))  # fmt: skip
         for number in numbers:
             name_of(await sender.answer(number))
-        seen = [(await served.next(Kind.CALL)).payload for _ in numbers]
-    assert seen == [str(at).encode() for at in range(100)]
+        calls = [await served.next(Kind.CALL) for _ in numbers]
+        assert [call.payload for call in calls] == [str(at).encode() for at in range(100)]
+        await served.send(*(frame(Kind.REPLY, id=call.id) for call in calls))
+        await ended(sender, calls[-1].get(Field.DELIVERY))
 
 
 # Giving up
@@ -259,6 +265,10 @@ async def test_a_reply_of_an_attempt_that_is_over_is_stale_and_changes_nothing(s
         assert found.payload == b"in time"
 
 
+# Two seconds of silence end a session, and with it what its worker was lent.
+LEASE = {"timeouts__heartbeat": "1s", "timeouts__grace": "1ms", "durable__backoff_base": "1ms"}
+
+
 def late_worker(room, name) -> subprocess.Popen:
     """A worker that answers its first call when it is told so on standard input."""
     return subprocess.Popen(
@@ -274,7 +284,7 @@ def says(process) -> str:
 
 @pytest.mark.parametrize("paused", [True, False], ids=["paused", "the control: not paused"])
 async def test_what_a_worker_answers_that_was_paused_past_its_lease_is_refused(start_room, paused):
-    room = start_room(timeouts__heartbeat="200ms", timeouts__grace="1ms", durable__backoff_base="1ms")
+    room = start_room(**LEASE)
     late = late_worker(room, "job")
     try:
         assert await asyncio.to_thread(says, late) == "registered"
@@ -303,6 +313,30 @@ async def test_what_a_worker_answers_that_was_paused_past_its_lease_is_refused(s
     finally:
         late.kill()
         late.wait()
+
+
+async def test_a_worker_of_the_sdk_that_was_paused_past_its_lease_does_not_count_and_serves_on(
+    start_room, tmp_path
+):
+    room, gate = start_room(**LEASE), tmp_path / "gate"
+    program = f"cat > /dev/null; while [ ! -e {gate} ]; do sleep 0.02; done; echo late"
+    async with await Channel.open(room.url) as sender:
+        name = name_of(await sender.send_durably("both/k", b"hello"))
+        with worker(room.url, "both", "--", "sh", "-c", program) as late:
+            assert (await sender.wait(name, level="received")).get(Field.STATE) == "received"
+            late.send_signal(signal.SIGSTOP)
+            with worker(room.url, "both"):
+                found = await ended(sender, name, 30)
+            assert (found.get(Field.ATTEMPT), found.payload) == (2, b"hello")
+            gate.touch()
+            late.send_signal(signal.SIGCONT)
+            # It is back, and what it is given from now on counts.
+            second = name_of(await sender.send_durably("both/k"))
+            assert (await ended(sender, second, 30)).payload == b"late\n"
+        found = await ended(sender, name)
+        story = await asyncio.to_thread(room.get, f"/v1/deliveries/{name}")
+    assert (found.payload, story["lost"], story["failed"]) == (b"hello", 1, 0)
+    assert [step["level"] for step in story["steps"]].count("completed") == 1
 
 
 # What nobody should send
@@ -399,7 +433,6 @@ async def test_a_channel_may_wait_for_so_many_deliveries_and_the_limit_is_named(
 async def test_messages_that_are_not_accepted_yet_count_as_calls_in_flight(start_room):
     room = start_room(limits__caller_in_flight=1)
     async with await Channel.open(room.url) as sender:
-        await sender.begin_call("nobody/k")
         call = sender.number()
         async with await Channel.open(room.url) as served:
             await served.register("held")

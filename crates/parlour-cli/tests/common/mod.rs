@@ -193,8 +193,16 @@ impl Room {
 
     /// One at this address.
     pub(crate) fn open_at<'a>(address: &'a str, more: impl IntoIterator<Item = &'a str>) -> Self {
-        let args = ["serve", "--listen", address, "--memory"];
-        let host = parlour(args.into_iter().chain(more)).start();
+        Self::start(["serve", "--listen", address, "--memory"].into_iter().chain(more))
+    }
+
+    /// One at this address that keeps its data in this directory.
+    pub(crate) fn kept_at(address: &str, data: &str) -> Self {
+        Self::start(["serve", "--listen", address, "--data", data])
+    }
+
+    fn start<'a>(args: impl IntoIterator<Item = &'a str>) -> Self {
+        let host = parlour(args).start();
         let line = host.said("listening on http://");
         let (_, url) = line.split_once("listening on ").expect("an address");
         Self { url: url.to_owned(), host }

@@ -27,7 +27,7 @@ mod tests;
 
 pub use decode::{DecodeError, MAX_HEADER, MAX_TEXT, decode, frame_length, split_frame};
 pub(crate) use encode::resend;
-pub use encode::{encode, encode_call, encode_event, encode_reply, is_counted};
+pub use encode::{encode, encode_call, encode_event, encode_reply, is_counted, is_for_later};
 pub use frame::{
     AcceptedFrame, CallFrame, DeliveryFrame, Done, EventFrame, Frame, HeaderFields, Hello, Outcome,
     PublishFrame, Register, SendFrame, SharedEvent, Subscribe, WaitFrame, Welcome,

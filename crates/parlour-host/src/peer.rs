@@ -524,7 +524,7 @@ fn unread_progress() -> Fault {
         .hint("read progress faster, or make the call without")
 }
 
-pub(crate) fn unread_replies() -> Fault {
+fn unread_replies() -> Fault {
     Fault::new(FaultKind::Overloaded, "the agent answered, but too many replies wait to be read")
         .may_have_run_if(true)
         .hint("read replies faster, or have fewer calls in flight")

@@ -245,6 +245,11 @@ pub fn is_counted(frame: &[u8]) -> bool {
     frame.first().is_some_and(|kind| !of_socket.contains(kind))
 }
 
+/// Whether `frame` carries a message that may stay in memory for longer than its channel is there.
+pub fn is_for_later(frame: &[u8]) -> bool {
+    frame.first() == Some(&kind::SEND)
+}
+
 /// Appends `frame`, which may have been received already, as it is sent again.
 pub(crate) fn resend(mut frame: Bytes, out: &mut BytesMut) -> Result<(), DecodeError> {
     if frame.first() != Some(&kind::CALL) {

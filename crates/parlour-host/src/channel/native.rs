@@ -145,9 +145,12 @@ impl Native {
 /// The next frame of `message`, or the next few, to be decoded.
 ///
 /// What is read from a frame are slices of it, which keep all memory around it: so small frames are
-/// copied out of their message, a few at a time.
+/// copied out of their message, a few at a time, and what is for later each by itself.
 fn own(message: &Bytes) -> Result<Bytes, DecodeError> {
     let first = wire::frame_length(message)?;
+    if wire::is_for_later(message) && first < message.len() {
+        return Ok(Bytes::copy_from_slice(&message[..first]));
+    }
     if first >= SMALL {
         let frame = message.slice(..first);
         let is_small_part = first < message.len() / 4;
@@ -156,6 +159,7 @@ fn own(message: &Bytes) -> Result<Bytes, DecodeError> {
     let mut end = first;
     while let Ok(length) = wire::frame_length(&message[end..])
         && end + length <= SMALL
+        && !wire::is_for_later(&message[end..])
     {
         end += length;
     }

@@ -1,6 +1,8 @@
 //! What a peer asks of durable messages. It takes its time, and so is answered by tasks of its own,
 //! each once and through the peer's queue: the task that reads the socket does not wait for them.
 
+use std::sync::Arc;
+
 use bytestring::ByteString;
 use parlour_core::durable::{DeliveryId, Level};
 use parlour_core::wire::{AcceptedFrame, DeliveryFrame, Done, Frame, SendFrame, WaitFrame};
@@ -12,7 +14,8 @@ use super::Connection;
 use crate::config::limits;
 use crate::durable::{Found, Sending};
 use crate::link::Link;
-use crate::peer::{Close, Outgoing, Peer, RETRY_AFTER, Refused, unread_replies};
+use crate::metrics::Metrics;
+use crate::peer::{Close, Outgoing, Peer, RETRY_AFTER, Refused};
 
 impl<L: Link> Connection<L> {
     pub(super) fn handle_send(&mut self, frame: SendFrame, now: Instant) -> Result<(), Close> {
@@ -28,7 +31,7 @@ impl<L: Link> Connection<L> {
         let sending = Sending { agent, header, payload, delay, deliver_at, ttl, max_attempts };
         // Handed over here and now, so that what a peer sends is accepted in its order.
         let accepted = self.durable.send(sending, now);
-        let (peer, ack) = (self.peer.clone(), self.durable.ack().name());
+        let (asker, ack) = (self.asker(request), self.durable.ack().name());
         self.made.insert(request, None);
         tokio::spawn(async move {
             let accepted = accepted.await.map(|accepted| {
@@ -41,7 +44,7 @@ impl<L: Link> Connection<L> {
                     known: !accepted.is_new,
                 })
             });
-            answer(&peer, request, accepted);
+            asker.answer(accepted);
         });
         Ok(())
     }
@@ -67,7 +70,7 @@ impl<L: Link> Connection<L> {
                 return Ok(());
             }
         };
-        let (peer, durable) = (self.peer.clone(), self.durable.clone());
+        let (asker, durable) = (self.asker(request), self.durable.clone());
         // Dropped when the peer gives the wait up, and when the connection ends.
         let (wanted, unwanted) = oneshot::channel();
         self.waits.insert(request, Some(wanted));
@@ -79,7 +82,7 @@ impl<L: Link> Connection<L> {
                     found.map(|found| describe(request, &found, generation).into())
                 }
             };
-            answer(&peer, request, found);
+            asker.answer(found);
         });
         Ok(())
     }
@@ -95,14 +98,19 @@ impl<L: Link> Connection<L> {
             self.answer(request, Err(fault));
             return Ok(());
         }
-        let (peer, durable) = (self.peer.clone(), self.durable.clone());
+        let (asker, durable) = (self.asker(request), self.durable.clone());
         self.made.insert(request, None);
         tokio::spawn(async move {
             let done = Done { request, recipients: 0, dropped: Vec::new() };
             let cancelled = durable.cancel(delivery, reason).await;
-            answer(&peer, request, cancelled.map(|()| Frame::Done(done)));
+            asker.answer(cancelled.map(|()| Frame::Done(done)));
         });
         Ok(())
+    }
+
+    fn asker(&self, request: CallId) -> Asker {
+        let metrics = self.exchange.metrics().clone();
+        Asker { peer: self.peer.clone(), request, metrics }
     }
 }
 
@@ -114,19 +122,32 @@ fn level_of(name: &str) -> Result<Level, Fault> {
     })
 }
 
-/// Ends a request that took its time.
-fn answer(peer: &Peer, request: CallId, answer: Result<Frame, Fault>) {
-    let refused = |fault| Outgoing::Reply(request, Box::new(Err(fault)));
-    match answer {
-        // It can be asked for again, and the reply of an agent can be large.
-        Ok(frame @ Frame::Delivery(_)) => {
-            let offered = peer.offer(Outgoing::Answer(request, Box::new(frame)));
-            if let Err(Refused::Full(..)) = offered {
-                peer.push(refused(unread_replies()));
+/// Who asked for something that takes its time, and is answered once.
+struct Asker {
+    peer: Peer,
+    request: CallId,
+    metrics: Arc<Metrics>,
+}
+
+impl Asker {
+    fn answer(self, answer: Result<Frame, Fault>) {
+        let Self { peer, request, metrics } = self;
+        let item = |frame| Outgoing::Answer(request, Box::new(frame));
+        let refused = |fault| Outgoing::Reply(request, Box::new(Err(fault)));
+        match answer {
+            // The reply of an agent can be large, and can be asked for again.
+            Ok(frame @ Frame::Delivery(_)) => {
+                if let Err(Refused::Full(_, (key, limit))) = peer.offer(item(frame)) {
+                    let detail = "too much waits to be read to tell what became of the delivery";
+                    let fault = Fault::new(FaultKind::Overloaded, detail)
+                        .hint("read what came, and ask again")
+                        .retry_after(RETRY_AFTER);
+                    peer.push(refused(metrics.limit_met(key, Some(limit), fault)));
+                }
             }
+            Ok(frame) => peer.push(item(frame)),
+            Err(fault) => peer.push(refused(fault)),
         }
-        Ok(frame) => peer.push(Outgoing::Answer(request, Box::new(frame))),
-        Err(fault) => peer.push(refused(fault)),
     }
 }
 

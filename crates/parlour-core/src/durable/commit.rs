@@ -111,10 +111,10 @@ impl Iterator for Records {
 /// Which deliveries a commit tells the end of, by their numbers, and at which offsets.
 pub fn settled_in(commit: &Bytes) -> Result<Vec<(u64, u32)>, Corrupt> {
     let mut settled = Vec::new();
-    for found in Records::of(commit)? {
-        if let (offset, Record::Settled { delivery, .. }, _) = found? {
-            settled.push((delivery.id.number, offset));
-        }
+    let Records { length, mut rest } = Records::of(commit)?;
+    while !rest.is_empty() {
+        let offset = (length - rest.len()) as u32;
+        settled.extend(record::settled(&mut rest)?.map(|number| (number, offset)));
     }
     Ok(settled)
 }

@@ -377,9 +377,10 @@ impl Delivery {
         self.steps.iter().rev().find_map(|step| step.fault.as_ref())
     }
 
-    /// The same with texts in memory of their own, for keeping it longer than what it came in.
-    pub(super) fn kept(mut self) -> Self {
-        self.agent = AgentId::new(self.agent.agent_type.to_kept(), self.agent.key.to_kept());
+    /// The same with texts in memory of their own, or of its agent's, for keeping it longer than what
+    /// it came in.
+    pub(super) fn kept(mut self, agent: &AgentId) -> Self {
+        self.agent = agent.clone();
         self.conversation = self.conversation.to_kept();
         self
     }

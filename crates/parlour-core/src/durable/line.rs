@@ -60,6 +60,15 @@ struct Line {
 }
 
 impl Lines {
+    /// The name of an agent, for keeping it: that of what waits for it already, or a copy.
+    pub(super) fn agent(&self, agent: &AgentId) -> Arc<AgentId> {
+        let lines = self.types.get(&agent.agent_type).map(|it| &it.lines);
+        let known = lines.and_then(|lines| lines.get_key_value(agent)).map(|(known, _)| known);
+        known.cloned().unwrap_or_else(|| {
+            Arc::new(AgentId::new(agent.agent_type.to_kept(), agent.key.to_kept()))
+        })
+    }
+
     /// Keeps the place of a delivery that asks for strict order, until [`leave`](Self::leave).
     pub(super) fn enter(&mut self, agent: &Arc<AgentId>, number: u64) {
         self.line(agent).strict.insert(number);

@@ -28,7 +28,8 @@ use crate::{AgentId, AgentType, Fault, FaultKind, MessageId, Reply, WorkerId};
 pub struct Partition {
     id: PartitionId,
     scalars: Scalars,
-    deliveries: HashMap<u64, Live, foldhash::fast::RandomState>,
+    /// Boxed: a table is as large as it would be with twice as many, and moves when it grows.
+    deliveries: HashMap<u64, Box<Live>, foldhash::fast::RandomState>,
     lines: Lines,
     /// When there is something to do for which delivery.
     timers: BTreeSet<(Timestamp, u64)>,
@@ -222,8 +223,8 @@ impl Partition {
         self.advance(now);
         // Also if there is nothing to tell: whoever owned the partition before cannot write any more.
         self.open();
-        let in_flight = |live: &&Live| live.delivery.state.is_in_flight();
-        let mut lost: Vec<_> = self.deliveries.values().filter(in_flight).collect();
+        let live = self.deliveries.values();
+        let mut lost: Vec<_> = live.filter(|it| it.delivery.state.is_in_flight()).collect();
         lost.sort_unstable_by_key(|live| live.delivery.id.number);
         let lost: Vec<_> = lost
             .iter()
@@ -708,9 +709,9 @@ impl Partition {
         spot: Spot,
         weight: usize,
     ) {
-        let delivery = delivery.kept();
+        let agent = self.lines.agent(&delivery.agent);
+        let delivery = delivery.kept(&agent);
         let number = delivery.id.number;
-        let agent = Arc::new(delivery.agent.clone());
         if delivery.strict && delivery.state != State::Dead {
             self.lines.enter(&agent, number);
         }
@@ -720,8 +721,8 @@ impl Partition {
         let message = message.map(|message| Arc::new(*message));
         self.log.hold(spot.commit);
         self.live_bytes += weight;
-        self.deliveries
-            .insert(number, Live { delivery, agent, message, timer: None, spot, weight });
+        let live = Live { delivery, agent, message, timer: None, spot, weight };
+        self.deliveries.insert(number, Box::new(live));
         self.queue(number);
     }
 

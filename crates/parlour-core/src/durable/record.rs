@@ -200,9 +200,8 @@ pub(super) fn encode_settled(delivery: &Delivery, change: &Change, out: &mut Vec
     });
 }
 
-/// Takes the next record off `bytes`, and what it stands at is up to the caller. Texts and payloads
-/// are slices of it.
-pub(super) fn decode(bytes: &mut Bytes) -> Result<Record, Corrupt> {
+/// Takes the next record off `bytes`: its kind, and what is behind that.
+fn next(bytes: &mut Bytes) -> Result<(u8, Reader), Corrupt> {
     if bytes.len() < 5 {
         return Err(Corrupt::Truncated("a record"));
     }
@@ -211,7 +210,19 @@ pub(super) fn decode(bytes: &mut Bytes) -> Result<Record, Corrupt> {
     if bytes.len() < length {
         return Err(Corrupt::Truncated("a record"));
     }
-    let mut r = Reader(bytes.split_to(length));
+    Ok((kind, Reader(bytes.split_to(length))))
+}
+
+/// Takes the next record off `bytes`. If it tells of an end, returns of which delivery.
+pub(super) fn settled(bytes: &mut Bytes) -> Result<Option<u64>, Corrupt> {
+    let (kind, mut r) = next(bytes)?;
+    if kind == kind::SETTLED { Ok(Some(r.id()?.number)) } else { Ok(None) }
+}
+
+/// Takes the next record off `bytes`, and what it stands at is up to the caller. Texts and payloads
+/// are slices of it.
+pub(super) fn decode(bytes: &mut Bytes) -> Result<Record, Corrupt> {
+    let (kind, mut r) = next(bytes)?;
     let record = match kind {
         kind::ACCEPTED => Record::Accepted {
             delivery: Box::new(r.new_delivery()?),

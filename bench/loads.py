@@ -175,8 +175,13 @@ def accepts(connections: int, in_flight: int, *, key: bool = False, wanted: dict
     sides = [
         Side("NATS, fsync each", NATS_FSYNC, (*several, "--door", "nats", *keys)),
         Side("NATS, no fsync", NATS_DISK, (*several, "--door", "nats", *keys)),
+        Side("Parlour", PARLOUR_DISK, (*several, "--door", "v1", *keys)),
         Side("Parlour, REST" + (f", {count}×1" if in_flight > 1 else ""), PARLOUR_DISK, rest),
     ]
+    if in_flight > 1:
+        together = Side("Parlour, several frames a message", PARLOUR_DISK,
+                        (*several, "--door", "v1", "--coalesce", *keys))  # fmt: skip
+        sides.insert(-1, together)
     if not key:
         sides.insert(0, Side("raw", RAW_DISK, (*several, "--door", "raw")))
     slug = f"accept-{connections}x{in_flight}" + ("-key" if key else "")

@@ -218,7 +218,7 @@ Examples:
   parlour bench call --connections 64 --in-flight 4
   parlour bench call --door rest --payload 10000 --json
   parlour bench publish --connections 8 --in-flight 8
-  parlour bench accept --door rest --connections 64
+  parlour bench accept --connections 8 --in-flight 64
   parlour bench fanout --subscribers 100 --batch 1
   parlour bench idle --workers 1000 --host-pid \"$(pidof parlour)\"")]
     Bench(bench::Args),

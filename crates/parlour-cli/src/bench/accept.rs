@@ -2,13 +2,13 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use parlour_core::{AgentId, AgentType, Key};
+use parlour_core::{AgentId, AgentType, ByteString, Bytes, Key, Payload};
 use serde::Serialize;
 
 use super::load::Load;
 use super::measure::{Measured, measure};
 use super::setup::Host;
-use super::{AcceptArgs, Door, agent_type, nats, process, raw, web};
+use super::{AcceptArgs, Door, agent_type, native, nats, process, raw, web};
 use crate::exit::{Code, Failure};
 use crate::output::{Mode, Output};
 
@@ -21,6 +21,7 @@ struct Report {
     in_flight: usize,
     payload: usize,
     idempotency_key: bool,
+    coalesce: bool,
     /// Messages that were accepted.
     #[serde(flatten)]
     measured: Measured,
@@ -37,8 +38,11 @@ pub(super) fn run(args: &AcceptArgs, output: &Output) -> Result<Code, Failure> {
         Door::Raw if args.idempotency_key => {
             return wrong("the writer in bench/peers knows no keys: leave out --idempotency-key");
         }
-        Door::Rest | Door::Nats | Door::Raw => {}
-        _ => return wrong("messages are accepted for later by rest, nats and raw"),
+        Door::Rest | Door::Nats | Door::Raw if args.coalesce => {
+            return wrong("only parlour.v1 has several frames in a message: leave out --coalesce");
+        }
+        Door::V1 | Door::Rest | Door::Nats | Door::Raw => {}
+        _ => return wrong("messages are accepted for later by v1, rest, nats and raw"),
     }
     process::allow_files((args.connections + 64) as u64);
     let host = Host::parse(&args.target.url)?;
@@ -49,6 +53,7 @@ pub(super) fn run(args: &AcceptArgs, output: &Output) -> Result<Code, Failure> {
         in_flight: args.in_flight,
         payload: args.payload,
         idempotency_key: args.idempotency_key,
+        coalesce: args.coalesce,
         measured: measure(load, &args.target, &args.time)?,
     };
     match output.mode() {
@@ -76,6 +81,16 @@ fn connect(args: &AcceptArgs, host: &Host) -> Result<Load, Failure> {
                 let caller =
                     nats::Caller::stores(name, &subject, number, &payload, keys, args.in_flight);
                 load.add(link, caller)?;
+            }
+            Door::V1 => {
+                let target = AgentId::new(agent_type.clone(), Key::parse(number.to_string())?);
+                let payload = Payload {
+                    content_type: ByteString::from_static("text/plain"),
+                    bytes: Bytes::from(payload.clone()),
+                    ..Payload::default()
+                };
+                let caller = native::Caller::sends(target, payload, keys, args.in_flight);
+                load.add(host.native(name, BUFFER)?, caller.coalesce(args.coalesce))?;
             }
             Door::Raw => {
                 load.add(host.raw(BUFFER)?.0, raw::Caller::writer(&payload, args.in_flight))?;

@@ -166,9 +166,12 @@ struct AcceptArgs {
     /// Size of each payload in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = count(1 << 20))]
     payload: usize,
-    /// Give each message an idempotency key (rest), or a message id (nats)
+    /// Give each message an idempotency key (v1, rest), or a message id (nats)
     #[arg(long)]
     idempotency_key: bool,
+    /// Put what is written at once into one WebSocket message (v1)
+    #[arg(long)]
+    coalesce: bool,
     #[command(flatten)]
     time: TimeArgs,
 }

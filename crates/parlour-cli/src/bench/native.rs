@@ -5,15 +5,16 @@ use std::io;
 use std::ops::Range;
 
 use bytes::BytesMut;
-use parlour_core::wire::{self, CallFrame, Done, Frame, HeaderFields, PublishFrame};
+use parlour_core::wire::{self, CallFrame, Done, Frame, HeaderFields, PublishFrame, SendFrame};
 use parlour_core::{AgentId, AgentType, CallId, InvalidName, Key, Payload, TopicId};
 
-use super::digits;
+use super::digits::{self, DIGITS};
 use super::fanout::Batch;
 use super::input::Input;
 use super::life::Lives;
-use super::peer::Peer;
+use super::peer::{Finder, Peer};
 use super::tally::{FIRST_ID, Slots, Tally};
+use super::web::MARK;
 use super::websocket::{self, BINARY};
 
 /// The kinds of frames that are read here.
@@ -26,6 +27,7 @@ mod kind {
     pub(super) const EVENT: u8 = 12;
     pub(super) const PING: u8 = 14;
     pub(super) const DRAIN: u8 = 16;
+    pub(super) const ACCEPTED: u8 = 22;
 }
 
 /// The tag of the field that numbers calls; the codec puts it first.
@@ -37,7 +39,7 @@ const MESSAGE: usize = 64 << 10;
 /// Agents have keys of this many digits.
 const KEY_DIGITS: usize = 5;
 
-/// Makes calls, or publishes events that are acknowledged.
+/// Makes calls, publishes events that are acknowledged, or sends messages that are kept.
 #[derive(Debug)]
 pub(super) struct Caller {
     slots: Slots,
@@ -48,6 +50,8 @@ pub(super) struct Caller {
     /// Where the key of a called agent stands, and which keys there are.
     key_at: Option<usize>,
     keys: Range<usize>,
+    /// Where the number of a message stands in its idempotency key.
+    mark_at: Option<usize>,
     packer: Packer,
 }
 
@@ -60,6 +64,10 @@ enum Expects {
     /// The header behind the number.
     Done {
         header: Vec<u8>,
+    },
+    /// What is on the disk.
+    Durable {
+        ack: Finder,
     },
 }
 
@@ -107,13 +115,38 @@ impl Caller {
         Self::new(&frame, Expects::Done { header }, in_flight)
     }
 
+    /// Sends messages to an agent, each under a key of its own if there is something for keys to begin
+    /// with.
+    pub(super) fn sends(
+        target: AgentId,
+        payload: Payload,
+        keys: Option<&str>,
+        in_flight: usize,
+    ) -> Self {
+        let idempotency_key = keys.map(|keys| format!("{keys}{MARK}").into());
+        let frame = message(&Frame::from(SendFrame {
+            request: CallId(FIRST_ID),
+            target,
+            delay: None,
+            deliver_at: None,
+            ttl: None,
+            max_attempts: None,
+            header: HeaderFields { idempotency_key, ..HeaderFields::default() },
+            payload,
+        }));
+        let mark_at = frame.windows(DIGITS).position(|part| part == MARK.as_bytes());
+        let ack = Finder::new(&b"\x07durable"[..]);
+        Self { mark_at, ..Self::new(&frame, Expects::Durable { ack }, in_flight) }
+    }
+
     fn new(frame: &[u8], expects: Expects, in_flight: usize) -> Self {
         // The frame's kind, the length of its header, the tag of the number.
         let length_of_length = frame[1..].iter().take_while(|&&byte| byte >= 0x80).count() + 1;
         let number_at = 1 + length_of_length + 1;
         let frame = frame.to_vec();
         let (slots, packer) = (Slots::new(in_flight), Packer::default());
-        Self { slots, expects, frame, number_at, key_at: None, keys: 0..1, packer }
+        let (key_at, mark_at) = (None, None);
+        Self { slots, expects, frame, number_at, key_at, keys: 0..1, mark_at, packer }
     }
 
     /// Whether what is written at once goes into one message, rather than each request into its own.
@@ -135,15 +168,19 @@ impl Caller {
             let key = self.keys.start + id as usize % self.keys.len();
             digits::put(key as u64, &mut frame[at..at + KEY_DIGITS]);
         }
+        if let Some(at) = self.mark_at {
+            digits::put(id, &mut frame[at..at + DIGITS]);
+        }
     }
 }
 
 impl Expects {
     /// Whether a frame answers a request well, given what follows the number in its header.
-    fn are_met(&self, kind: u8, header: &[u8], payload: &[u8]) -> bool {
+    fn are_met(&mut self, kind: u8, header: &[u8], payload: &[u8]) -> bool {
         match self {
             Self::Reply { payload: length } => kind == kind::REPLY && payload.len() == *length,
             Self::Done { header: expected } => kind == kind::DONE && header == expected,
+            Self::Durable { ack } => kind == kind::ACCEPTED && ack.after(header).is_some(),
         }
     }
 }
@@ -162,7 +199,7 @@ impl Peer for Caller {
     ) -> io::Result<()> {
         websocket::messages(input, output, |message, output| {
             frames(message, |kind, header, payload| match kind {
-                kind::REPLY | kind::FAULT | kind::DONE => {
+                kind::REPLY | kind::FAULT | kind::DONE | kind::ACCEPTED => {
                     let Some((id, _, rest)) = number(header) else { return Err(broken()) };
                     let is_well = self.expects.are_met(kind, rest, payload);
                     let what = if is_well { Ok(()) } else { Err(header) };
@@ -408,7 +445,9 @@ fn broken() -> io::Error {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use parlour_core::TopicType;
+    use parlour_core::durable::DeliveryId;
+    use parlour_core::wire::AcceptedFrame;
+    use parlour_core::{MessageId, TopicType};
 
     use super::*;
 
@@ -431,6 +470,30 @@ mod tests {
         input.fill(&bytes[..]).unwrap();
         peer.hear(&mut input, tally, &mut output).unwrap();
         output
+    }
+
+    #[test]
+    fn a_message_that_is_not_on_the_disk_is_an_error_and_each_has_a_key_of_its_own() {
+        let target = AgentId::parse("bench/1").unwrap();
+        let mut tally = Tally::new();
+        let mut sender = Caller::sends(target, Payload::text("hello"), Some("run-"), 1);
+        let mut output = Vec::new();
+        sender.begin(&mut tally, &mut output);
+        for (ack, id) in ["durable", "memory", "durable"].into_iter().zip(FIRST_ID..) {
+            let sent = wire::decode(&mut unframe(&mut output)).unwrap().unwrap();
+            let Frame::Send(sent) = sent else { panic!("{sent:?}") };
+            assert_eq!(sent.header.idempotency_key.unwrap(), format!("run-{id:012}"));
+            let accepted = Frame::from(AcceptedFrame {
+                request: sent.request,
+                delivery: DeliveryId::parse("3-9f2c11aa-1").unwrap(),
+                conversation: MessageId::parse("talk").unwrap(),
+                ack: ack.into(),
+                generation: 1,
+                known: false,
+            });
+            output = hear(&mut sender, &[accepted], &mut tally);
+        }
+        assert_eq!((tally.answered, tally.errors), (2, 1));
     }
 
     #[test]

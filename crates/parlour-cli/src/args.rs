@@ -199,6 +199,31 @@ Examples:
   parlour status
   parlour status --url http://127.0.0.1:9001 --json")]
     Status(Client),
+    /// Copies what a host keeps into a new file, while it runs or not, and checks the copy
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour backup /mnt/backups/room-$(date +%F).db
+  parlour backup room.db --data /srv/parlour
+
+What was acknowledged before it begins is in it. The file is there once all of it is on the disk and
+was checked: there is never half of one.")]
+    Backup(Backup),
+    /// Puts a backup into a directory that has no data yet
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour restore /mnt/backups/room-2026-11-01.db --data /srv/parlour-restored
+  parlour serve --data /srv/parlour-restored
+
+What is damaged is not restored. What was accepted after the backup is not known to the room: its ids
+name nothing, and no new message gets one of them.")]
+    Restore(Restore),
+    /// Reads all that a host keeps, or a backup, and says what is damaged; exits with 74 if anything is
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour verify                                      beside a host that runs, or without one
+  parlour verify room.db                              a backup
+  parlour verify --repair-view                        has a wrong index of what has ended made anew")]
+    Verify(Verify),
     /// Shows and checks the host's settings
     #[command(help_template = TEMPLATE, before_help = "\
 Examples:
@@ -278,6 +303,47 @@ pub(crate) struct Sources {
     /// One setting, such as limits.payload_bytes=4MiB
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
     pub(crate) set: Vec<(String, String)>,
+}
+
+/// What a host keeps.
+#[derive(Clone, Debug, Arguments)]
+#[command(next_help_heading = "Data")]
+pub(crate) struct Data {
+    /// Directory of what the host keeps on disk [default: parlour under $XDG_DATA_HOME]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+}
+
+#[derive(Clone, Debug, Arguments)]
+pub(crate) struct Backup {
+    /// The file to write, which must not be there yet
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) data: Data,
+}
+
+#[derive(Clone, Debug, Arguments)]
+pub(crate) struct Restore {
+    /// The backup
+    #[arg(value_name = "BACKUP")]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) data: Data,
+}
+
+#[derive(Clone, Debug, Arguments)]
+pub(crate) struct Verify {
+    /// A backup, to look at instead of what a host keeps
+    #[arg(value_name = "BACKUP", conflicts_with = "data")]
+    pub(crate) file: Option<PathBuf>,
+    /// Remove the index of what has ended if it is wrong: the next host makes it anew
+    #[arg(long, conflicts_with = "file")]
+    pub(crate) repair_view: bool,
+    #[command(flatten)]
+    pub(crate) data: Data,
 }
 
 #[derive(Clone, Debug, Arguments)]

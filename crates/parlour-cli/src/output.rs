@@ -118,6 +118,17 @@ impl Output {
         }
     }
 
+    /// Whether a person sees how far something has come.
+    pub(crate) fn shows_progress(&self) -> bool {
+        !self.quiet && io::stderr().is_terminal()
+    }
+
+    /// Shows how far something has come, in place of what was shown before. Nothing wipes it away.
+    pub(crate) fn progress(&self, text: &str) {
+        let mut stderr = io::stderr().lock();
+        let _ = write!(stderr, "\r{text}\u{1b}[K").and_then(|()| stderr.flush());
+    }
+
     /// Says something that scripts wait for, quiet or not.
     pub(crate) fn announce(&self, text: &str) {
         say(text);

@@ -7,7 +7,7 @@
 //!
 //! Beside the partitions there is one more log, [`PartitionId::of_room`]: that of the room itself.
 
-mod embedded;
+pub(crate) mod embedded;
 mod memory;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -25,6 +25,7 @@ mod json;
 mod link;
 mod metrics;
 mod peer;
+pub mod store;
 mod thread;
 mod view;
 

@@ -17,7 +17,7 @@ use crate::thread::Thread;
 
 /// The version of its tables. Another is made anew.
 const FORMAT: i64 = 1;
-const FILE: &str = "view.db";
+pub(crate) const FILE: &str = "view.db";
 /// How many jobs are done in one transaction.
 const BATCH: usize = 1024;
 
@@ -47,12 +47,7 @@ impl View {
         let open = || tables(Connection::open(&path)?);
         let connection = open().or_else(|error| {
             tracing::warn!(%error, "the view of what has ended is made anew");
-            for suffix in ["", "-wal", "-shm"] {
-                let mut name = path.clone().into_os_string();
-                name.push(suffix);
-                // It may not be there.
-                let _ = std::fs::remove_file(name);
-            }
+            forget(dir).map_err(|_| error)?;
             open()
         });
         let connection = connection.map_err(io::Error::other)?;
@@ -99,6 +94,17 @@ impl View {
         thread.send(Job::Seen(partition, seen));
         position.await.unwrap_or_default()
     }
+}
+
+/// Removes the view in `dir`, if there is one. The next host makes it again.
+pub(crate) fn forget(dir: &Path) -> io::Result<()> {
+    for suffix in ["", "-wal", "-shm"] {
+        match std::fs::remove_file(dir.join(format!("{FILE}{suffix}"))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn tables(connection: Connection) -> rusqlite::Result<Connection> {
@@ -188,6 +194,11 @@ fn add(
     Ok(())
 }
 
-fn id_of(partition: PartitionId, number: u64) -> i64 {
+pub(crate) fn id_of(partition: PartitionId, number: u64) -> i64 {
     (i64::from(partition.0) << 48) | number as i64
+}
+
+/// Which partition's delivery an id of the view stands for.
+pub(crate) fn partition_of(id: i64) -> PartitionId {
+    PartitionId((id >> 48) as u16)
 }

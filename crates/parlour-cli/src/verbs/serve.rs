@@ -98,12 +98,7 @@ fn settings(args: &Serve) -> Result<Settings, Failure> {
     if let Some(address) = &args.listen {
         flags.push(("--listen", "server.listen", address.clone()));
     }
-    if let Some(dir) = &args.data {
-        let dir = dir
-            .to_str()
-            .ok_or_else(|| Failure::new(Code::Usage, "the name of the directory is not UTF-8"))?;
-        flags.push(("--data", "server.data", dir.to_owned()));
-    }
+    flags.extend(data::flag(args.data.as_deref())?);
     if let Some(file) = &args.token_file {
         let file = file
             .to_str()

@@ -205,6 +205,8 @@ impl Partition {
             let (offset, record, weight) = found?;
             self.apply(record, Spot { commit: number, offset }, weight, false)?;
         }
+        // A long log has many more than are remembered at any one time.
+        self.forget_keys();
         self.settled.clear();
         self.changed.clear();
         Ok(())
@@ -402,15 +404,7 @@ impl Partition {
             self.expire(number);
             self.queue(number);
         }
-        while let Some(&(until, key)) = self.keys_by_time.first()
-            && until <= self.scalars.time
-        {
-            self.keys_by_time.pop_first();
-            if let Some((_, commit)) = self.keys.remove(&key) {
-                self.live_bytes -= KEY_BYTES;
-                self.log.release(commit);
-            }
-        }
+        self.forget_keys();
     }
 
     /// Workers of this type may take more than they did.
@@ -811,6 +805,19 @@ impl Partition {
         let live = self.deliveries.get(&number);
         if live.is_some_and(|live| live.delivery.is_expired(self.scalars.time)) {
             self.change(number, Change::Expired);
+        }
+    }
+
+    /// Forgets the keys whose time is over.
+    fn forget_keys(&mut self) {
+        while let Some(&(until, key)) = self.keys_by_time.first()
+            && until <= self.scalars.time
+        {
+            self.keys_by_time.pop_first();
+            if let Some((_, commit)) = self.keys.remove(&key) {
+                self.live_bytes -= KEY_BYTES;
+                self.log.release(commit);
+            }
         }
     }
 

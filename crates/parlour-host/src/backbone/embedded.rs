@@ -38,8 +38,8 @@ const FORMAT: i64 = 1;
 
 /// Marks the database as ours for `file` and its like: "parl".
 const APPLICATION_ID: i64 = 0x7061_726c;
-const DATABASE: &str = "parlour.db";
-const LOCK: &str = "lock";
+pub(crate) const DATABASE: &str = "parlour.db";
+pub(crate) const LOCK: &str = "lock";
 /// Space that is given back when the disk is full, so that what was accepted can still end.
 const RESERVE: &str = "reserve";
 
@@ -75,6 +75,14 @@ pub enum OpenError {
     /// Its files were written by a later version.
     #[error("{path} has format {found}, and this version knows up to {FORMAT}")]
     Newer {
+        /// The database.
+        path: PathBuf,
+        /// Its format.
+        found: i64,
+    },
+    /// Its files were written by a version that kept them in another way.
+    #[error("{path} has format {found}, and this version knows only {FORMAT}")]
+    Older {
         /// The database.
         path: PathBuf,
         /// Its format.
@@ -119,14 +127,7 @@ impl Embedded {
             let path = path.to_owned();
             move |source| OpenError::Io { path, source }
         };
-        std::fs::create_dir_all(dir).map_err(io(dir))?;
-        let path = dir.join(LOCK);
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let lock = lock.map_err(io(&path))?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => OpenError::InUse(dir.to_owned()),
-            TryLockError::Error(source) => OpenError::Io { path, source },
-        })?;
+        let lock = lock(dir)?;
         let path = dir.join(DATABASE);
         let connection = database(&path, partitions)?;
         let failed = |source| OpenError::Database { path: path.clone(), source };
@@ -152,6 +153,23 @@ impl Embedded {
     }
 }
 
+/// Takes a directory, which is made if it is not there, for this process alone.
+pub(crate) fn lock(dir: &Path) -> Result<File, OpenError> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| OpenError::Io { path, source }
+    };
+    std::fs::create_dir_all(dir).map_err(io(dir))?;
+    let path = dir.join(LOCK);
+    let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let lock = lock.map_err(io(&path))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse(dir.to_owned())),
+        Err(TryLockError::Error(source)) => Err(OpenError::Io { path, source }),
+    }
+}
+
 /// Opens the database, and makes its tables if it is new.
 fn database(path: &Path, partitions: u16) -> Result<Connection, OpenError> {
     let failed = |source| OpenError::Database { path: path.to_owned(), source };
@@ -160,12 +178,7 @@ fn database(path: &Path, partitions: u16) -> Result<Connection, OpenError> {
     connection.pragma_update(None, "page_size", 8192).map_err(failed)?;
     connection.pragma_update(None, "auto_vacuum", "incremental").map_err(failed)?;
     let connection = settle(connection).map_err(failed)?;
-    let number = |pragma: &str| connection.pragma_query_value(None, pragma, |row| row.get(0));
-    let (application, format): (i64, i64) =
-        (number("application_id").map_err(failed)?, number("user_version").map_err(failed)?);
-    let tables = "SELECT count(*) FROM sqlite_schema";
-    let is_new = connection.query_row(tables, [], |row| row.get::<_, i64>(0)).map_err(failed)? == 0;
-    if is_new {
+    if is_empty(&connection).map_err(failed)? {
         connection
             .execute_batch(&format!(
                 "BEGIN IMMEDIATE;
@@ -188,10 +201,8 @@ fn database(path: &Path, partitions: u16) -> Result<Connection, OpenError> {
                  COMMIT;"
             ))
             .map_err(failed)?;
-    } else if application != APPLICATION_ID {
-        return Err(OpenError::Foreign(path.to_owned()));
-    } else if format > FORMAT {
-        return Err(OpenError::Newer { path: path.to_owned(), found: format });
+    } else {
+        check_format(path, &connection)?;
     }
     let commits = tail::commits_behind_the_end(&connection).map_err(failed)?;
     if commits > 1 {
@@ -216,6 +227,28 @@ fn database(path: &Path, partitions: u16) -> Result<Connection, OpenError> {
     Ok(connection)
 }
 
+/// Whether nobody has made tables yet.
+pub(crate) fn is_empty(connection: &Connection) -> rusqlite::Result<bool> {
+    let tables = "SELECT count(*) FROM sqlite_schema";
+    connection.query_row(tables, [], |row| Ok(row.get::<_, i64>(0)? == 0))
+}
+
+/// Whether a database is ours, and of the format that this version reads.
+pub(crate) fn check_format(path: &Path, connection: &Connection) -> Result<(), OpenError> {
+    let number = |pragma: &str| {
+        let number = connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
+        number.map_err(|source| OpenError::Database { path: path.to_owned(), source })
+    };
+    if number("application_id")? != APPLICATION_ID {
+        return Err(OpenError::Foreign(path.to_owned()));
+    }
+    match number("user_version")? {
+        FORMAT => Ok(()),
+        found if found > FORMAT => Err(OpenError::Newer { path: path.to_owned(), found }),
+        found => Err(OpenError::Older { path: path.to_owned(), found }),
+    }
+}
+
 /// A connection as both threads have it.
 fn settle(connection: Connection) -> rusqlite::Result<Connection> {
     connection.busy_timeout(Duration::from_secs(10))?;
@@ -227,7 +260,7 @@ fn settle(connection: Connection) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-fn sync(dir: &Path) -> io::Result<()> {
+pub(crate) fn sync(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
@@ -265,7 +298,12 @@ fn position_of(id: i64) -> Position {
     Position((id >> 16) as u64)
 }
 
-fn checksum(id: i64, commit: &[u8]) -> u32 {
+/// Where the commit of this id is.
+pub(crate) fn place_of(id: i64) -> (PartitionId, Position) {
+    (partition_of(id), position_of(id))
+}
+
+pub(crate) fn checksum(id: i64, commit: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&id.to_be_bytes());
     hasher.update(commit);

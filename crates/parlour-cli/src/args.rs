@@ -224,6 +224,15 @@ Examples:
   parlour verify room.db                              a backup
   parlour verify --repair-view                        has a wrong index of what has ended made anew")]
     Verify(Verify),
+    /// Looks at what a host needs of this machine, and says how to remedy what it lacks
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour doctor
+  parlour doctor --data /srv/parlour --listen 0.0.0.0:9000 --json
+
+Exits with 0 if nothing has failed, warnings or not; else with the code of the first failure: 74 for the
+disk, 75 for a port or directory that is taken, 78 for data or an address that cannot be used, or 1.")]
+    Doctor(Doctor),
     /// Shows and checks the host's settings
     #[command(help_template = TEMPLATE, before_help = "\
 Examples:
@@ -403,6 +412,15 @@ pub(crate) struct AgentType {
     pub(crate) agent_type: String,
     #[command(flatten)]
     pub(crate) client: Client,
+}
+
+#[derive(Clone, Debug, Arguments)]
+pub(crate) struct Doctor {
+    /// Address and port that a host is to have [default: 127.0.0.1:9000]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<String>,
+    #[command(flatten)]
+    pub(crate) data: Data,
 }
 
 #[derive(Clone, Debug, Arguments)]

@@ -55,7 +55,16 @@ pub(crate) fn flag(
 
 /// The settings of a verb that looks at what a host keeps.
 pub(crate) fn settings(data: &Data, output: &Output) -> Result<Settings, Failure> {
-    let flags: Vec<_> = flag(data.data.as_deref())?.into_iter().collect();
+    settings_with(data, None, output)
+}
+
+/// The same with one more flag.
+pub(crate) fn settings_with(
+    data: &Data,
+    more: Option<(&'static str, &str, String)>,
+    output: &Output,
+) -> Result<Settings, Failure> {
+    let flags: Vec<_> = flag(data.data.as_deref())?.into_iter().chain(more).collect();
     let settings = Settings::load(&data.sources, &flags)?;
     settings.warnings.iter().for_each(|warning| output.warn(warning));
     Ok(settings)

@@ -63,6 +63,7 @@ fn run(verb: &Verb, output: &Output) -> Result<Code, Failure> {
         Verb::Backup(args) => verbs::backup::run(args, output),
         Verb::Restore(args) => verbs::restore::run(args, output),
         Verb::Verify(args) => verbs::verify::run(args, output),
+        Verb::Doctor(args) => verbs::doctor::run(args, output),
         Verb::Config(args) => verbs::config::run(args, output),
         Verb::Explain(args) => verbs::explain::run(args, output),
         Verb::Bench(args) => bench::run(args, output),

@@ -6,6 +6,7 @@
 mod copy;
 mod verify;
 
+use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Transac
 use thiserror::Error;
 
 use crate::backbone::OpenError;
-use crate::backbone::embedded::{self, DATABASE};
+use crate::backbone::embedded::{self, DATABASE, LOCK};
 use crate::view;
 
 pub use verify::{Damage, Report, ViewReport};
@@ -48,7 +49,7 @@ impl Stop {
     }
 
     /// Whether to go on.
-    fn check(&self) -> Result<(), StoreError> {
+    pub fn check(&self) -> Result<(), StoreError> {
         if self.is_asked() { Err(StoreError::Stopped) } else { Ok(()) }
     }
 }
@@ -172,6 +173,21 @@ impl Store {
         };
         let pages = number("page_count")?.saturating_sub(number("freelist_count")?);
         Ok(pages * number("page_size")?)
+    }
+}
+
+/// Whether a host uses this directory.
+pub fn is_in_use(dir: &Path) -> Result<bool, StoreError> {
+    let path = dir.join(LOCK);
+    let lock = match File::open(&path) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(OpenError::Io { path, source }.into()),
+    };
+    match lock.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(source)) => Err(OpenError::Io { path, source }.into()),
     }
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod completion;
 pub(crate) mod config;
 pub(crate) mod dead_letters;
 pub(crate) mod deliveries;
+pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod publish;
 pub(crate) mod restore;

@@ -128,7 +128,8 @@ async fn listen(config: &Config, insecure: bool) -> Result<TcpListener, Failure>
     TcpListener::bind(&*addresses).await.map_err(|error| refused(text, &error))
 }
 
-fn refused(address: &str, error: &io::Error) -> Failure {
+/// Why a host may not have an address.
+pub(crate) fn refused(address: &str, error: &io::Error) -> Failure {
     let port = address.rsplit(':').next().unwrap_or_default();
     match error.kind() {
         io::ErrorKind::AddrInUse => {

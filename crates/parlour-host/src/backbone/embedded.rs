@@ -174,35 +174,17 @@ pub(crate) fn lock(dir: &Path) -> Result<File, OpenError> {
 fn database(path: &Path, partitions: u16) -> Result<Connection, OpenError> {
     let failed = |source| OpenError::Database { path: path.to_owned(), source };
     let connection = Connection::open(path).map_err(failed)?;
-    // Counts for a database that is made now.
-    connection.pragma_update(None, "page_size", 8192).map_err(failed)?;
-    connection.pragma_update(None, "auto_vacuum", "incremental").map_err(failed)?;
-    let connection = settle(connection).map_err(failed)?;
-    if is_empty(&connection).map_err(failed)? {
-        connection
-            .execute_batch(&format!(
-                "BEGIN IMMEDIATE;
-                 CREATE TABLE room (partitions INTEGER NOT NULL);
-                 INSERT INTO room VALUES ({partitions});
-                 CREATE TABLE commits (
-                   -- The position in the upper 48 bits, the partition in the lower 16.
-                   id INTEGER PRIMARY KEY,
-                   -- CRC-32 of the id, big-endian, and of the commit.
-                   checksum INTEGER NOT NULL,
-                   commit_bytes BLOB NOT NULL);
-                 CREATE TABLE ends (
-                   partition INTEGER PRIMARY KEY,
-                   -- Of its last commit, but for commits behind the greatest of these positions.
-                   position INTEGER NOT NULL,
-                   -- Of all its commits up to there.
-                   commit_bytes INTEGER NOT NULL);
-                 PRAGMA application_id = {APPLICATION_ID};
-                 PRAGMA user_version = {FORMAT};
-                 COMMIT;"
-            ))
-            .map_err(failed)?;
+    let is_new = is_empty(&connection).map_err(failed)?;
+    if is_new {
+        connection.pragma_update(None, "page_size", 8192).map_err(failed)?;
+        connection.pragma_update(None, "auto_vacuum", "incremental").map_err(failed)?;
     } else {
+        // Before anything that would change what is another's.
         check_format(path, &connection)?;
+    }
+    let connection = settle(connection).map_err(failed)?;
+    if is_new {
+        make_tables(&connection, partitions).map_err(failed)?;
     }
     let commits = tail::commits_behind_the_end(&connection).map_err(failed)?;
     if commits > 1 {
@@ -225,6 +207,30 @@ fn database(path: &Path, partitions: u16) -> Result<Connection, OpenError> {
         return Err(OpenError::Partitions { path: path.to_owned(), found, asked: partitions });
     }
     Ok(connection)
+}
+
+/// Makes the tables of a new room.
+pub(crate) fn make_tables(connection: &Connection, partitions: u16) -> rusqlite::Result<()> {
+    connection.execute_batch(&format!(
+        "BEGIN IMMEDIATE;
+         CREATE TABLE room (partitions INTEGER NOT NULL);
+         INSERT INTO room VALUES ({partitions});
+         CREATE TABLE commits (
+           -- The position in the upper 48 bits, the partition in the lower 16.
+           id INTEGER PRIMARY KEY,
+           -- CRC-32 of the id, big-endian, and of the commit.
+           checksum INTEGER NOT NULL,
+           commit_bytes BLOB NOT NULL);
+         CREATE TABLE ends (
+           partition INTEGER PRIMARY KEY,
+           -- Of its last commit, but for commits behind the greatest of these positions.
+           position INTEGER NOT NULL,
+           -- Of all its commits up to there.
+           commit_bytes INTEGER NOT NULL);
+         PRAGMA application_id = {APPLICATION_ID};
+         PRAGMA user_version = {FORMAT};
+         COMMIT;"
+    ))
 }
 
 /// Whether nobody has made tables yet.

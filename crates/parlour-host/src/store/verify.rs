@@ -14,7 +14,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row};
 
 use super::{Progress, Store, StoreError, Task, Watch, open_to_read};
 use crate::backbone::OpenError;
-use crate::backbone::embedded::{checksum, place_of};
+use crate::backbone::embedded::{checksum, make_tables, place_of};
 use crate::view;
 
 /// How many lines SQLite may say of the structure of its file.
@@ -114,6 +114,7 @@ impl Store {
             None => {}
         }
         check.structure()?;
+        check.tables()?;
         check.commits(watch)?;
         check.finish()
     }
@@ -166,6 +167,31 @@ impl<'a> Check<'a> {
                 for line in lines.filter(|line| *line != "ok") {
                     self.damage_of_file(format!("the database: {line}"));
                 }
+            }
+            Err(error) => self.unreadable(error)?,
+        }
+        Ok(())
+    }
+
+    /// Whether the tables are those that a new room has: no checksum is on what says so.
+    fn tables(&mut self) -> Result<(), StoreError> {
+        let schema = |connection: &Connection| {
+            let mut query =
+                connection.prepare("SELECT name, sql FROM sqlite_schema ORDER BY name")?;
+            let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect::<rusqlite::Result<Vec<(String, Option<String>)>>>()
+        };
+        let expected = || {
+            let new = Connection::open_in_memory()?;
+            make_tables(&new, self.report.partitions)?;
+            schema(&new)
+        };
+        let compared =
+            expected().and_then(|expected| Ok(expected == schema(&self.store.connection)?));
+        match compared {
+            Ok(true) => {}
+            Ok(false) => {
+                self.damage_of_file("the database: its tables are not as they were made".into())
             }
             Err(error) => self.unreadable(error)?,
         }

@@ -163,7 +163,7 @@ def test_a_backup_that_is_interrupted_leaves_nothing(kept, tmp_path):  # noqa: F
 
 
 def test_a_room_is_checked_beside_its_host(kept, tmp_path):  # noqa: F811
-    room, data = kept(), f"--data={tmp_path / 'data'}"
+    room, data = kept(timeouts__grace="1ms"), f"--data={tmp_path / 'data'}"
     with worker(room.url, "echo"):
         for number in range(20):
             ended(room, send(room, f"echo/{number}")["id"])

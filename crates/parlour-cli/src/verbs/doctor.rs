@@ -10,7 +10,7 @@ use parlour_host::store::{self, Stop, Store, StoreError};
 use rustix::process::{Resource, getrlimit};
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::args::{Client, Doctor};
 use crate::data;
@@ -22,6 +22,8 @@ use crate::verbs::serve;
 
 /// Descriptors that a host needs beside those of its connections.
 const FILES: u64 = 64;
+/// Whatever has the port and is a host answers within this.
+const ANSWER: Duration = Duration::from_secs(2);
 /// By how much two clocks may differ over the time that the checks take.
 const DRIFT: Duration = Duration::from_millis(100);
 /// 2025-01-01: no clock that is right says that it is earlier.
@@ -151,9 +153,9 @@ async fn port(config: &Config) -> (Finding, bool) {
     let token_file = Some(config.server.token_file.as_str()).filter(|file| !file.is_empty());
     let url = format!("http://{address}");
     let client = Client { url, token_file: token_file.map(PathBuf::from) };
-    let answer = match Rest::new(&client) {
-        Ok(rest) => rest.read("/version").await,
-        Err(failure) => Err(failure),
+    let ask = async { Rest::new(&client)?.read("/version").await };
+    let Ok(answer) = timeout(ANSWER, ask).await else {
+        return (Finding::of(CHECK, &refused), false);
     };
     let name = match answer {
         Ok(version) if text(&version, "name") == "parlour" => {

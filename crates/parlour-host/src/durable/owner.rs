@@ -346,6 +346,10 @@ impl Owner {
                 if answer.is_closed() {
                     return;
                 }
+                // What was asked for by the clock, in the time of the log.
+                for at in [&mut accept.not_before, &mut accept.expires_at].into_iter().flatten() {
+                    *at = at.after(self.ahead);
+                }
                 self.fill_in(&mut accept);
                 let accepted =
                     self.admit(&accept).and_then(|()| self.partition.accept(*accept, now));

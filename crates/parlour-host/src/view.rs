@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use crate::thread::Thread;
 
 /// The version of its tables. Another is made anew.
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
 pub(crate) const FILE: &str = "view.db";
 /// How many jobs are done in one transaction.
 const BATCH: usize = 1024;
@@ -122,7 +122,12 @@ fn tables(connection: Connection) -> rusqlite::Result<Connection> {
                id INTEGER PRIMARY KEY,
                position INTEGER NOT NULL,
                byte_offset INTEGER NOT NULL);
-             CREATE TABLE seen (partition INTEGER PRIMARY KEY, position INTEGER NOT NULL);
+             CREATE TABLE seen (
+               partition INTEGER PRIMARY KEY,
+               -- Up to here it knows the log.
+               position INTEGER NOT NULL,
+               -- Up to here the log was let go.
+               forgotten INTEGER NOT NULL);
              PRAGMA user_version = {FORMAT};
              COMMIT;"
         ))?;
@@ -153,6 +158,9 @@ fn work(connection: &mut Connection, jobs: impl Iterator<Item = Job>) -> rusqlit
                         "DELETE FROM settled WHERE id BETWEEN ? AND ? AND position <= ?",
                     )?
                     .execute(params![first, last, position.0 as i64])?;
+                transaction
+                    .prepare_cached("UPDATE seen SET forgotten = ? WHERE partition = ?")?
+                    .execute(params![position.0 as i64, partition.0])?;
             }
             // Whoever asked may not wait any more.
             Job::Find(partition, number, found) => {
@@ -189,7 +197,10 @@ fn add(
         insert.execute(params![id_of(partition, *number), position.0 as i64, offset])?;
     }
     transaction
-        .prepare_cached("INSERT OR REPLACE INTO seen VALUES (?, ?)")?
+        .prepare_cached(
+            "INSERT INTO seen VALUES (?, ?, 0)
+             ON CONFLICT (partition) DO UPDATE SET position = excluded.position",
+        )?
         .execute(params![partition.0, position.0 as i64])?;
     Ok(())
 }

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parlour_core::durable::{PartitionId, Position};
-use rusqlite::{Connection, ErrorCode, ffi, params};
+use rusqlite::{Connection, ErrorCode, Transaction, ffi, params};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
@@ -226,7 +226,9 @@ pub(crate) fn make_tables(connection: &Connection, partitions: u16) -> rusqlite:
            -- Of its last commit, but for commits behind the greatest of these positions.
            position INTEGER NOT NULL,
            -- Of all its commits up to there.
-           commit_bytes INTEGER NOT NULL);
+           commit_bytes INTEGER NOT NULL,
+           -- CRC-32 of these three, big-endian.
+           checksum INTEGER NOT NULL);
          PRAGMA application_id = {APPLICATION_ID};
          PRAGMA user_version = {FORMAT};
          COMMIT;"
@@ -273,12 +275,13 @@ pub(crate) fn sync(dir: &Path) -> io::Result<()> {
 /// Reads where the logs end.
 fn read_ends(connection: &Connection, partitions: u16) -> rusqlite::Result<Logs> {
     let logs = Logs::new(partitions);
-    let mut ends = connection.prepare("SELECT partition, position, commit_bytes FROM ends")?;
-    let mut rows = ends.query([])?;
+    let ends = stored_ends(connection, partitions)?.unwrap_or_else(|| {
+        tracing::warn!("where the logs end is not known: all of them are read");
+        Vec::new()
+    });
     let mut seen = Position(0);
-    while let Some(row) = rows.next()? {
-        let position = Position(row.get::<_, i64>(1)? as u64);
-        logs.add(PartitionId(row.get(0)?), position, row.get::<_, i64>(2)? as u64);
+    for End { partition, position, bytes } in ends {
+        logs.add(partition, position, bytes);
         seen = seen.max(position);
     }
     let behind = "SELECT id, length(commit_bytes) FROM commits WHERE id >= ? ORDER BY id";
@@ -289,6 +292,57 @@ fn read_ends(connection: &Connection, partitions: u16) -> rusqlite::Result<Logs>
         logs.add(partition_of(id), position_of(id), row.get::<_, i64>(1)? as u64);
     }
     Ok(logs)
+}
+
+/// Where a log ended when it was last written down.
+pub(crate) struct End {
+    pub(crate) partition: PartitionId,
+    /// Of its last commit, but for those behind the greatest of these positions. 0 if it was empty.
+    pub(crate) position: Position,
+    /// Of all its commits up to there.
+    pub(crate) bytes: u64,
+}
+
+impl End {
+    fn checksum(&self) -> u32 {
+        let mut hasher = crc32fast::Hasher::new();
+        for number in [u64::from(self.partition.0), self.position.0, self.bytes] {
+            hasher.update(&number.to_be_bytes());
+        }
+        hasher.finalize()
+    }
+}
+
+/// Where each log ended when that was last written down: of all of them or of none, or `None` if what
+/// is there is damaged.
+pub(crate) fn stored_ends(
+    connection: &Connection,
+    partitions: u16,
+) -> rusqlite::Result<Option<Vec<End>>> {
+    let mut ends = Vec::new();
+    let query = "SELECT partition, position, commit_bytes, checksum FROM ends ORDER BY partition";
+    let mut query = connection.prepare(query)?;
+    let mut rows = query.query([])?;
+    while let Some(row) = rows.next()? {
+        let numbers = [0, 1, 2, 3].map(|column| row.get::<_, i64>(column));
+        let [Ok(partition), Ok(position), Ok(bytes), Ok(sum)] = numbers else { return Ok(None) };
+        let partition = PartitionId(partition as u16);
+        let end = End { partition, position: Position(position as u64), bytes: bytes as u64 };
+        // One that is missing would be taken for that of an empty log.
+        if usize::from(partition.0) != ends.len() || i64::from(end.checksum()) != sum {
+            return Ok(None);
+        }
+        ends.push(end);
+    }
+    let are_all = ends.len() == usize::from(partitions) || ends.is_empty();
+    Ok(are_all.then_some(ends))
+}
+
+fn write_end(transaction: &Transaction<'_>, end: &End) -> rusqlite::Result<()> {
+    let write = "INSERT OR REPLACE INTO ends VALUES (?, ?, ?, ?)";
+    let numbers = (end.partition.0, end.position.0 as i64, end.bytes as i64, end.checksum());
+    transaction.prepare_cached(write)?.execute(numbers)?;
+    Ok(())
 }
 
 fn id_of(partition: PartitionId, position: Position) -> i64 {

@@ -7,14 +7,14 @@ use std::path::Path;
 use bytes::Bytes;
 use parlour_core::durable::{
     Corrupt, Delivery, DeliveryId, Partition, PartitionId, Place, Position, Settled, Standing,
-    Timestamp, Totals, settled_in, time_of,
+    Timestamp, Totals, previous_of, settled_in, time_of,
 };
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension as _, Row};
 
 use super::{Progress, Store, StoreError, Task, Watch, open_to_read};
 use crate::backbone::OpenError;
-use crate::backbone::embedded::{checksum, make_tables, place_of};
+use crate::backbone::embedded::{checksum, make_tables, place_of, stored_ends};
 use crate::view;
 
 /// How many lines SQLite may say of the structure of its file.
@@ -115,6 +115,7 @@ impl Store {
         }
         check.structure()?;
         check.tables()?;
+        check.ends()?;
         check.commits(watch)?;
         check.finish()
     }
@@ -124,6 +125,8 @@ struct Check<'a> {
     store: &'a Store,
     report: Report,
     logs: Vec<Log>,
+    /// Up to where it is written down how the logs end.
+    noted: Position,
     view: Option<View>,
     /// A delivery that is not in the partition of its agent.
     misplaced: Option<DeliveryId>,
@@ -135,7 +138,13 @@ struct Log {
     /// Made of what was read since the last damage.
     state: Option<Partition>,
     first: Option<Position>,
+    /// The commit before the first.
+    behind: Option<Position>,
     last: Position,
+    /// The last commit, and the bytes of all, up to where the ends are written down.
+    noted: (Position, u64),
+    /// What is written down of that.
+    end: (Position, u64),
     /// Where what has not ended begins, as the last commit says.
     base: Position,
 }
@@ -150,7 +159,7 @@ impl<'a> Check<'a> {
         let format = format.map_err(failed)?;
         let report = Report { format, partitions, ..Report::default() };
         let logs = (0..partitions).map(|_| Log::default()).collect();
-        Ok(Self { store, report, logs, view: None, misplaced: None })
+        Ok(Self { store, report, logs, noted: Position::default(), view: None, misplaced: None })
     }
 
     /// Has SQLite look at how the pages of the file hang together.
@@ -198,6 +207,21 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
+    /// Reads what is written down of where the logs end, for hosts that start.
+    fn ends(&mut self) -> Result<(), StoreError> {
+        match stored_ends(&self.store.connection, self.report.partitions) {
+            Ok(Some(ends)) => {
+                for (end, log) in ends.iter().zip(&mut self.logs) {
+                    log.end = (end.position, end.bytes);
+                    self.noted = self.noted.max(end.position);
+                }
+            }
+            Ok(None) => self.damage_of_file("the database: where its logs end is damaged".into()),
+            Err(error) => self.unreadable(error)?,
+        }
+        Ok(())
+    }
+
     fn commits(&mut self, watch: Watch<'_>) -> Result<(), StoreError> {
         let store = self.store;
         let total = store.bytes().map_err(|error| store.failed(error))?;
@@ -231,6 +255,11 @@ impl<'a> Check<'a> {
         };
         log.first.get_or_insert(position);
         log.last = position;
+        if position <= self.noted {
+            let length =
+                commit.as_ref().map_or(0, |commit| commit.as_blob().map_or(0, <[u8]>::len));
+            log.noted = (position, log.noted.1 + length as u64);
+        }
         let (Ok(ValueRef::Integer(sum)), Ok(ValueRef::Blob(commit))) = (sum, commit) else {
             log.state = None;
             return self.damage(partition, position, "it is no commit");
@@ -259,15 +288,21 @@ impl<'a> Check<'a> {
         let (oldest, newest) = self.report.times.unwrap_or((time, time));
         self.report.times = Some((oldest.min(time), newest.max(time)));
         // Not whether it agrees with those before it: that is the next question.
-        let ends = settled_in(position, commit)?;
-        let fresh = || Partition::new(partition, 0, 0);
+        let ends = settled_in(commit)?;
+        let previous = previous_of(commit)?;
+        log.behind.get_or_insert(previous);
+        let fresh = || {
+            let mut state = Partition::new(partition, 0, 0);
+            state.begin(previous);
+            state
+        };
         let replayed = log.state.get_or_insert_with(fresh).replay(position, commit);
         if replayed.is_err() {
             let mut anew = fresh();
             log.state = anew.replay(position, commit).is_ok().then_some(anew);
         }
-        if let Some((_, place)) = ends.first() {
-            let delivery = Settled::read(commit, *place)?.delivery;
+        if let Some((_, offset)) = ends.first() {
+            let delivery = Settled::read(commit, *offset)?.delivery;
             self.look_at(&delivery);
         }
         if let Some(view) = &mut self.view {
@@ -287,12 +322,18 @@ impl<'a> Check<'a> {
     fn finish(mut self) -> Result<Report, StoreError> {
         self.store.stop.check()?;
         for (number, log) in std::mem::take(&mut self.logs).into_iter().enumerate() {
-            if log.first.is_some_and(|first| first > log.base.next()) {
+            if log.noted != log.end {
                 self.damage_of_file(format!(
-                    "partition {number}: what has not ended is told from commit {} on, and the log \
-                     begins at {}",
-                    log.base.next().0,
-                    log.first.unwrap_or_default().0
+                    "partition {number}: the log up to {} has {} bytes and its last commit at {}, not {} \
+                     bytes and {}",
+                    self.noted.0, log.noted.1, log.noted.0.0, log.end.1, log.end.0.0
+                ));
+            }
+            if let Some(behind) = log.behind.filter(|behind| *behind > log.base) {
+                self.damage_of_file(format!(
+                    "partition {number}: the log begins behind commit {}, and what has not ended \
+                     behind {}",
+                    behind.0, log.base.0
                 ));
             }
             for damage in &mut self.report.damages {
@@ -362,8 +403,8 @@ fn add_standing(sum: &mut Standing, of: Standing) {
 struct View {
     connection: Connection,
     report: ViewReport,
-    /// Up to where it knows each log.
-    seen: HashMap<PartitionId, Position>,
+    /// Behind where, and up to where, it knows each log.
+    known: HashMap<PartitionId, (Position, Position)>,
 }
 
 impl View {
@@ -376,32 +417,36 @@ impl View {
         let open = || {
             let connection = open_to_read(&path, &store.stop)?;
             connection.execute_batch("BEGIN")?;
-            let mut query = connection.prepare("SELECT partition, position FROM seen")?;
-            let seen = query.query_map([], |row| {
-                let (partition, position): (u16, i64) = (row.get(0)?, row.get(1)?);
-                Ok((PartitionId(partition), Position(position as u64)))
+            let mut query =
+                connection.prepare("SELECT partition, forgotten, position FROM seen")?;
+            let known = query.query_map([], |row| {
+                let position = |column| row.get(column).map(|it: i64| Position(it as u64));
+                Ok((PartitionId(row.get(0)?), (position(1)?, position(2)?)))
             })?;
-            let seen = seen.collect::<rusqlite::Result<_>>()?;
+            let known = known.collect::<rusqlite::Result<_>>()?;
             drop(query);
-            Ok((connection, seen))
+            Ok((connection, known))
         };
-        Some(open().map(|(connection, seen)| Self {
+        Some(open().map(|(connection, known)| Self {
             connection,
             report: ViewReport::default(),
-            seen,
+            known,
         }))
     }
 
     /// Compares it with a commit that tells of these ends.
-    fn compare(&mut self, partition: PartitionId, position: Position, ends: &[(u64, Place)]) {
-        // What it has not seen, the host that runs or starts tells it.
-        if self.seen.get(&partition).is_none_or(|seen| *seen < position) {
+    fn compare(&mut self, partition: PartitionId, position: Position, ends: &[(u64, u32)]) {
+        // What it has not seen, the host that runs or starts tells it. What was let go may still be there.
+        let is_known =
+            |(forgotten, seen): &(Position, Position)| *forgotten < position && position <= *seen;
+        if !self.known.get(&partition).is_some_and(is_known) {
             return;
         }
-        for (number, place) in ends {
+        for (number, offset) in ends {
             self.report.ends += 1;
+            let place = Place { position, offset: *offset };
             match self.find(partition, *number) {
-                Ok(Some(found)) if found == *place => {}
+                Ok(Some(found)) if found == place => {}
                 Ok(Some(_)) => self.report.misplaced += 1,
                 Ok(None) => self.report.missing += 1,
                 Err(error) => self.report.unreadable = Some(error.to_string()),

@@ -11,7 +11,7 @@ use rusqlite::{Connection, Transaction, params};
 use super::logs::Logs;
 use super::reserve::Reserve;
 use super::sweep::Sweep;
-use super::{Done, checksum, failure, id_of};
+use super::{Done, End, checksum, failure, id_of, write_end};
 use crate::backbone::BackboneError;
 
 /// How many jobs go into one transaction at the most, and after how many bytes there are enough.
@@ -66,7 +66,7 @@ impl Writer {
                         self.sweep_alone();
                         continue;
                     }
-                    Err(TryRecvError::Disconnected) => return,
+                    Err(TryRecvError::Disconnected) => return self.close(),
                 }
             } else {
                 match queue.recv_timeout(PAUSE) {
@@ -75,7 +75,7 @@ impl Writer {
                         self.idle();
                         continue;
                     }
-                    Err(RecvTimeoutError::Disconnected) => return,
+                    Err(RecvTimeoutError::Disconnected) => return self.close(),
                 }
             };
             let (mut bytes, mut jobs) = (0, 0);
@@ -97,6 +97,21 @@ impl Writer {
                 next = if has_room { queue.try_recv().ok() } else { None };
             }
             self.append(appends);
+        }
+    }
+
+    /// Writes down where the logs end, so that a host that starts misses what is gone by then.
+    fn close(&mut self) {
+        if self.failed.is_some() {
+            return;
+        }
+        let mut close = || {
+            let transaction = self.connection.transaction()?;
+            write_ends(&transaction, &self.logs, &[])?;
+            transaction.commit()
+        };
+        if let Err(error) = close() {
+            tracing::warn!(%error, "where the logs end is not written down");
         }
     }
 
@@ -224,14 +239,10 @@ impl Writer {
 
 /// Writes where the logs end, so that a host that starts need not look for it further back.
 fn write_ends(transaction: &Transaction<'_>, logs: &Logs, freed: &[u64]) -> rusqlite::Result<()> {
-    let mut write = transaction.prepare_cached("INSERT OR REPLACE INTO ends VALUES (?, ?, ?)")?;
     for partition in logs.partitions() {
-        let last = logs.last(partition);
         let freed = freed.get(usize::from(partition.0)).copied().unwrap_or_default();
-        if last > Position(0) {
-            let bytes = logs.bytes(partition) - freed;
-            write.execute(params![partition.0, last.0 as i64, bytes as i64])?;
-        }
+        let (position, bytes) = (logs.last(partition), logs.bytes(partition) - freed);
+        write_end(transaction, &End { partition, position, bytes })?;
     }
     Ok(())
 }

@@ -91,6 +91,15 @@ def rows(file: Path) -> dict[tuple, tuple] | None:
     return found
 
 
+def sqlite_is_content(file: Path) -> bool:
+    """Whether SQLite's own check, which knows nothing of what the rows say, finds nothing."""
+    try:
+        with sqlite3.connect(f"file:{file}?mode=ro&immutable=1", uri=True) as database:
+            return database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    except (sqlite3.Error, UnicodeError):
+        return False
+
+
 class Rot:
     """A room of which one bit flips again and again."""
 
@@ -127,6 +136,7 @@ class Rot:
         must(said != 0 or not matters, f"{where}: not noticed")
         self.counts["matters" if matters else "harmless"] += 1
         self.counts["harmless, but noticed"] += bool(said and not matters)
+        self.counts["missed by SQLite alone"] += bool(matters and sqlite_is_content(file))
         if serve:
             self.serve(where, found)
 
@@ -169,6 +179,8 @@ def rot(directory: Path, flips: int, serve_each: int) -> str:
     for number in range(flips):
         it.flip(it.anywhere(), random.randrange(8), number % serve_each == 0)
     must(it.counts["matters"] > flips / 20, "the control: hardly a flip hits anything")
+    missed = it.counts["missed by SQLite alone"]
+    must(missed > flips / 20, "the control: SQLite alone would have noticed all that matter")
     return f"{flips} bits flipped: {dict(it.counts)}; none of those that matter unnoticed"
 
 

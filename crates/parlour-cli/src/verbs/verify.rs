@@ -18,7 +18,9 @@ pub(crate) fn run(args: &Verify, output: &Output) -> Result<Code, Failure> {
         let mut report =
             data::work(output, move |stop, watch| Store::open(&from, stop)?.verify(watch))?;
         show(&dir, &report, output)?;
-        if args.repair_view && report.view.as_ref().is_some_and(|view| !view.is_right()) {
+        // What contradicts damaged logs may be the view's being right.
+        let can_repair = args.repair_view && report.damages.is_empty();
+        if can_repair && report.view.as_ref().is_some_and(|view| !view.is_right()) {
             store::forget_view(&dir).map_err(|error| data::store_failure(&error))?;
             output.note("the view was removed; the next host makes it anew");
             report.view = None;

@@ -8,7 +8,7 @@ mod logs;
 mod reader;
 mod reserve;
 mod sweep;
-mod tail;
+pub(crate) mod tail;
 #[cfg(test)]
 mod tests;
 mod writer;

@@ -12,9 +12,9 @@ use parlour_core::durable::{
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension as _, Row};
 
-use super::{Progress, Store, StoreError, Task, Watch, open_to_read};
+use super::{Progress, Store, StoreError, Task, Watch, is_in_use, open_to_read};
 use crate::backbone::OpenError;
-use crate::backbone::embedded::{checksum, make_tables, place_of, stored_ends};
+use crate::backbone::embedded::{checksum, make_tables, place_of, stored_ends, tail};
 use crate::view;
 
 /// How many lines SQLite may say of the structure of its file.
@@ -103,8 +103,9 @@ impl Store {
     pub fn verify(&self, watch: Watch<'_>) -> Result<Report, StoreError> {
         // First, as it follows the logs: it knows nothing yet of what they are told meanwhile.
         let view = self.views.as_deref().and_then(|dir| View::open(dir, self));
-        let _moment = self.moment()?;
         let mut check = Check::new(self)?;
+        check.tail()?;
+        let _moment = self.moment()?;
         match view {
             Some(Ok(view)) => check.view = Some(view),
             Some(Err(error)) => {
@@ -178,6 +179,20 @@ impl<'a> Check<'a> {
                 }
             }
             Err(error) => self.unreadable(error)?,
+        }
+        Ok(())
+    }
+
+    /// What SQLite forgets of a write-ahead log: a host that starts looks there too.
+    fn tail(&mut self) -> Result<(), StoreError> {
+        let Some(dir) = self.store.views.as_deref() else { return Ok(()) };
+        // One that runs writes there.
+        if is_in_use(dir)? {
+            return Ok(());
+        }
+        let behind = tail::commits_behind_the_end(&self.store.connection);
+        if behind.map_err(|error| self.store.failed(error))? > 1 && !is_in_use(dir)? {
+            self.damage_of_file("commits lie behind the end of the write-ahead log".into());
         }
         Ok(())
     }
@@ -322,6 +337,15 @@ impl<'a> Check<'a> {
     fn finish(mut self) -> Result<Report, StoreError> {
         self.store.stop.check()?;
         for (number, log) in std::mem::take(&mut self.logs).into_iter().enumerate() {
+            if let Some(view) = &self.view
+                && let Some((_, seen)) = view.known.get(&PartitionId(number as u16))
+                && *seen > log.last
+            {
+                let (seen, last) = (seen.0, log.last.0);
+                self.damage_of_file(format!(
+                    "partition {number}: the log ends at {last}, and the view has seen commit {seen}"
+                ));
+            }
             if log.noted != log.end {
                 self.damage_of_file(format!(
                     "partition {number}: the log up to {} has {} bytes and its last commit at {}, not {} \

@@ -16,7 +16,7 @@ const FRAME_HEADER: usize = 24;
 /// SQLite reads it up to the first frame that is not right, and forgets what is behind: a power cut
 /// in the middle of a commit leaves it so. But a second commit behind such a frame was begun when the
 /// first was on the disk. So one commit there is a torn tail, and two are damage.
-pub(super) fn commits_behind_the_end(connection: &Connection) -> rusqlite::Result<u32> {
+pub(crate) fn commits_behind_the_end(connection: &Connection) -> rusqlite::Result<u32> {
     // Reading makes the connection look into the log.
     connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
     let frames: i64 = connection.query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| row.get(1))?;

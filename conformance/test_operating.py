@@ -17,6 +17,7 @@ import pytest
 import backup
 import bitrot
 from room import BINARY, Room, eventually, worker
+from test_disk import small_disk  # noqa: F401
 from test_durable import ended, kept, look, send  # noqa: F401
 
 
@@ -157,6 +158,15 @@ def test_a_backup_that_is_interrupted_leaves_nothing(kept, tmp_path):  # noqa: F
             break
         file.unlink()
     assert interrupted
+
+
+def test_a_backup_for_which_there_is_no_room_leaves_nothing(kept, tmp_path, small_disk):  # noqa: F811
+    room, file = kept(), small_disk / "room.db"
+    for number in range(40):
+        send(room, f"nobody/{number}", random.randbytes(900_000))
+    done = refused("backup", file, f"--data={tmp_path / 'data'}", code=74, says="cannot use")
+    assert "free some space" in done.stderr
+    assert list(small_disk.iterdir()) == []
 
 
 # Checks

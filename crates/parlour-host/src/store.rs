@@ -210,8 +210,12 @@ fn open_to_read(path: &Path, stop: &Stop) -> rusqlite::Result<Connection> {
 
 /// What an error of SQLite means.
 fn failed(path: &Path, source: rusqlite::Error) -> StoreError {
-    if source.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) {
-        return StoreError::Stopped;
+    let path = path.to_owned();
+    match source.sqlite_error_code() {
+        Some(ErrorCode::OperationInterrupted) => StoreError::Stopped,
+        Some(ErrorCode::DiskFull) => {
+            OpenError::Io { path, source: io::ErrorKind::StorageFull.into() }.into()
+        }
+        _ => OpenError::Database { path, source }.into(),
     }
-    OpenError::Database { path: path.to_owned(), source }.into()
 }

@@ -266,9 +266,9 @@ fn show(findings: &[Finding], output: &Output) -> Result<(), Failure> {
     }
     for finding in findings {
         let (verdict, check) = (finding.verdict.name(), finding.check);
-        output.line(&format!("{verdict:<9}{check:<13}{}", escape(&finding.detail)))?;
+        output.line(&format!("{verdict:<9}{check:<15}{}", escape(&finding.detail)))?;
         if let Some(hint) = &finding.hint {
-            output.line(&format!("{:<22}hint: {}", "", escape(hint)))?;
+            output.line(&format!("{:<24}hint: {}", "", escape(hint)))?;
         }
     }
     Ok(())

@@ -120,7 +120,7 @@ def compare(restored, publishers, before, report) -> int:
     present = 0
     holes: dict[str, list[tuple[int, bool]]] = {}
     try:
-        eventually(lambda: room.http("GET", "/readyz").status == 200, what="the logs are read")
+        eventually(lambda: is_ready(room), timeout=120, what="the logs are read")
         for publisher, count in zip(publishers, before, strict=True):
             ended = False
             for index, (name, text) in enumerate(publisher.acks):
@@ -148,6 +148,12 @@ def compare(restored, publishers, before, report) -> int:
     finally:
         room.kill()
     return present
+
+
+def is_ready(room) -> bool:
+    answer = room.http("GET", "/readyz")
+    must(b"store failed" not in answer.body, f"the restored room: {answer.body}")
+    return answer.status == 200
 
 
 def earlier(restored) -> int:

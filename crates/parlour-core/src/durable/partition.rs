@@ -294,6 +294,8 @@ impl Partition {
         });
         let (delivery, message) = (Box::new(delivery), Box::new(message));
         self.write(Record::Accepted { delivery, key, source: accept.source, message });
+        // It may have waited longer to be accepted than it may wait for an attempt.
+        self.expire(id.number);
         Ok(accepted)
     }
 

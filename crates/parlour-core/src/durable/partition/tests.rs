@@ -315,6 +315,15 @@ fn what_is_to_come_later_begins_then_and_what_is_too_late_does_not() {
 }
 
 #[test]
+fn what_is_too_late_when_it_is_accepted_expires_at_once() {
+    let mut owner = Owner::new();
+    let late = owner.accept(Accept { expires_at: Some(owner.now), ..accept("a/1") });
+    assert!(owner.start().is_none());
+    owner.commit();
+    assert_eq!(owner.settled, BTreeMap::from([(late.number, State::Expired)]));
+}
+
+#[test]
 fn a_busy_worker_holds_up_its_own_agents_only() {
     let mut owner = Owner::new();
     for agent in ["a/slow1", "a/slow2", "a/fast", "b/1"] {

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from kill import Storm
 from parlour_v1 import Channel, Field, Kind, frame
 from room import BINARY, Room, eventually, worker
 
@@ -229,60 +230,17 @@ def test_the_same_key_is_accepted_once_however_often_it_is_sent(kept):
 # Crashes
 
 
-def load(room, acks: list, stop: threading.Event, agent: str):
-    """Publishes until it is told to stop or the host is gone, and notes what was acknowledged."""
-    number = 0
-    while not stop.is_set():
-        number += 1
-        try:
-            accepted = send(room, f"echo/{agent}-{number % 7}", body=f"{agent} {number}".encode())
-        except (OSError, AssertionError, json.JSONDecodeError):
-            return
-        acks.append((accepted["id"], f"{agent} {number}"))
-
-
-def crash(room, acks: list, seconds: float):
-    """Loads a host, and kills it in the middle of that."""
-    stop = threading.Event()
-    agents = [f"a{random.randrange(1 << 30)}" for _ in range(4)]
-    threads = [threading.Thread(target=load, args=(room, acks, stop, it)) for it in agents]
-    before = len(acks)
-    for thread in threads:
-        thread.start()
-    eventually(lambda: len(acks) > before, what="an acknowledgement")
-    # Not to wait for anything: the kill comes at any time.
-    time.sleep(seconds)
-    room.kill()
-    for thread in threads:
-        thread.join()
-
-
-def test_what_was_acknowledged_survives_that_the_host_is_killed(kept):
+def test_nothing_that_was_acknowledged_is_lost_when_the_host_is_killed_at_any_time(tmp_path, say):
     seed = random.randrange(1 << 30)
-    print(f"seed {seed}")
-    random.seed(seed)
-    acks: list[tuple[str, str]] = []
-    for _ in range(25):
-        room = kept()
-        with worker(room.url, "echo"):
-            crash(room, acks, random.uniform(0, 0.2))
-    room = kept()
-    with worker(room.url, "echo"):
-        for name, text in acks:
-            assert ended(room, name)["state"] == "completed", name
-            reply = room.http("GET", f"/v1/deliveries/{name}/reply")
-            assert reply.body.decode() == text
-    assert len({name for name, _ in acks}) == len(acks)
+    storm = Storm(tmp_path, seed, tmp_path / "data")
+    report = storm.run(kills=25)
+    say(f"seed {seed}, 25 kills, {storm.struck} with requests under way: {report}")
+    assert report.is_clean() and storm.struck and report.duplicates, report
 
 
-def test_the_control_of_that_a_host_that_keeps_nothing_loses_it(start_room):
-    room = start_room()
-    acks: list[tuple[str, str]] = []
-    crash(room, acks, 0.2)
-    other = start_room()
-    assert acks
-    for name, _ in acks[:3]:
-        look(other, name, expect=404)
+def test_the_control_of_that_a_host_that_keeps_nothing_loses_it(tmp_path):
+    report = Storm(tmp_path, 1, data=None).run(kills=2)
+    assert report.anomalies["lost"], report
 
 
 async def test_a_killed_host_does_not_forget_how_often_it_tried(kept):

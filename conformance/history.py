@@ -1,0 +1,278 @@
+"""Checks what was sent against what became of it, in the manner of Jepsen's set and queue tests.
+
+Everything is written down outside the host, by those who did it, before and after they did it:
+
+- publishers: `try` before a message is sent (`token`, which is in its body; `agent`, `seq` for the order
+  in which one publisher sent to one agent, `key` if it has an idempotency key, `strict`, `not_before`,
+  `expires_at`), then `acked` with the delivery's `id`, `refused` if it was certainly not accepted, or
+  `unknown`; `other` is the answer to the same key with another body: its `status`;
+- operators: `redrive` before a dead letter is sent back, `cancel` and `discard` before something is given
+  up, each with the `id`; `saw` what a reader was told of an acknowledged one: `id`, `state` (`null` if
+  there was no such delivery), `generation`, `reply`;
+- workers: `run` before an agent does its work: `id`, `attempt`, `agent`, `token`, `worker`, `at`.
+
+In the end the host is asked what it knows: the deliveries by id, with the reply's text as `reply`, the
+list of dead letters, and the terms of the law of conservation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SETTLED = ("completed", "cancelled", "expired")
+# By how many milliseconds the clocks of two programs may differ.
+SKEW = 20
+TERMS = ("completed", "cancelled", "expired", "discarded", "dead", "waiting", "in_flight")
+
+# What must not be, and what it means when it is.
+ANOMALIES = {
+    "lost": "acknowledged, and not there or not ended as it should have",
+    "invented": "delivered or kept, and nobody sent it",
+    "stored twice": "one message under two ids",
+    "key taken": "a key was accepted again for another body",
+    "answers differ": "one request sent again was answered with another id",
+    "wrong reply": "a reply that is another message's, or that no agent gave",
+    "changed after its end": "what was told to be over was not",
+    "went back": "a reader was told of an earlier step than before",
+    "attempts went back": "an attempt has a number that was used, or one below that of an earlier one",
+    "too many attempts": "more attempts than the maximum",
+    "dead too early": "dead though attempts were left",
+    "too early": "attempted before its time",
+    "too late": "attempted after it had expired, or expired at another time than asked",
+    "out of order": "first attempts of one agent not in the order of sending",
+    "overtaken": "where the order is strict, one began before an earlier one had ended",
+    "in two places": "among the dead letters and not dead, or dead and not among them",
+    "not conserved": "the terms of the law of conservation do not add up",
+}
+
+
+class Log:
+    """A file to which one program writes down what it does, line by line."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = path.open("a", buffering=1)
+
+    def write(self, what: str, **fields):
+        # In one write, which the kernel has when this returns.
+        self._file.write(json.dumps({"op": what, **fields}) + "\n")
+
+    def close(self):
+        self._file.close()
+
+
+def read(*paths: Path) -> list[dict]:
+    """What was written down in these files."""
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+@dataclass
+class End:
+    """What the host says in the end."""
+
+    deliveries: dict[str, dict] = field(default_factory=dict)
+    dead_letters: list[str] = field(default_factory=list)
+    terms: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Report:
+    """What was found: anomalies by kind, each with its story, and how much there was to look at."""
+
+    anomalies: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    acknowledged: int = 0
+    unknown: int = 0
+    refused: int = 0
+    runs: int = 0
+    duplicates: int = 0
+    """Runs of what had run before."""
+    ended: Counter = field(default_factory=Counter)
+
+    def found(self, what: str, story: str):
+        assert what in ANOMALIES, what
+        self.anomalies[what].append(story)
+
+    def __str__(self) -> str:
+        lost, invented = len(self.anomalies["lost"]), len(self.anomalies["invented"])
+        ended = ", ".join(f"{count} {state}" for state, count in sorted(self.ended.items()))
+        lines = [
+            f"{self.acknowledged} acknowledged, {lost} lost, {invented} invented; {self.unknown} never "
+            f"answered, {self.refused} refused; {self.runs} runs, {self.duplicates} of them duplicates; {ended}"
+        ]
+        for what, stories in self.anomalies.items():
+            if stories:
+                lines.append(f"{what} ({len(stories)}): {ANOMALIES[what]}")
+                lines += [f"    {story}" for story in stories[:5]]
+        return "\n".join(lines)
+
+    def is_clean(self) -> bool:
+        return not any(self.anomalies.values())
+
+
+def check(published: list[dict], ran: list[dict], end: End) -> Report:
+    """Looks for what must not be. `ran` is in the order of writing, per worker."""
+    report = Report(runs=len(ran))
+    tries: dict[str, dict] = {}
+    ids: dict[str, set[str]] = defaultdict(set)
+    given_up: set[str] = set()
+    redriven = Counter(entry["id"] for entry in published if entry["op"] == "redrive")
+    outcomes = Counter(entry["op"] for entry in published)
+    report.unknown, report.refused = outcomes["unknown"], outcomes["refused"]
+    seen: dict[str, dict] = {}
+    accepted, refused = {}, set()
+    for entry in published:
+        match entry["op"]:
+            case "try":
+                tries.setdefault(entry["token"], entry)
+            case "acked":
+                token, name = entry["token"], entry["id"]
+                if accepted.setdefault(token, name) != name:
+                    report.found("answers differ", f"{token}: {accepted[token]}, then {name}")
+                ids[token].add(name)
+            case "refused":
+                refused.add(entry["token"])
+            case "other" if entry["status"] != 409:
+                report.found("key taken", f"{entry['token']}: {entry['status']}")
+            case "cancel" | "discard":
+                given_up.add(entry["id"])
+            case "saw" if entry["state"] is None:
+                report.found("lost", f"{entry['id']} was not known to a reader")
+            case "saw":
+                _compare(report, seen.get(entry["id"]), entry, redriven[entry["id"]])
+                seen[entry["id"]] = entry
+    report.acknowledged = len(accepted)
+    refused -= accepted.keys() | {it["token"] for it in published if it["op"] == "unknown"}
+
+    runs: dict[str, list[dict]] = defaultdict(list)
+    for run in ran:
+        runs[run["id"]].append(run)
+        token = run["token"]
+        if token not in tries or tries[token]["agent"] != run["agent"] or token in refused:
+            report.found("invented", f"{run['id']} ran as {run['agent']} with {token!r}")
+        ids[token].add(run["id"])
+    for token, names in ids.items():
+        if len(names) > 1:
+            report.found("stored twice", f"{token}: {', '.join(sorted(names))}")
+    report.duplicates = len(ran) - len({run["token"] for run in ran})
+
+    tokens = {name: token for token, names in ids.items() for name in names}
+    for token, name in accepted.items():
+        if name not in end.deliveries:
+            report.found("lost", f"{token}: {name} is not known")
+    for name, found in end.deliveries.items():
+        sent = tries.get(tokens.get(name))
+        report.ended[found["state"]] += 1
+        if sent is None:
+            report.found("invented", f"{name} is known, and was neither sent nor run")
+            continue
+        _compare(report, seen.get(name), {**found, "id": name}, redriven[name])
+        _life(report, name, found, sent, runs[name], redriven[name], name in given_up)
+    _order(report, tries, ran, runs, end.deliveries, redriven)
+    _places(report, end, len(accepted), report.unknown)
+    return report
+
+
+def _compare(report: Report, before: dict | None, after: dict, redriven: int):
+    """A reader that is told twice is told of what follows."""
+    if before is None:
+        return
+    name, was, now = after["id"], before["state"], after["state"]
+    if after["generation"] < before["generation"]:
+        report.found("went back", f"{name}: {was} {before['generation']}, then {now} {after['generation']}")
+    elif after["generation"] == before["generation"] and was != now:
+        report.found("went back", f"{name}: {was}, then {now}, both {after['generation']}")
+    told = ("state", "generation", "reply")
+    ended = was in SETTLED
+    if ended and any(before.get(what) != after.get(what) for what in told):
+        report.found("changed after its end", f"{name}: {was}, then {now}: {before} {after}")
+
+
+def _life(report, name, found, sent, runs, redriven, given_up):
+    state, token = found["state"], sent["token"]
+    max_attempts, max_lost = found["max_attempts"], found["max_lost"]
+    if state == "completed":
+        if found.get("reply") != token:
+            report.found("wrong reply", f"{name} has {found.get('reply')!r}, and is {token!r}")
+        elif not runs:
+            report.found("wrong reply", f"{name} is completed, and never ran")
+    elif state == "dead":
+        if found["failed"] < max_attempts and found["lost"] < max_lost:
+            report.found("dead too early", f"{name}: {found['failed']} failed, {found['lost']} lost")
+    elif state == "expired":
+        if sent.get("expires_at") is None:
+            report.found("lost", f"{name} expired, and was to be kept")
+        elif found["steps"][-1]["at"] < sent["expires_at"] - SKEW:
+            report.found("too late", f"{name} expired before {sent['expires_at']}")
+    elif state != "cancelled" or not given_up:
+        report.found("lost", f"{token}: {name} is {state} in the end")
+
+    for run in runs:
+        early = (sent.get("not_before") or 0) - run["at"]
+        if early > SKEW:
+            report.found("too early", f"{name} ran {early} ms early")
+    if sent.get("expires_at") and not redriven:
+        # The host counts from when it had the message, which is later.
+        ends = found["expires_at"] or 0
+        begun = [step["at"] for step in found["steps"] if step["level"] == "dispatched"]
+        if ends < sent["expires_at"] - SKEW or any(at >= ends for at in begun):
+            report.found("too late", f"{name} was begun at {begun}, expires {ends}: {sent['expires_at']}")
+    # The last attempt that is allowed may be lost or fail, but none follows.
+    highest = max((run["attempt"] for run in runs), default=0)
+    if max(highest, found["attempt"]) > max_attempts + max_lost - 1 or found["failed"] > max_attempts:
+        report.found("too many attempts", f"{name}: {highest}, {found['failed']} failed, {found['lost']} lost")
+    # Each number once, and once more each time that it was redriven.
+    numbers = Counter(run["attempt"] for run in runs)
+    again = {number: count for number, count in numbers.items() if count > 1 + redriven}
+    by_worker = defaultdict(list)
+    for run in runs:
+        by_worker[run["worker"]].append(run["attempt"])
+    falls = [row for row in by_worker.values() if _falls(row) > redriven]
+    if again or falls or (highest > found["attempt"] and not redriven):
+        told = [(run["worker"], run["attempt"]) for run in runs]
+        report.found("attempts went back", f"{name}: {told}, in the end {found['attempt']}")
+
+
+def _falls(numbers: list[int]) -> int:
+    return sum(after <= before for before, after in zip(numbers, numbers[1:], strict=False))
+
+
+def _order(report, tries, ran, runs, deliveries, redriven):
+    """First attempts at one worker begin in the order of sending; strictly, all of them do."""
+    last: dict[tuple, dict] = {}
+    highest: dict[str, dict] = {}
+    for run in ran:
+        sent = tries.get(run["token"], {})
+        if "seq" not in sent or sent.get("not_before") or redriven[run["id"]]:
+            continue
+        if sent.get("strict"):
+            before = highest.get(run["agent"])
+            if before is not None and before["seq"] > sent["seq"]:
+                report.found("overtaken", f"{run['agent']}: {before['token']} began, then {run['token']}")
+            highest[run["agent"]] = max(before or sent, sent, key=lambda it: it["seq"])
+        # One that could not be sent is sent later, under the same number.
+        begun = [it for it in deliveries.get(run["id"], {}).get("steps", ()) if it["level"] == "dispatched"]
+        if run["attempt"] != 1 or sum(step["attempt"] == 1 for step in begun) > 1:
+            continue
+        place = run["worker"], run["agent"]
+        before = last.get(place)
+        if before is not None and before["seq"] > sent["seq"]:
+            report.found("out of order", f"{place}: {before['token']} began, then {run['token']}")
+        last[place] = max(before or sent, sent, key=lambda it: it["seq"])
+
+
+def _places(report, end: End, acknowledged: int, unknown: int):
+    listed = Counter(end.dead_letters)
+    for name, found in end.deliveries.items():
+        is_dead = found["state"] == "dead" and found["steps"][-1]["level"] != "discarded"
+        if listed[name] != is_dead:
+            report.found("in two places", f"{name} is {found['state']}, and listed {listed[name]} times")
+    if not end.terms:
+        return
+    total = end.terms["accepted"]
+    if total != sum(end.terms[term] for term in TERMS):
+        report.found("not conserved", f"{end.terms}")
+    if not acknowledged <= total <= acknowledged + unknown:
+        report.found("not conserved", f"{acknowledged} acknowledged, {unknown} unknown, {total} accepted")

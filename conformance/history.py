@@ -198,6 +198,9 @@ def _life(report, name, found, sent, runs, redriven, given_up):
             report.found("wrong reply", f"{name} has {found.get('reply')!r}, and is {token!r}")
         elif not runs:
             report.found("wrong reply", f"{name} is completed, and never ran")
+    elif state == "dead" and found["steps"][-1]["level"] == "discarded":
+        if not given_up:
+            report.found("lost", f"{token}: {name} was discarded, and nobody asked for that")
     elif state == "dead":
         if found["failed"] < max_attempts and found["lost"] < max_lost:
             report.found("dead too early", f"{name}: {found['failed']} failed, {found['lost']} lost")

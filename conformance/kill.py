@@ -96,7 +96,8 @@ class Storm:
         self.asking = 0
         """Requests that wait for their answers."""
         self.struck = 0
-        """Kills while there were some."""
+        """How often the host ended while there were some."""
+        self.lives = random.Random(f"{seed} lives")
         self.is_calm, self.is_over = threading.Event(), threading.Event()
         self.known: list[str] = []
         self.logs: dict[str, list[Path]] = {"publishers": [], "workers": []}
@@ -106,19 +107,19 @@ class Storm:
         self.logs[who].append(path)
         return Log(path)
 
-    def run(self, kills: int, tell=None) -> Report:
-        """Kills so many hosts, and returns what the check of all that happened finds."""
-        self.lives = random.Random(f"{self.seed} kills")
+    def run(self, strikes, tell=lambda _: None) -> Report:
+        """Lets each of `strikes` start a host and end it, and returns what the check of all that
+        happened finds."""
         threads = [threading.Thread(target=Publisher(self, it).run) for it in range(PUBLISHERS)]
         threads += [threading.Thread(target=act(self).run) for act in (Operator, Reader)]
         working = threading.Thread(target=lambda: asyncio.run(self.work()))
         for thread in [*threads, working]:
             thread.start()
         try:
-            for number in range(kills):
-                self.kill_one()
-                if tell is not None:
-                    tell(number + 1)
+            for number, strike in enumerate(strikes):
+                strike(self)
+                self.room = None
+                tell(number + 1)
             self.is_calm.set()
             self.room = self.start()
             for thread in threads:
@@ -134,18 +135,18 @@ class Storm:
                 thread.join()
         return check(read(*self.logs["publishers"]), read(*self.logs["workers"]), end)
 
-    def start(self) -> Room:
-        return Room(data=self.data, **self.settings)
+    def start(self, under=()) -> Room:
+        """A host, for everyone to use."""
+        self.room = Room(data=self.data, under=under, **self.settings)
+        return self.room
 
-    def kill_one(self):
-        room = self.room = self.start()
-        # Not to wait for anything: the kill comes at any time.
+    def live(self):
+        """Lets the host go on for any time: not to wait for anything, but as what comes comes at any
+        time."""
+        assert self.room is not None
         time.sleep(self.lives.uniform(*LIVES))
-        assert room.process.poll() is None, "the host ended by itself:\n" + "".join(room.stderr)
+        assert self.room.process.poll() is None, "it ended by itself:\n" + "".join(self.room.stderr)
         self.struck += self.asking > 0
-        room.kill()
-        self.room = None
-        assert room.process.returncode == -signal.SIGKILL
 
     async def work(self):
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(WORKERS))
@@ -377,6 +378,14 @@ class Worker:
                 await channel.reply(call, call.payload)
 
 
+def killed(storm: Storm):
+    """SIGKILL at any time."""
+    room = storm.start()
+    storm.live()
+    room.kill()
+    assert room.process.returncode == -signal.SIGKILL
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=500)
@@ -391,7 +400,7 @@ def main():
             if number % 50 == 0:
                 print(f"{number} kills, {len(storm.known)} acknowledged", flush=True)
 
-        report = storm.run(options.kills, tell)
+        report = storm.run([killed] * options.kills, tell)
     print(
         f"kill: {options.kills} kills in {time.monotonic() - began:.0f} s, {storm.struck} of them with "
         f"requests under way: {report}"

@@ -36,17 +36,32 @@ def find_binary() -> Path:
 BINARY = find_binary()
 
 
+def environment() -> dict[str, str]:
+    """That of whoever runs the suite, which must not configure its hosts: all but the mistake that
+    `scripts/torture controls` has a host make."""
+    kept = (name for name in os.environ if not name.startswith("PARLOUR_") or name == "PARLOUR_BUG")
+    return {name: os.environ[name] for name in kept}
+
+
+class NotStarted(RuntimeError):
+    """The host ended before it listened, with this code."""
+
+    def __init__(self, code: int, stderr: str):
+        super().__init__(f"the host did not start, and ended with {code}:\n{stderr}")
+        self.code = code
+
+
 class Room:
     """A running host. Settings are those of its configuration, with `.` written as `__`; `data` is the
-    directory in which it keeps what is durable."""
+    directory in which it keeps what is durable. `under` is a program to start it with, which has to
+    become the host's process."""
 
-    def __init__(self, *args: str, port=0, data=None, **settings):
+    def __init__(self, *args: str, port=0, data=None, under=(), **settings):
         sets = [f"--set={key.replace('__', '.')}={value}" for key, value in settings.items()]
         keeps = ["--memory"] if data is None else [f"--data={data}"]
-        command = [BINARY, "serve", "--listen", f"127.0.0.1:{port}", *keeps, *sets, *args]
+        command = [*under, BINARY, "serve", "--listen", f"127.0.0.1:{port}", *keeps, *sets, *args]
         self.started_after = None
-        # The environment of whoever runs the suite must not configure its hosts.
-        env = {k: v for k, v in os.environ.items() if not k.startswith("PARLOUR_")}
+        env = environment()
         begun = time.monotonic()
         self.process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env
@@ -70,9 +85,9 @@ class Room:
         except queue.Empty:
             self.url = None
         if self.url is None:
-            self.process.kill()
-            self.process.wait()
-            raise RuntimeError("the host did not start:\n" + "".join(self.stderr))
+            if self.process.poll() is None and not self.stderr:
+                self.process.kill()
+            raise NotStarted(self.process.wait(5), "".join(self.stderr))
         self.host, port = self.url.removeprefix("http://").rsplit(":", 1)
         self.port = int(port)
         self.address = (self.host, self.port)

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from kill import Storm
+from kill import Storm, killed
 from parlour_v1 import Channel, Field, Kind, frame
 from room import BINARY, Room, eventually, worker
 
@@ -233,13 +233,13 @@ def test_the_same_key_is_accepted_once_however_often_it_is_sent(kept):
 def test_nothing_that_was_acknowledged_is_lost_when_the_host_is_killed_at_any_time(tmp_path, say):
     seed = random.randrange(1 << 30)
     storm = Storm(tmp_path, seed, tmp_path / "data")
-    report = storm.run(kills=25)
+    report = storm.run([killed] * 25)
     say(f"seed {seed}, 25 kills, {storm.struck} with requests under way: {report}")
     assert report.is_clean() and storm.struck and report.duplicates, report
 
 
 def test_the_control_of_that_a_host_that_keeps_nothing_loses_it(tmp_path):
-    report = Storm(tmp_path, 1, data=None).run(kills=2)
+    report = Storm(tmp_path, 1, data=None).run([killed] * 2)
     assert report.anomalies["lost"], report
 
 

@@ -129,6 +129,13 @@ def one_is_cancelled_that_nobody_gave_up(it):
     it.ends("b", "cancelled", attempt=1)
 
 
+@story("lost")
+def a_dead_letter_is_discarded_that_nobody_gave_up(it):
+    it.deliveries["id-c"]["steps"].append({"level": "discarded", "attempt": 0, "at": 700})
+    it.dead_letters.clear()
+    it.terms |= {"dead": 0, "discarded": 1}
+
+
 @story("invented")
 def one_runs_that_nobody_sent(it):
     it.run("z")

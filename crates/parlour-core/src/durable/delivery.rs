@@ -320,7 +320,7 @@ impl Delivery {
             Counts::Failed => {
                 self.failed + 1 >= self.max_attempts || !RetryPolicy::retries(fault.kind())
             }
-            Counts::Lost => self.lost + 1 >= self.max_lost,
+            Counts::Lost => self.lost + 1 >= self.max_lost && !crate::bug!("losses_unlimited"),
             Counts::Unsent => false,
         };
         let asked = fault.retry_after_time().unwrap_or_default();
@@ -331,7 +331,8 @@ impl Delivery {
 
     /// Whether `token` is that of the attempt which is under way.
     pub fn check(&self, token: u64) -> Result<(), Stale> {
-        if self.state.is_in_flight() && self.token == token { Ok(()) } else { Err(Stale) }
+        let is_current = self.token == token || crate::bug!("late_reply_taken");
+        if self.state.is_in_flight() && is_current { Ok(()) } else { Err(Stale) }
     }
 
     /// Whether it may be attempted now.

@@ -87,7 +87,8 @@ impl Lines {
     /// Whether no earlier delivery has to end before this one begins.
     pub(super) fn is_first(&self, agent: &AgentId, number: u64) -> bool {
         let line = self.types.get(&agent.agent_type).and_then(|it| it.lines.get(agent));
-        line.and_then(|line| line.strict.first()).is_none_or(|first| *first == number)
+        let first = line.and_then(|line| line.strict.first());
+        first.is_none_or(|first| *first == number) || crate::bug!("strict_order_ignored")
     }
 
     /// Has a delivery begin when its turn comes.
@@ -160,7 +161,8 @@ impl Lines {
                 self.turn.push_front(agent_type);
                 continue;
             };
-            let first = line.ready.first().copied();
+            let swapped = crate::bug!("order_swapped").then(|| line.ready.last()).flatten();
+            let first = swapped.or(line.ready.first()).copied();
             let answer = first.map(|number| (number, gate(&agent)));
             let mut begins = None;
             let mut stays = false;

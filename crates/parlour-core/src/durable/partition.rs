@@ -232,6 +232,11 @@ impl Partition {
             .iter()
             .map(|it| (it.delivery.id, it.delivery.token, policy(&it.agent.agent_type)))
             .collect();
+        if crate::bug!("attempts_in_memory") {
+            for Live { delivery, .. } in self.deliveries.values_mut() {
+                (delivery.attempt, delivery.failed, delivery.lost) = (1, 0, 0);
+            }
+        }
         for (id, token, policy) in lost {
             let fault = Fault::new(FaultKind::WorkerLost, "the host stopped during the attempt");
             // The token is the delivery's own.
@@ -248,7 +253,7 @@ impl Partition {
         if let Some((key, body, _)) = accept.key
             && let Some((known, _)) = self.keys.get(&key)
         {
-            if known.body != body {
+            if known.body != body && !crate::bug!("body_not_compared") {
                 let detail = format!(
                     "the idempotency key was used for something else: {:016x}, now {body:016x}",
                     known.body
@@ -344,6 +349,9 @@ impl Partition {
             Err(fault) => delivery.fail(token, fault, policy, now, random)?,
         };
         self.change(id.number, change);
+        if crate::bug!("dead_letters_dropped") {
+            let _ = self.discard(id, "no attempt is left".into(), now);
+        }
         self.expire(id.number);
         Ok(())
     }
@@ -636,7 +644,7 @@ impl Partition {
         let Some(live) = self.deliveries.get(&number) else { return };
         if change.settles() {
             record::encode_settled(&live.delivery, &change, &mut self.records);
-        } else {
+        } else if !(crate::bug!("redrive_in_memory") && change == Change::Redriven) {
             record::encode_changed(number, &change, &mut self.records);
         }
         self.apply_change(number, change, spot);
@@ -664,7 +672,7 @@ impl Partition {
                     return Err(Corrupt::Contradiction("a delivery is missing"));
                 }
                 self.scalars.totals.accepted += 1;
-                if let Some(key) = key {
+                if let Some(key) = key.filter(|_| keep || !crate::bug!("keys_in_memory")) {
                     self.set_key(key, spot.commit);
                 }
                 if let Some(source) = source {
@@ -706,7 +714,10 @@ impl Partition {
         weight: usize,
     ) {
         let agent = self.lines.agent(&delivery.agent);
-        let delivery = delivery.kept(&agent);
+        let mut delivery = delivery.kept(&agent);
+        if message.is_none() && crate::bug!("schedules_in_memory") {
+            delivery.next_attempt_at = None;
+        }
         let number = delivery.id.number;
         if delivery.strict && delivery.state != State::Dead {
             self.lines.enter(&agent, number);
@@ -805,7 +816,9 @@ impl Partition {
 
     fn expire(&mut self, number: u64) {
         let live = self.deliveries.get(&number);
-        if live.is_some_and(|live| live.delivery.is_expired(self.scalars.time)) {
+        if live.is_some_and(|live| live.delivery.is_expired(self.scalars.time))
+            && !crate::bug!("expiry_unnoticed")
+        {
             self.change(number, Change::Expired);
         }
     }

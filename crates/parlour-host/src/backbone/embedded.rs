@@ -262,7 +262,8 @@ fn settle(connection: Connection) -> rusqlite::Result<Connection> {
     connection.busy_timeout(Duration::from_secs(10))?;
     connection.pragma_update(None, "journal_mode", "wal")?;
     // Each transaction is on the disk when its commit returns.
-    connection.pragma_update(None, "synchronous", "full")?;
+    let synchronous = if parlour_core::bug!("no_fsync") { "off" } else { "full" };
+    connection.pragma_update(None, "synchronous", synchronous)?;
     // The writer does this itself: SQLite keeps to itself what goes wrong when it does.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     Ok(connection)

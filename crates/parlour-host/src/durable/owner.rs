@@ -257,7 +257,7 @@ impl Owner {
                 let Some((position, _)) = commits.last() else { break };
                 next = position.next();
                 for (position, commit) in commits {
-                    if position > seen {
+                    if position > seen && !parlour_core::bug!("view_not_made_again") {
                         let settled = settled_in(&commit)?;
                         self.view.add(self.id, position, settled);
                     }
@@ -513,6 +513,9 @@ impl Owner {
 
     /// Writes what was decided, and then tells it.
     async fn commit(&mut self) -> Result<(), BackboneError> {
+        if parlour_core::bug!("acknowledged_before_written") {
+            self.answers.drain(..).for_each(Answered::send);
+        }
         if let Some(Commit { previous, bytes, changed, settled }) = self.partition.take_commit() {
             self.size += bytes.len() as u64;
             let position = self.append(previous, bytes).await?;
@@ -733,7 +736,8 @@ impl Owner {
             let count = commits.len();
             let mut gone = 0;
             for (position, commit) in commits {
-                let is_needed = position > self.partition.needless();
+                let is_needed = position > self.partition.needless()
+                    && !parlour_core::bug!("retention_takes_all");
                 let is_old = time_of(&commit)? < oldest;
                 if is_needed || !(is_old || self.size > most) {
                     break;

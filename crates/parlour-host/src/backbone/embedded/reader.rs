@@ -78,7 +78,7 @@ impl Reader {
                 break;
             }
             let position = position_of(id);
-            if checksum(id, commit) != sum {
+            if checksum(id, commit) != sum && !parlour_core::bug!("damage_unnoticed") {
                 let error = format!("commit {} of partition {partition} is damaged", position.0);
                 return Err(BackboneError::Damaged(error));
             }

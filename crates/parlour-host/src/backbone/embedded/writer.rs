@@ -129,7 +129,9 @@ impl Writer {
         let mut admitted: Vec<Append> = Vec::with_capacity(appends.len());
         for append in appends {
             let is_first = admitted.iter().all(|it| it.partition != append.partition);
-            if is_first && append.last == self.logs.last(append.partition) {
+            let is_next = append.last == self.logs.last(append.partition)
+                || parlour_core::bug!("position_ignored");
+            if is_first && is_next {
                 admitted.push(append);
             } else {
                 let _ = append.done.send(Err(BackboneError::Fenced));
@@ -139,9 +141,22 @@ impl Writer {
             return;
         }
         let mut written = self.write(&admitted, SLICE);
-        if matches!(written, Err(BackboneError::Full(_))) && self.reserve.give() {
+        if matches!(written, Err(BackboneError::Full(_)))
+            && !parlour_core::bug!("reserve_kept")
+            && self.reserve.give()
+        {
             written = self.write(&admitted, SLICE);
         }
+        written = match written {
+            Err(BackboneError::Failed(_)) if parlour_core::bug!("fsync_tried_again") => {
+                self.failed = None;
+                self.write(&admitted, SLICE)
+            }
+            Err(BackboneError::Full(_)) if parlour_core::bug!("full_disk_unnoticed") => {
+                Ok(self.logs.next())
+            }
+            written => written,
+        };
         for append in admitted {
             let _ = append.done.send(written.clone());
         }

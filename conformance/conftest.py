@@ -109,6 +109,21 @@ def _start_rooms():
 
 
 @pytest.fixture
+def kept(tmp_path):
+    """Opens hosts on one data directory, one after the other."""
+    rooms = []
+
+    def start(**settings):
+        rooms.append(Room(data=tmp_path / "data", **settings))
+        return rooms[-1]
+
+    yield start
+    for room in rooms:
+        if room.process.poll() is None:
+            assert room.stop() == 0, "".join(room.stderr)
+
+
+@pytest.fixture
 def say(capsys):
     """Prints a figure where a person sees it, captured output or not."""
 

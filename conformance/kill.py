@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlencode
@@ -97,6 +98,8 @@ class Storm:
         """Requests that wait for their answers."""
         self.struck = 0
         """How often the host ended while there were some."""
+        self.missed: Counter = Counter()
+        """How often in a row a strike waited for a call that was not made."""
         self.lives = random.Random(f"{seed} lives")
         self.is_calm, self.is_over = threading.Event(), threading.Event()
         self.known: list[str] = []
@@ -319,7 +322,10 @@ class Reader:
         elif status == 200:
             found = json.loads(body)
             if found["state"] == "completed":
-                reply = self.client.ask("GET", f"/v1/deliveries/{name}/reply")[1].decode()
+                status, body = self.client.ask("GET", f"/v1/deliveries/{name}/reply")
+                if status != 200:
+                    return
+                reply = body.decode()
             self.log.write("saw", id=name, state=found["state"], generation=found["generation"], reply=reply)
 
 

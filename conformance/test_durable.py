@@ -14,7 +14,7 @@ import pytest
 
 from kill import Storm, killed
 from parlour_v1 import Channel, Field, Kind, frame
-from room import BINARY, Room, eventually, worker
+from room import BINARY, eventually, worker
 
 
 def send(room, agent="echo/k", body=b"hello", expect=202, **headers) -> dict:
@@ -47,21 +47,6 @@ def ended(room, name, timeout=20.0) -> dict:
 
 def levels(found) -> list[str]:
     return [step["level"] for step in found["steps"]]
-
-
-@pytest.fixture
-def kept(tmp_path):
-    """Opens hosts on one data directory, one after the other."""
-    rooms = []
-
-    def start(**settings):
-        rooms.append(Room(data=tmp_path / "data", **settings))
-        return rooms[-1]
-
-    yield start
-    for room in rooms:
-        if room.process.poll() is None:
-            assert room.stop() == 0, "".join(room.stderr)
 
 
 # A life

@@ -1,0 +1,154 @@
+#!/usr/bin/env python3
+"""Shows that the tests of durable messages find what they are there to find: each mistake that can be
+planted in a host, and the test that has to fail then.
+
+The host is that of a build with the feature `planted-bugs`, which is in no release; `PARLOUR_BUG` names
+the mistake that it makes. Without a mistake, each of the tests has to pass on that build.
+
+    scripts/torture controls [NAME …]
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+from room import BINARY, ROOT
+
+CRASH, DISK, DURABLE, PROMISES = (
+    f"conformance/test_{name}.py::test_" for name in ("crash", "disk", "durable", "promises")
+)
+RUST = "rust::"
+
+# The mistake, what is wrong then, and the test that finds it.
+MISTAKES = {
+    "acknowledged_before_written": (
+        "an acknowledgement does not wait for the disk",
+        CRASH + "a_host_that_is_killed_at_a_certain_call_loses_nothing",
+    ),
+    "no_fsync": (
+        "what is written is not synced (`synchronous=OFF`)",
+        CRASH + "what_was_acknowledged_survives_that_the_power_is_cut[ext4]",
+    ),
+    "fsync_tried_again": (
+        "after a failed fsync the same is written again, and acknowledged",
+        CRASH + "after_an_fsync_that_failed_once_nothing_more_is_acknowledged",
+    ),
+    "full_disk_unnoticed": (
+        "what a full disk does not take is acknowledged",
+        DISK + "a_full_disk_refuses_what_is_new_and_what_was_accepted_goes_on",
+    ),
+    "reserve_kept": (
+        "the reserve is not given back when the disk is full",
+        DISK + "a_full_disk_refuses_what_is_new_and_what_was_accepted_goes_on",
+    ),
+    "damage_unnoticed": (
+        "a commit whose checksum is wrong is believed",
+        CRASH + "a_commit_that_is_damaged_is_noticed_and_nothing_is_made_of_it",
+    ),
+    "position_ignored": (
+        "a second owner of a partition may write too",
+        RUST + "of_two_commits_for_one_position_one_is_refused",
+    ),
+    "attempts_in_memory": (
+        "a restart counts attempts anew",
+        PROMISES + "failures_are_counted_through_restarts_and_the_last_is_the_end",
+    ),
+    "losses_unlimited": (
+        "attempts that were lost have no maximum",
+        DURABLE + "a_killed_host_does_not_forget_how_often_it_tried",
+    ),
+    "late_reply_taken": (
+        "the fencing token of a reply is not checked",
+        RUST + "what_an_old_attempt_says_is_refused",
+    ),
+    "keys_in_memory": (
+        "a restart forgets idempotency keys",
+        PROMISES + "one_that_is_sent_a_hundred_times_at_once_before_and_after_a_restart_is_one",
+    ),
+    "body_not_compared": (
+        "another body under a known key is answered as if it were the same",
+        DURABLE + "the_same_key_is_accepted_once_however_often_it_is_sent",
+    ),
+    "order_swapped": (
+        "of what waits for one agent the last begins first",
+        PROMISES + "sixteen_workers_begin_what_two_hundred_keys_have_in_order_and_lose_nothing",
+    ),
+    "strict_order_ignored": (
+        "one that asks for strict order does not wait for the one before",
+        RUST + "one_that_waits_lets_later_ones_pass_unless_they_ask_for_order",
+    ),
+    "schedules_in_memory": (
+        "a restart forgets when a message is to be delivered",
+        PROMISES + "what_is_to_come_later_comes_after_a_restart_and_not_sooner",
+    ),
+    "expiry_unnoticed": (
+        "what has expired is delivered",
+        PROMISES + "what_is_to_come_later_comes_after_a_restart_and_not_sooner",
+    ),
+    "redrive_in_memory": (
+        "that a dead letter was sent back is not written",
+        PROMISES + "dead_letters_that_are_sent_back_when_the_host_is_killed_are_in_one_place_each",
+    ),
+    "dead_letters_dropped": (
+        "what failed for good is given up",
+        DURABLE + "a_dead_letter_has_its_whole_story_and_what_was_to_be_delivered",
+    ),
+    "retention_takes_all": (
+        "what is too old is let go, ended or not",
+        PROMISES + "retention_takes_nothing_that_has_not_ended",
+    ),
+    "view_not_made_again": (
+        "a view of what has ended that was lost stays empty",
+        DURABLE + "what_waited_and_what_has_ended_is_there_after_a_restart",
+    ),
+}  # fmt: skip
+
+
+def run(test: str, mistake="") -> tuple[str, str]:
+    """Whether a test passes, fails or is skipped at a host that makes this mistake, and what it printed."""
+    env = {**os.environ, "PARLOUR_BUG": mistake}
+    if test.startswith(RUST):
+        only = f"test(/::{test.removeprefix(RUST)}$/)"
+        command = ["cargo", "nextest", "run", "--workspace", "--all-features", "--locked", "-E", only]
+    else:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-rs", test]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    failed = 100 if test.startswith(RUST) else 1
+    if done.returncode == 0:
+        return ("skipped" if "SKIPPED" in done.stdout else "passed"), said
+    return ("failed" if done.returncode == failed else "broken"), said
+
+
+def main(names: list[str]):
+    unknown = set(names) - MISTAKES.keys()
+    if unknown:
+        sys.exit(f"no such mistake: {', '.join(sorted(unknown))}; there are {', '.join(MISTAKES)}")
+    if b"PARLOUR_BUG" not in BINARY.read_bytes():
+        sys.exit(f"{BINARY} makes no mistakes: build it with --features planted-bugs")
+    mistakes = {name: MISTAKES[name] for name in names or MISTAKES}
+    wrong = []
+    for test in dict.fromkeys(test for _, test in mistakes.values()):
+        outcome, said = run(test)
+        if outcome not in ("passed", "skipped"):
+            print(said)
+            sys.exit(f"controls: without a mistake {outcome}: {test}")
+    print("| mistake | what is wrong then | found by | |\n| --- | --- | --- | --- |", flush=True)
+    for name, (what, test) in mistakes.items():
+        began = time.monotonic()
+        outcome, said = run(test, name)
+        found = {"failed": f"in {time.monotonic() - began:.0f} s"}.get(outcome, outcome.upper())
+        print(f"| `{name}` | {what} | `{test.rsplit('::', 1)[1]}` | {found} |", flush=True)
+        if outcome in ("passed", "broken"):
+            wrong.append(name)
+            print(said, file=sys.stderr)
+    if wrong:
+        sys.exit(f"controls: FAILED: not found: {', '.join(wrong)}")
+    print(f"controls: each of {len(mistakes)} mistakes was looked for")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -38,7 +38,7 @@ MISTAKES = {
     ),
     "full_disk_unnoticed": (
         "what a full disk does not take is acknowledged",
-        DISK + "a_full_disk_refuses_what_is_new_and_what_was_accepted_goes_on",
+        DISK + "a_disk_without_a_byte_left_has_nothing_told_that_it_does_not_keep",
     ),
     "reserve_kept": (
         "the reserve is not given back when the disk is full",

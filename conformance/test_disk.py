@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import resource
@@ -120,3 +122,47 @@ def test_after_a_failed_fsync_nothing_is_acknowledged(tmp_path, fails):
 def status_of(pid: int) -> str:
     with open(f"/proc/{pid}/status") as status:
         return status.read()
+
+
+def fill_up(directory):
+    """Leaves no byte on this disk."""
+    with (directory / "last").open("ab", buffering=0) as last:
+        for size in (1 << 16, 1 << 12):
+            with contextlib.suppress(OSError):
+                while last.write(bytes(size)):
+                    pass
+
+
+def test_a_disk_without_a_byte_left_has_nothing_told_that_it_does_not_keep(small_disk):
+    room = Room(data=small_disk / "data")
+    try:
+        names = [send(room, f"late/{number}")["id"] for number in range(5)]
+        # What is given back of the reserve is taken, too.
+        refused = []
+        while len(refused) < 3:
+            fill_up(small_disk)
+            answer = room.http("POST", "/v1/agents/late/k/deliveries", os.urandom(100_000))
+            assert answer.status in (202, 507), answer.body
+            refused += [answer.status] if answer.status == 507 else []
+        fill_up(small_disk)
+        told = {}
+        with worker(room.url, "late", "--", "true"):
+            for _ in range(20):
+                for name in names:
+                    answer = room.http("GET", f"/v1/deliveries/{name}")
+                    assert answer.status in (200, 507), (answer.status, answer.body)
+                    if answer.status == 200:
+                        told[name] = json.loads(answer.body)
+                if room.http("GET", "/readyz").status != 200:
+                    room.kill()
+                    break
+        assert room.process.poll() is not None, "the disk was not full"
+        (small_disk / "last").unlink()
+        room = Room(data=small_disk / "data")
+        for name in names:
+            now = look(room, name)
+            assert now["generation"] >= told[name]["generation"], (told[name], now)
+        with worker(room.url, "late", "--", "true"):
+            assert all(ended(room, name)["state"] == "completed" for name in names)
+    finally:
+        room.kill()

@@ -518,7 +518,7 @@ impl Owner {
         }
         if let Some(Commit { previous, bytes, changed, settled }) = self.partition.take_commit() {
             self.size += bytes.len() as u64;
-            let position = self.append(previous, bytes).await?;
+            let position = self.append(previous, bytes, &changed).await?;
             self.partition.appended(position);
             // A commit that ends nothing is none of the view's business: where it reads again, it
             // passes over those.
@@ -558,11 +558,13 @@ impl Owner {
         it.keys.inc_by(keys as i64 - had as i64);
     }
 
-    /// Writes a commit, and waits for room on the disk where there is none.
+    /// Writes a commit, and waits for room on the disk where there is none. `changed` are the
+    /// deliveries that it says something of.
     async fn append(
         &mut self,
         previous: Position,
         bytes: Bytes,
+        changed: &[u64],
     ) -> Result<Position, BackboneError> {
         let shared = self.durable.0.clone();
         loop {
@@ -572,7 +574,7 @@ impl Owner {
                     shared.failure.lock().get_or_insert(error);
                     let until = Instant::now() + FULL_REST;
                     while let Ok(Some(input)) = timeout_at(until, self.inbox.recv()).await {
-                        self.handle_while_full(input);
+                        self.handle_while_full(input, changed);
                     }
                 }
                 appended => {
@@ -603,9 +605,11 @@ impl Owner {
         accepts.into_iter().for_each(Answered::send);
     }
 
-    /// Reading goes on while a commit waits for room: also of what that commit says.
-    fn handle_while_full(&mut self, input: Input) {
+    /// Reading goes on while a commit waits for room, but not of what that commit says.
+    fn handle_while_full(&mut self, input: Input, changed: &[u64]) {
         match input {
+            // Whoever asked is told why there is no answer.
+            Input::Get(id, ..) if changed.contains(&id.number) => {}
             Input::Get(id, _, answer) => {
                 let found = self.partition.get(id).cloned();
                 let _ = answer.send(found.map(|it| Found::Live(Box::new(it))));

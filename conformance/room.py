@@ -84,10 +84,9 @@ class Room:
             self.url = listening.get(timeout=15)
         except queue.Empty:
             self.url = None
+            self.process.kill()
         if self.url is None:
-            if self.process.poll() is None and not self.stderr:
-                self.process.kill()
-            raise NotStarted(self.process.wait(5), "".join(self.stderr))
+            raise NotStarted(self.process.wait(), "".join(self.stderr))
         self.host, port = self.url.removeprefix("http://").rsplit(":", 1)
         self.port = int(port)
         self.address = (self.host, self.port)

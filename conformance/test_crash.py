@@ -3,16 +3,19 @@ that are damaged. `scripts/torture controls` shows which mistakes of a host each
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import signal
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from crash import FILE_SYSTEMS, Disk, Torn, fsync_fails, killed_at, power_cut, strace
+from crash import FILE_SYSTEMS, Disk, Torn, fsync_fails, killed_at, power_cut, stopped, strace
 from kill import Storm
-from room import Room
-from test_durable import look, send
+from room import Room, eventually, worker
+from test_durable import ended, look, send
 
 
 @pytest.fixture
@@ -48,6 +51,53 @@ def test_what_was_acknowledged_survives_that_the_power_is_cut(storm, tmp_path, k
     with Disk(tmp_path, kind) as disk:
         storm([power_cut(disk, reached)] * 10, reached, disk.path / "data")
     assert reached[kind] == 10
+
+
+def sync(path):
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def test_the_view_of_what_has_ended_knows_all_of_it_after_a_power_cut(tmp_path):
+    with Disk(tmp_path, "xfs") as disk:
+        data = disk.path / "data"
+        log = data / "view.db-wal"
+        room, names = Room(data=data), []
+
+        def turn():
+            with log.open("rb") as file:
+                return file.read(24)[16:]
+
+        def settle(_):
+            names.append(send(room, f"echo/{len(names) % 50}")["id"])
+            return ended(room, names[-1])
+
+        with worker(room.url, "echo"), ThreadPoolExecutor(8) as pool:
+            list(pool.map(settle, range(200)))
+        assert room.stop() == 0
+        # What the kernel has written in its own time is the view of then, …
+        sync(data / "view.db")
+        room = Room(data=data)
+        with worker(room.url, "echo"), ThreadPoolExecutor(8) as pool:
+            settle(0)
+            first = turn()
+            while turn() == first and len(names) < 20_000:
+                list(pool.map(settle, range(100)))
+        assert turn() != first, "its log has never been moved"
+        # … and the log that was begun anew since.
+        sync(log)
+        room.signal(signal.SIGSTOP)
+        eventually(lambda: stopped(room.pid), what="the stop")
+        disk.cut()
+        room.kill()
+        disk.unmount()
+        disk.mount()
+        room = Room(data=data)
+        try:
+            gone = [it for it in names if room.http("GET", f"/v1/deliveries/{it}").status != 200]
+            assert not gone, f"{len(gone)} of {len(names)} are not known"
+        finally:
+            room.kill()
 
 
 def test_each_acknowledgement_waits_for_an_fsync_of_its_own(tmp_path):

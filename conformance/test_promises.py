@@ -158,7 +158,7 @@ def test_what_is_to_come_later_comes_after_a_restart_and_not_sooner(kept):
     room = kept()
     assert look(room, later) == before
     with worker(room.url, "late"):
-        found = {name: ended(room, name) for name in (soon, later, short, long)}
+        found = {name: ended(room, name, timeout=8) for name in (soon, later, short, long)}
     assert [found[name]["state"] for name in (soon, later, short, long)] == [
         "completed", "completed", "expired", "completed",
     ]  # fmt: skip

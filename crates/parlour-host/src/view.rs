@@ -109,8 +109,10 @@ pub(crate) fn forget(dir: &Path) -> io::Result<()> {
 
 fn tables(connection: Connection) -> rusqlite::Result<Connection> {
     connection.pragma_update(None, "journal_mode", "wal")?;
-    // What a power cut takes is read from the logs again.
-    connection.pragma_update(None, "synchronous", "off")?;
+    // What a power cut takes of the end is read from the logs again. Before that it must be whole, as
+    // it says up to where it knows them.
+    let synchronous = if parlour_core::bug!("view_not_synced") { "off" } else { "normal" };
+    connection.pragma_update(None, "synchronous", synchronous)?;
     let format: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if format != FORMAT {
         connection.execute_batch(&format!(

@@ -24,7 +24,7 @@ from pathlib import Path
 
 SETTLED = ("completed", "cancelled", "expired")
 # By how many milliseconds the clocks of two programs may differ.
-SKEW = 20
+SKEW = 100
 TERMS = ("completed", "cancelled", "expired", "discarded", "dead", "waiting", "in_flight")
 
 # What must not be, and what it means when it is.

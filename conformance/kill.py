@@ -145,8 +145,11 @@ class Storm:
 
     def live(self):
         """Lets the host go on for any time: not to wait for anything, but as what comes comes at any
-        time."""
+        time. That is from its start on, when it still reads its logs, or from when it acknowledges."""
         assert self.room is not None
+        known = len(self.known)
+        if self.lives.random() < 0.7:
+            eventually(lambda: len(self.known) > known, timeout=30, what="an acknowledgement")
         time.sleep(self.lives.uniform(*LIVES))
         assert self.room.process.poll() is None, "it ended by itself:\n" + "".join(self.room.stderr)
         self.struck += self.asking > 0

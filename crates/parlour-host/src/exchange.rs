@@ -123,11 +123,13 @@ const DROPPED_NAMES: usize = 64;
 
 impl Exchange {
     pub(crate) fn new(config: Arc<Config>) -> Self {
-        let started_unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // One right after the other, or all times would be off by what came in between.
+        let (started, started_unix) = (Instant::now(), SystemTime::now());
+        let started_unix = started_unix.duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(Arc::new(Inner {
             metrics: Arc::new(Metrics::new(&config)),
             config,
-            clock: Clock { started: Instant::now(), started_unix },
+            clock: Clock { started, started_unix },
             directory: ArcSwap::default(),
             peers: Mutex::default(),
             changes: watch::Sender::new(()),

@@ -162,7 +162,7 @@ impl Lines {
                 continue;
             };
             let swapped = crate::bug!("order_swapped").then(|| line.ready.last()).flatten();
-            let first = swapped.or(line.ready.first()).copied();
+            let first = swapped.or_else(|| line.ready.first()).copied();
             let answer = first.map(|number| (number, gate(&agent)));
             let mut begins = None;
             let mut stays = false;

@@ -51,7 +51,7 @@ MISTAKES = {
     ),
     "position_ignored": (
         "a second owner of a partition may write too",
-        RUST + "of_two_commits_for_one_position_one_is_refused",
+        RUST + "of_two_commits_behind_the_same_one_the_second_is_refused",
     ),
     "attempts_in_memory": (
         "a restart counts attempts anew",

@@ -233,7 +233,8 @@ impl Partition {
             .map(|it| (it.delivery.id, it.delivery.token, policy(&it.agent.agent_type)))
             .collect();
         if crate::bug!("attempts_in_memory") {
-            for Live { delivery, .. } in self.deliveries.values_mut() {
+            for live in self.deliveries.values_mut() {
+                let Live { delivery, .. } = &mut **live;
                 (delivery.attempt, delivery.failed, delivery.lost) = (1, 0, 0);
             }
         }

@@ -14,6 +14,7 @@ mod delivery;
 mod id;
 mod line;
 mod log;
+mod outbox;
 mod partition;
 mod policy;
 mod record;
@@ -24,7 +25,9 @@ pub use commit::{Commit, Place, Settled, Totals, previous_of, record_at, settled
 pub use delivery::{Change, Counts, Delivery, Level, MAX_STEPS, Stale, State, Step};
 pub use id::{DeliveryId, PartitionId, Position, Timestamp};
 pub use line::Gate;
-pub use partition::{Accept, Accepted, Partition, Standing, Start, Tally};
+pub use partition::{
+    Accept, Accepted, Handover, Partition, Publish, Published, Standing, Start, Tally,
+};
 pub use policy::RetryPolicy;
-pub use record::{Corrupt, FORMAT, KeyEntry, Message, MessageKind, Record, Source};
+pub use record::{Corrupt, FORMAT, KeyEntry, Message, MessageKind, Owed, Record, Source};
 pub use room::{AgentSettings, Rate, RoomSettings};

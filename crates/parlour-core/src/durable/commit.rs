@@ -66,6 +66,8 @@ pub struct Totals {
     pub cancelled: u64,
     pub expired: u64,
     pub discarded: u64,
+    /// And how many events were published.
+    pub published: u64,
 }
 
 impl Totals {
@@ -163,12 +165,14 @@ pub fn record_at(commit: &Bytes, offset: u32) -> Result<Record, Corrupt> {
 pub(super) fn write_header(scalars: &Scalars, out: &mut Vec<u8>) {
     out.push(FORMAT);
     let Scalars { time, epoch, previous, base, totals } = scalars;
-    let Totals { accepted, completed, cancelled, expired, discarded } = *totals;
+    let Totals { accepted, completed, cancelled, expired, discarded, published } = *totals;
     let mut w = Writer(out);
     for number in [time.0, u64::from(*epoch), previous.0, base.0] {
         w.number(number);
     }
-    [accepted, completed, cancelled, expired, discarded].into_iter().for_each(|n| w.number(n));
+    for number in [accepted, completed, cancelled, expired, discarded, published] {
+        w.number(number);
+    }
 }
 
 pub(super) fn header(r: &mut Reader) -> Result<Scalars, Corrupt> {
@@ -189,6 +193,7 @@ pub(super) fn header(r: &mut Reader) -> Result<Scalars, Corrupt> {
             cancelled: r.number()?,
             expired: r.number()?,
             discarded: r.number()?,
+            published: r.number()?,
         },
     })
 }

@@ -58,6 +58,8 @@ pub struct Delivery {
     pub max_lost: u32,
     /// Whether earlier ones of its agent, if they ask for this too, have to end before it begins.
     pub strict: bool,
+    /// Of an event, the durable subscription that it is for.
+    pub subscription: Option<ByteString>,
     /// The generation in which the last attempt was dispatched.
     pub token: u64,
     /// The worker of the last attempt.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::directory::fnv1a;
-use crate::{AgentId, InvalidName};
+use crate::{AgentId, InvalidName, TopicType};
 
 /// A time of day in milliseconds since the Unix epoch, as the clock of the host tells it. It never
 /// goes back within one log.
@@ -40,6 +40,15 @@ impl PartitionId {
     pub fn of(agent: &AgentId, partitions: u16) -> Self {
         let name = agent.agent_type.as_str().bytes().chain([b'/']);
         let hash = fnv1a(name.chain(agent.key.as_str().bytes()));
+        Self::at(hash, partitions)
+    }
+
+    /// Which of so many keeps the events of a topic type, of whatever source.
+    pub fn of_topic(topic_type: &TopicType, partitions: u16) -> Self {
+        Self::at(fnv1a(topic_type.as_str().bytes()), partitions)
+    }
+
+    fn at(hash: u64, partitions: u16) -> Self {
         // Mixes the high bits into the low ones.
         Self(((hash ^ hash >> 32) % u64::from(partitions)) as u16)
     }

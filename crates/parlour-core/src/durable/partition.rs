@@ -11,7 +11,8 @@ use super::commit::{Commit, Place, Records, Scalars, Settled, Totals, header, wr
 use super::delivery::{Change, Delivery, Stale, State};
 use super::line::{Gate, Lines};
 use super::log::{Log, Number};
-use super::record::{self, Corrupt, KeyEntry, Message, Reader, Record, Source};
+use super::outbox::{Outbox, Owing};
+use super::record::{self, Corrupt, KeyEntry, Message, Owed, Reader, Record, Source};
 use super::{DeliveryId, PartitionId, Position, RetryPolicy, Timestamp};
 use crate::{AgentId, AgentType, Fault, FaultKind, MessageId, Reply, WorkerId};
 
@@ -36,6 +37,10 @@ pub struct Partition {
     keys: HashMap<u128, (KeyEntry, Number), foldhash::fast::RandomState>,
     keys_by_time: BTreeSet<(Timestamp, u128)>,
     sources: BTreeMap<PartitionId, (Source, Number)>,
+    /// What is owed of the events that were published here.
+    outbox: Outbox,
+    /// The deliveries of each durable subscription that have not ended, the earliest first.
+    subscriptions: BTreeMap<ByteString, BTreeSet<u64>>,
     /// The commits from which the state is made.
     log: Log,
     /// Numbers of those that wait, are in flight, and are dead: of all, and by agent type.
@@ -64,6 +69,8 @@ pub struct Standing {
     pub waiting: u64,
     pub in_flight: u64,
     pub dead: u64,
+    /// Not accepted yet, but owed by the log of a topic.
+    pub owed: u64,
 }
 
 /// How many deliveries to agents of one type are where.
@@ -97,6 +104,9 @@ struct Spot {
 
 /// Roughly what the record of a key takes.
 const KEY_BYTES: usize = 100;
+/// How long the log may wait to be told that an event is owed to nobody any more, if nothing else is to
+/// be written. Whoever has it knows that, and is not given it again.
+const PASS: Duration = Duration::from_secs(1);
 
 /// A message that is to be delivered.
 #[derive(Clone, Debug)]
@@ -118,8 +128,48 @@ pub struct Accept {
     pub strict: bool,
     /// Digests of its idempotency key and of its body, and for how long they are remembered.
     pub key: Option<(u128, u64, Duration)>,
-    /// Where it comes from, if a topic's log owes it.
+    /// Where it comes from, if a topic's log owes it, and for which durable subscription.
     pub source: Option<Source>,
+    /// That subscription's name.
+    pub subscription: Option<ByteString>,
+}
+
+/// An event that is owed to those who have subscribed.
+#[derive(Clone, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "built by the partition's owner")]
+pub struct Publish {
+    /// The event.
+    pub message: Message,
+    /// Whom it is owed to.
+    pub owed: Vec<Owed>,
+    /// As in [`Accept`].
+    pub key: Option<(u128, u64, Duration)>,
+}
+
+/// What a publish is answered with.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "read by every door")]
+pub struct Published {
+    /// The event.
+    pub id: MessageId,
+    /// Its conversation.
+    pub conversation: MessageId,
+    /// To how many it is owed.
+    pub recipients: u32,
+    /// Whether it is a new one. Otherwise it was published before, under the same key.
+    pub is_new: bool,
+}
+
+/// An event that is to be accepted by the partitions of those whom it is owed to.
+#[derive(Clone, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "carried out by the partition's owner")]
+pub struct Handover {
+    /// Which event of this log.
+    pub number: u64,
+    /// The event, or where it stands.
+    pub message: Result<Arc<Message>, Place>,
+    /// Whom it is owed to.
+    pub owed: Vec<(u32, Owed)>,
 }
 
 /// What an acceptance is answered with.
@@ -162,6 +212,8 @@ impl Partition {
             keys: HashMap::default(),
             keys_by_time: BTreeSet::new(),
             sources: BTreeMap::new(),
+            outbox: Outbox::default(),
+            subscriptions: BTreeMap::new(),
             log: Log::default(),
             standing: Standing::default(),
             tallies: HashMap::default(),
@@ -251,17 +303,7 @@ impl Partition {
     /// Takes a message that is to be delivered.
     pub fn accept(&mut self, accept: Accept, now: Timestamp) -> Result<Accepted, Fault> {
         self.advance(now);
-        if let Some((key, body, _)) = accept.key
-            && let Some((known, _)) = self.keys.get(&key)
-        {
-            if known.body != body && !crate::bug!("body_not_compared") {
-                let detail = format!(
-                    "the idempotency key was used for something else: {:016x}, now {body:016x}",
-                    known.body
-                );
-                return Err(Fault::new(FaultKind::Conflict, detail)
-                    .hint("use a new key for a new message, or send the same content again"));
-            }
+        if let Some(known) = self.remembered(accept.key)? {
             let (id, conversation) = (known.id, known.conversation.clone());
             return Ok(Accepted { id, conversation, is_new: false });
         }
@@ -271,7 +313,7 @@ impl Partition {
             number: self.scalars.totals.accepted + 1,
         };
         let now = self.scalars.time;
-        let Accept { agent, message, strict, .. } = accept;
+        let Accept { agent, message, strict, subscription, .. } = accept;
         let conversation = message.header.conversation.clone();
         let accepted = Accepted { id, conversation: conversation.clone(), is_new: true };
         let delivery = Delivery {
@@ -290,19 +332,55 @@ impl Partition {
             max_attempts: accept.max_attempts.max(1),
             max_lost: accept.max_lost.max(1),
             strict,
+            subscription,
             token: 0,
             worker: None,
             steps: Vec::new(),
         };
         let key = accept.key.map(|(key, body, window)| {
             let until = now.after(window);
-            KeyEntry { key, body, id, conversation, until }
+            KeyEntry { key, body, id, event: None, conversation, until }
         });
         let (delivery, message) = (Box::new(delivery), Box::new(message));
         self.write(Record::Accepted { delivery, key, source: accept.source, message });
         // It may have waited longer to be accepted than it may wait for an attempt.
         self.expire(id.number);
         Ok(accepted)
+    }
+
+    /// Takes an event that is owed to those who have subscribed.
+    pub fn publish(&mut self, publish: Publish, now: Timestamp) -> Result<Published, Fault> {
+        self.advance(now);
+        if let Some(known) = self.remembered(publish.key)?
+            && let Some((id, recipients)) = known.event.clone()
+        {
+            let conversation = known.conversation.clone();
+            return Ok(Published { id, conversation, recipients, is_new: false });
+        }
+        let Publish { message, owed, key } = publish;
+        let number = self.scalars.totals.published + 1;
+        let (id, conversation) = (message.header.id.clone(), message.header.conversation.clone());
+        let recipients = owed.len() as u32;
+        let key = key.map(|(key, body, window)| KeyEntry {
+            key,
+            body,
+            id: DeliveryId { partition: self.id, epoch: self.scalars.epoch, number },
+            event: Some((id.clone(), recipients)),
+            conversation: conversation.clone(),
+            until: self.scalars.time.after(window),
+        });
+        let owed = (0..).zip(owed).collect();
+        self.write(Record::Published { number, owed, key, message: Box::new(message) });
+        Ok(Published { id, conversation, recipients, is_new: true })
+    }
+
+    /// The partition of one whom an event is owed to has it.
+    pub fn taken(&mut self, number: u64, index: u32, now: Timestamp) {
+        self.advance(now);
+        if self.outbox.taken(number, index) {
+            let due = self.scalars.time.after(PASS);
+            self.outbox.due.get_or_insert(due);
+        }
     }
 
     /// Whether what `source` names, or something behind it, has been accepted from that log.
@@ -405,6 +483,9 @@ impl Partition {
     /// Ends what has expired, and has what is due begin when its turn comes.
     pub fn handle_timeout(&mut self, now: Timestamp) {
         self.advance(now);
+        if self.outbox.due.is_some_and(|due| due <= self.scalars.time) {
+            self.pass();
+        }
         while let Some(&(at, number)) = self.timers.first()
             && at <= self.scalars.time
         {
@@ -453,7 +534,19 @@ impl Partition {
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         let key = self.keys_by_time.first().map(|(at, _)| *at);
         let timer = self.timers.first().map(|(at, _)| *at);
-        [key, timer].into_iter().flatten().min()
+        [key, timer, self.outbox.due].into_iter().flatten().min()
+    }
+
+    /// The next event that is to be handed to those whom it is owed to: the earliest first, each once
+    /// since the partition was opened. Ask until there is none, and only for what is on disk.
+    pub fn poll_owed(&mut self) -> Option<Handover> {
+        let (number, owing) = self.outbox.poll()?;
+        let owed = owing.left.iter().map(|(index, owed)| (*index, owed.clone())).collect();
+        let message = owing
+            .message
+            .clone()
+            .ok_or(Place { position: self.log.position(owing.commit), offset: owing.offset });
+        Some(Handover { number, message, owed })
     }
 
     /// The oldest commit that the state is made from, if the log behind it has become much longer than
@@ -490,7 +583,14 @@ impl Partition {
                 }
                 Record::KeyCarried(key) => self.carry_key(&key, number),
                 Record::SourceCarried(source) => self.carry_source(&source, number),
-                Record::Changed { .. } | Record::Settled { .. } => {}
+                Record::Published { number: event, key, message, .. } => {
+                    self.carry_owed(event, &message, spot);
+                    key.iter().for_each(|key| self.carry_key(key, number));
+                }
+                Record::OwedCarried { number: event, message, .. } => {
+                    self.carry_owed(event, &message, spot);
+                }
+                Record::Changed { .. } | Record::Settled { .. } | Record::Passed { .. } => {}
             }
         }
         Ok(())
@@ -498,9 +598,11 @@ impl Partition {
 
     /// The records since the last commit, if there are any.
     pub fn take_commit(&mut self) -> Option<Commit> {
-        if !std::mem::take(&mut self.is_open) {
+        if !self.is_open {
             return None;
         }
+        self.pass();
+        self.is_open = false;
         self.let_go();
         let mut bytes = Vec::with_capacity(64 + self.records.len());
         write_header(&Scalars { totals: self.before, ..self.scalars }, &mut bytes);
@@ -556,7 +658,16 @@ impl Partition {
 
     /// How many deliveries are where.
     pub fn standing(&self) -> Standing {
-        self.standing
+        Standing { owed: self.outbox.owed, ..self.standing }
+    }
+
+    /// How many deliveries of each durable subscription have not ended, and since when the oldest is
+    /// accepted.
+    pub fn subscriptions(&self) -> impl Iterator<Item = (&ByteString, usize, Timestamp)> {
+        self.subscriptions.iter().filter_map(|(name, numbers)| {
+            let oldest = self.get_by_number(*numbers.first()?)?;
+            Some((name, numbers.len(), oldest.accepted_at))
+        })
     }
 
     /// How many deliveries to agents of this type are where.
@@ -608,6 +719,28 @@ impl Partition {
     fn advance(&mut self, now: Timestamp) {
         if !self.is_open {
             self.scalars.time = self.scalars.time.max(now);
+        }
+    }
+
+    /// What is remembered under a key.
+    fn remembered(&self, key: Option<(u128, u64, Duration)>) -> Result<Option<&KeyEntry>, Fault> {
+        let Some((key, body, _)) = key else { return Ok(None) };
+        let Some((known, _)) = self.keys.get(&key) else { return Ok(None) };
+        if known.body == body || crate::bug!("body_not_compared") {
+            return Ok(Some(known));
+        }
+        let known = known.body;
+        let detail = format!(
+            "the idempotency key was used for something else: {known:016x}, now {body:016x}"
+        );
+        Err(Fault::new(FaultKind::Conflict, detail)
+            .hint("use a new key for a new message, or send the same content again"))
+    }
+
+    /// Writes up to which event nobody is owed any more.
+    fn pass(&mut self) {
+        if let Some(number) = self.outbox.passed() {
+            self.write(Record::Passed { number });
         }
     }
 
@@ -703,8 +836,60 @@ impl Partition {
             }
             Record::KeyCarried(key) => self.set_key(key, spot.commit),
             Record::SourceCarried(source) => self.set_source(source, spot.commit),
+            Record::Published { number, owed, key, message } => {
+                if number != self.scalars.totals.published + 1 {
+                    return Err(Corrupt::Contradiction("an event is missing"));
+                }
+                self.scalars.totals.published = number;
+                if let Some(key) = key {
+                    self.set_key(key, spot.commit);
+                }
+                if !owed.is_empty() {
+                    self.owe(number, owed, keep.then_some(message), spot, weight);
+                }
+            }
+            Record::OwedCarried { number, owed, message } => {
+                self.owe(number, owed, keep.then_some(message), spot, weight);
+            }
+            Record::Passed { number } => {
+                for owing in self.outbox.pass(number) {
+                    self.forget(&owing);
+                }
+            }
         }
         Ok(())
+    }
+
+    fn owe(
+        &mut self,
+        number: u64,
+        owed: Vec<(u32, Owed)>,
+        message: Option<Box<Message>>,
+        spot: Spot,
+        weight: usize,
+    ) {
+        let message = self.keep(message);
+        let Spot { commit, offset } = spot;
+        let left = owed.into_iter().collect();
+        self.log.hold(commit);
+        self.live_bytes += weight;
+        let owing = Owing { commit, offset, weight, message, left };
+        if let Some(old) = self.outbox.insert(number, owing) {
+            self.forget(&old);
+        }
+    }
+
+    fn forget(&mut self, owing: &Owing) {
+        self.loaded -= owing.message.as_ref().map_or(0, |message| message.weight());
+        self.live_bytes -= owing.weight;
+        self.log.release(owing.commit);
+    }
+
+    /// Holds a message in memory, if there is room.
+    fn keep(&mut self, message: Option<Box<Message>>) -> Option<Arc<Message>> {
+        let message = message.filter(|message| self.loaded + message.weight() <= self.memory);
+        self.loaded += message.as_ref().map_or(0, |message| message.weight());
+        message.map(|message| Arc::new(*message))
     }
 
     fn insert(
@@ -724,9 +909,10 @@ impl Partition {
             self.lines.enter(&agent, number);
         }
         self.count(&agent.agent_type, delivery.state, weight, true);
-        let message = message.filter(|message| self.loaded + message.weight() <= self.memory);
-        self.loaded += message.as_ref().map_or(0, |message| message.weight());
-        let message = message.map(|message| Arc::new(*message));
+        if let Some(name) = &delivery.subscription {
+            self.subscriptions.entry(name.clone()).or_default().insert(number);
+        }
+        let message = self.keep(message);
         self.log.hold(spot.commit);
         self.live_bytes += weight;
         let live = Live { delivery, agent, message, timer: None, spot, weight };
@@ -766,6 +952,14 @@ impl Partition {
                 self.loaded -= live.message.as_ref().map_or(0, |message| message.weight());
                 self.live_bytes -= live.weight;
                 self.log.release(live.spot.commit);
+                if let Some(name) = &live.delivery.subscription
+                    && let Some(numbers) = self.subscriptions.get_mut(name)
+                {
+                    numbers.remove(&number);
+                    if numbers.is_empty() {
+                        self.subscriptions.remove(name);
+                    }
+                }
                 self.settled.push(Settled::new(spot.offset, live.delivery, change));
             }
         } else {
@@ -864,6 +1058,16 @@ impl Partition {
         let Some(live) = live.filter(|live| live.spot == spot) else { return };
         let delivery = Box::new(live.delivery.clone());
         self.write(Record::Carried { delivery, message: Box::new(message.clone()) });
+    }
+
+    fn carry_owed(&mut self, number: u64, message: &Message, spot: Spot) {
+        let owing = self.outbox.get(number);
+        let Some(owing) = owing.filter(|it| (it.commit, it.offset) == (spot.commit, spot.offset))
+        else {
+            return;
+        };
+        let owed = owing.left.iter().map(|(index, owed)| (*index, owed.clone())).collect();
+        self.write(Record::OwedCarried { number, owed, message: Box::new(message.clone()) });
     }
 
     fn carry_key(&mut self, key: &KeyEntry, commit: Number) {

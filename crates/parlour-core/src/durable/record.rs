@@ -5,7 +5,7 @@ use bytestring::ByteString;
 use thiserror::Error;
 
 use super::delivery::{Change, Counts, Delivery, Level, State, Step};
-use super::{DeliveryId, PartitionId, Position, Timestamp};
+use super::{DeliveryId, PartitionId, Timestamp};
 use crate::{
     AgentId, AgentType, Fault, FaultKind, Header, Key, MessageId, Metadata, Payload, Principal,
     TopicId, TopicType,
@@ -83,6 +83,41 @@ pub enum Record {
     KeyCarried(KeyEntry),
     /// A watermark, written again for the same reason.
     SourceCarried(Source),
+    /// An event was published.
+    Published {
+        /// Which one of this log.
+        number: u64,
+        /// Whom it is owed to, each by its place among all.
+        owed: Vec<(u32, Owed)>,
+        /// The key under which publishing it again changes nothing.
+        key: Option<KeyEntry>,
+        /// The event.
+        message: Box<Message>,
+    },
+    /// What is still owed of an event, written again so that the log before it can go.
+    OwedCarried {
+        /// Which one.
+        number: u64,
+        /// Whom it is owed to.
+        owed: Vec<(u32, Owed)>,
+        /// The event.
+        message: Box<Message>,
+    },
+    /// Nobody is owed any more what was published up to this one.
+    Passed {
+        /// Which one.
+        number: u64,
+    },
+}
+
+/// Whom an event is owed to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "the log has these and no others")]
+pub struct Owed {
+    /// The agent.
+    pub agent: AgentId,
+    /// The durable subscription that it is owed for, by its name; none for that of a worker.
+    pub subscription: Option<ByteString>,
 }
 
 /// What is remembered of a message that was accepted under an idempotency key.
@@ -93,8 +128,10 @@ pub struct KeyEntry {
     pub key: u128,
     /// A digest of what was sent under it.
     pub body: u64,
-    /// The delivery that came of it.
+    /// The delivery that came of it. Of an event, its number.
     pub id: DeliveryId,
+    /// Of an event, its name, and to how many it was owed.
+    pub event: Option<(MessageId, u32)>,
     /// Its conversation.
     pub conversation: MessageId,
     /// From here on the key is free.
@@ -107,9 +144,9 @@ pub struct KeyEntry {
 pub struct Source {
     /// Whose log.
     pub partition: PartitionId,
-    /// The commit.
-    pub position: Position,
-    /// Which of what that commit owes.
+    /// The event.
+    pub number: u64,
+    /// Which of those whom it is owed to.
     pub index: u32,
 }
 
@@ -139,6 +176,9 @@ mod kind {
     pub(super) const CARRIED: u8 = 4;
     pub(super) const KEY_CARRIED: u8 = 5;
     pub(super) const SOURCE_CARRIED: u8 = 6;
+    pub(super) const PUBLISHED: u8 = 7;
+    pub(super) const OWED_CARRIED: u8 = 8;
+    pub(super) const PASSED: u8 = 9;
 }
 
 /// The numbers of changes.
@@ -171,6 +211,18 @@ pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
         }),
         Record::KeyCarried(entry) => framed(kind::KEY_CARRIED, out, |w| w.key(entry)),
         Record::SourceCarried(source) => framed(kind::SOURCE_CARRIED, out, |w| w.source(source)),
+        Record::Published { number, owed, key, message } => framed(kind::PUBLISHED, out, |w| {
+            w.number(*number);
+            w.owed(owed);
+            w.option(key.as_ref(), Writer::key);
+            w.message(message);
+        }),
+        Record::OwedCarried { number, owed, message } => framed(kind::OWED_CARRIED, out, |w| {
+            w.number(*number);
+            w.owed(owed);
+            w.message(message);
+        }),
+        Record::Passed { number } => framed(kind::PASSED, out, |w| w.number(*number)),
     }
 }
 
@@ -237,6 +289,18 @@ pub(super) fn decode(bytes: &mut Bytes) -> Result<Record, Corrupt> {
         }
         kind::KEY_CARRIED => Record::KeyCarried(r.key()?),
         kind::SOURCE_CARRIED => Record::SourceCarried(r.source()?),
+        kind::PUBLISHED => Record::Published {
+            number: r.number()?,
+            owed: r.owed()?,
+            key: r.option(Reader::key)?,
+            message: Box::new(r.message()?),
+        },
+        kind::OWED_CARRIED => Record::OwedCarried {
+            number: r.number()?,
+            owed: r.owed()?,
+            message: Box::new(r.message()?),
+        },
+        kind::PASSED => Record::Passed { number: r.number()? },
         _ => return Err(Corrupt::Impossible("kind of record")),
     };
     if r.0.is_empty() { Ok(record) } else { Err(Corrupt::Impossible("length of a record")) }
@@ -290,13 +354,26 @@ impl Writer<'_> {
         self.0.extend_from_slice(&entry.key.to_le_bytes());
         self.0.extend_from_slice(&entry.body.to_le_bytes());
         self.id(entry.id);
+        self.option(entry.event.as_ref(), |w, (id, owed)| {
+            w.text(id.as_str());
+            w.number((*owed).into());
+        });
         self.text(entry.conversation.as_str());
         self.number(entry.until.0);
     }
 
+    fn owed(&mut self, owed: &[(u32, Owed)]) {
+        self.number(owed.len() as u64);
+        for (index, it) in owed {
+            self.number((*index).into());
+            self.agent(&it.agent);
+            self.option(it.subscription.as_deref(), Self::text);
+        }
+    }
+
     fn source(&mut self, source: &Source) {
         self.number(source.partition.0.into());
-        self.number(source.position.0);
+        self.number(source.number);
         self.number(source.index.into());
     }
 
@@ -311,6 +388,7 @@ impl Writer<'_> {
         self.number(it.max_attempts.into());
         self.number(it.max_lost.into());
         self.0.push(it.strict.into());
+        self.option(it.subscription.as_deref(), Self::text);
     }
 
     fn delivery(&mut self, it: &Delivery) {
@@ -506,15 +584,27 @@ impl Reader {
             key: u128::from_le_bytes(self.fixed()?),
             body: u64::from_le_bytes(self.fixed()?),
             id: self.id()?,
+            event: self.option(|r| Ok((r.message_id()?, r.small()?)))?,
             conversation: self.message_id()?,
             until: Timestamp(self.number()?),
         })
     }
 
+    fn owed(&mut self) -> Result<Vec<(u32, Owed)>, Corrupt> {
+        // Whatever the bytes say, no more is read than there is.
+        (0..self.number()?)
+            .map(|_| {
+                let index = self.small()?;
+                let agent = self.agent()?;
+                Ok((index, Owed { agent, subscription: self.option(Self::text)? }))
+            })
+            .collect()
+    }
+
     fn source(&mut self) -> Result<Source, Corrupt> {
         Ok(Source {
             partition: PartitionId(self.small()?),
-            position: Position(self.number()?),
+            number: self.number()?,
             index: self.small()?,
         })
     }
@@ -530,6 +620,7 @@ impl Reader {
             max_attempts: self.small()?,
             max_lost: self.small()?,
             strict: self.flag()?,
+            subscription: self.option(Self::text)?,
             state: State::Accepted,
             generation: 1,
             attempt: 0,

@@ -3,8 +3,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::durable::{FORMAT, MAX_STEPS, MessageKind, previous_of, settled_in};
-use crate::{Header, Payload, Principal};
+use crate::durable::{FORMAT, MAX_STEPS, MessageKind, previous_of, record_at, settled_in};
+use crate::{Header, Key, Payload, Principal, TopicId, TopicType};
 
 const MEMORY: usize = 1000;
 
@@ -34,6 +34,7 @@ fn accept(agent: &str) -> Accept {
         strict: false,
         key: None,
         source: None,
+        subscription: None,
     }
 }
 
@@ -48,6 +49,11 @@ struct Owner {
     settled: BTreeMap<u64, State>,
     /// The number and token of what began, since the last crash.
     started: Vec<(u64, u64)>,
+    /// What was handed over and not taken, since the last crash; and all that was ever taken.
+    handed: Vec<(u64, u32)>,
+    taken: BTreeSet<(u64, u32)>,
+    /// To how many each event was owed.
+    owed: BTreeMap<u64, usize>,
 }
 
 impl Owner {
@@ -60,6 +66,42 @@ impl Owner {
             attempts: Vec::new(),
             settled: BTreeMap::new(),
             started: Vec::new(),
+            handed: Vec::new(),
+            taken: BTreeSet::new(),
+            owed: BTreeMap::new(),
+        }
+    }
+
+    fn publish(&mut self, agents: &[&str]) -> Published {
+        let owed = |agent: &&str| Owed {
+            agent: AgentId::parse(agent).unwrap(),
+            subscription: Some("news".into()),
+        };
+        let topic = TopicId::new(TopicType::parse("t").unwrap(), Key::parse("s").unwrap());
+        let message = Message { kind: MessageKind::Event(topic), ..message("news") };
+        let owed = agents.iter().map(owed).collect();
+        let published = self.partition.publish(Publish { message, owed, key: None }, self.now);
+        self.owed.insert(self.partition.totals().published, agents.len());
+        published.unwrap()
+    }
+
+    /// Hands on what is owed, once that is on the disk.
+    fn hand_over(&mut self) {
+        self.commit();
+        while let Some(Handover { number, message, owed }) = self.partition.poll_owed() {
+            match message {
+                Ok(message) => assert_eq!(message.payload, Payload::text("news")),
+                Err(place) => {
+                    let record = record_at(&self.log[&place.position], place.offset).unwrap();
+                    let (Record::Published { message, .. } | Record::OwedCarried { message, .. }) =
+                        record
+                    else {
+                        panic!("{record:?}")
+                    };
+                    assert_eq!(message.payload, Payload::text("news"));
+                }
+            }
+            self.handed.extend(owed.iter().map(|(index, _)| (number, *index)));
         }
     }
 
@@ -122,6 +164,7 @@ impl Owner {
         self.started.clear();
         let policy = self.policy.clone();
         self.partition.recover(2, |_| policy.clone(), self.now, 0.5);
+        self.handed.clear();
     }
 }
 
@@ -139,7 +182,8 @@ fn view(partition: &Partition) -> impl PartialEq + std::fmt::Debug {
     (
         deliveries,
         keys,
-        sources,
+        (sources, partition.subscriptions.clone()),
+        partition.outbox.iter().map(|(number, _)| *number).collect::<Vec<_>>(),
         (scalars.totals, partition.standing, scalars.previous),
         partition.timers.clone(),
         commits,
@@ -150,8 +194,8 @@ fn view(partition: &Partition) -> impl PartialEq + std::fmt::Debug {
 fn check(owner: &Owner) {
     let partition = &owner.partition;
     let (totals, standing) = (partition.totals(), partition.standing());
-    let Totals { accepted, completed, cancelled, expired, discarded } = totals;
-    let Standing { waiting, in_flight, dead } = standing;
+    let Totals { accepted, completed, cancelled, expired, discarded, .. } = totals;
+    let Standing { waiting, in_flight, dead, owed } = standing;
     assert_eq!(
         accepted,
         completed + cancelled + expired + discarded + dead + waiting + in_flight,
@@ -169,7 +213,6 @@ fn check(owner: &Owner) {
         assert!(generations.eq(first..=last), "{delivery:?}");
         assert!(delivery.steps.len() <= MAX_STEPS);
     }
-    assert_eq!(counted, standing);
     let mut tallies = BTreeMap::<_, Tally>::new();
     for live in partition.deliveries.values() {
         let tally = tallies.entry(live.agent.agent_type.clone()).or_default();
@@ -180,6 +223,9 @@ fn check(owner: &Owner) {
     }
     let kept = partition.tallies.iter().filter(|(_, tally)| **tally != Tally::default());
     assert_eq!(tallies, kept.map(|(name, tally)| (name.clone(), *tally)).collect());
+    let left: usize = partition.outbox.iter().map(|(_, owing)| owing.left.len()).sum();
+    assert_eq!(owed, left as u64);
+    assert_eq!(Standing { owed, ..counted }, standing);
 }
 
 #[test]
@@ -413,6 +459,69 @@ fn every_cut_of_a_commit_is_refused() {
     }
 }
 
+#[test]
+fn an_event_is_owed_until_every_partition_has_it() {
+    let mut owner = Owner::new();
+    let published = owner.publish(&["a/1", "b/1"]);
+    assert_eq!((published.recipients, published.is_new), (2, true));
+    owner.hand_over();
+    assert_eq!(owner.handed, [(1, 0), (1, 1)]);
+    owner.partition.taken(1, 1, owner.now);
+    owner.commit();
+    owner.crash();
+    assert_eq!(owner.partition.standing().owed, 2);
+    owner.hand_over();
+    assert_eq!(owner.handed, [(1, 0), (1, 1)]);
+    owner.partition.taken(1, 0, owner.now);
+    owner.partition.taken(1, 1, owner.now);
+    owner.wait(Duration::from_secs(1));
+    owner.commit();
+    owner.crash();
+    owner.hand_over();
+    assert_eq!((owner.handed.len(), owner.partition.standing().owed), (0, 0));
+}
+
+#[test]
+fn what_a_topics_log_owed_is_accepted_once() {
+    let mut owner = Owner::new();
+    let source = |number, index| Source { partition: PartitionId(9), number, index };
+    let owed = |number, index| Accept {
+        source: Some(source(number, index)),
+        subscription: Some("news".into()),
+        ..accept("a/1")
+    };
+    let first = owner.accept(owed(1, 0));
+    owner.accept(owed(1, 2));
+    owner.commit();
+    owner.crash();
+    for (number, index, taken) in [(1, 0, true), (1, 1, true), (1, 2, true), (2, 0, false)] {
+        assert_eq!(owner.partition.has_taken(source(number, index)), taken, "{number} {index}");
+    }
+    let news = || ("news".into(), owner.now);
+    let lag: Vec<_> = owner.partition.subscriptions().collect();
+    assert_eq!(lag, [(&news().0, 2, news().1)]);
+    owner.partition.cancel(first, "enough".into(), owner.now).unwrap();
+    assert_eq!(owner.partition.subscriptions().map(|it| it.1).collect::<Vec<_>>(), [1]);
+}
+
+#[test]
+fn the_same_key_publishes_once() {
+    let mut owner = Owner::new();
+    let publish = |body| Publish {
+        message: message("news"),
+        owed: Vec::new(),
+        key: Some((7, body, Duration::from_secs(10))),
+    };
+    let first = owner.partition.publish(publish(1), owner.now).unwrap();
+    owner.commit();
+    owner.crash();
+    let again = owner.partition.publish(publish(1), owner.now).unwrap();
+    assert_eq!(again, Published { is_new: false, ..first });
+    let other = owner.partition.publish(publish(2), owner.now).unwrap_err();
+    assert_eq!(other.kind(), FaultKind::Conflict);
+    assert_eq!(owner.partition.totals().published, 1);
+}
+
 /// What may happen to a partition, in any order.
 #[derive(Clone, Copy, Debug)]
 enum Op {
@@ -424,6 +533,9 @@ enum Op {
     Cancel(u8),
     Redrive(u8),
     Discard(u8),
+    Publish(u8),
+    HandOver,
+    Taken(usize),
     Wait(u16),
     Commit,
     Carry,
@@ -443,6 +555,9 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..12_u8).prop_map(Op::Cancel),
         1 => (0..12_u8).prop_map(Op::Redrive),
         1 => (0..12_u8).prop_map(Op::Discard),
+        1 => (0..3_u8).prop_map(Op::Publish),
+        1 => Just(Op::HandOver),
+        2 => (0..4_usize).prop_map(Op::Taken),
         2 => (0..2000_u16).prop_map(Op::Wait),
         3 => Just(Op::Commit),
         1 => Just(Op::Carry),
@@ -541,6 +656,19 @@ fn run(owner: &mut Owner, op: Op) {
                 let _ = owner.partition.discard(id, "enough".into(), owner.now);
             }
         }
+        Op::Publish(count) => {
+            owner.publish(&["a/1", "b/1"][..count.into()]);
+        }
+        Op::HandOver => {
+            owner.hand_over();
+            assert!(owner.partition.poll_owed().is_none());
+        }
+        Op::Taken(n) if n < owner.handed.len() => {
+            let (number, index) = owner.handed.swap_remove(n);
+            owner.partition.taken(number, index, owner.now);
+            owner.taken.insert((number, index));
+        }
+        Op::Taken(_) => {}
         Op::Wait(millis) => {
             owner.wait(Duration::from_millis(millis.into()));
         }
@@ -579,6 +707,19 @@ proptest! {
             check(&owner);
         }
         owner.commit();
+        // Whoever is owed an event gets it, or has had it.
+        owner.crash();
+        owner.hand_over();
+        for (number, owing) in owner.partition.outbox.iter() {
+            for index in owing.left.keys() {
+                assert!(owner.handed.contains(&(*number, *index)), "{number} {index}");
+            }
+        }
+        for number in 1..=owner.partition.totals().published {
+            let is_owed = owner.partition.outbox.get(number).is_some();
+            let had = owner.taken.iter().filter(|(of, _)| *of == number).count();
+            assert!(is_owed || had == owner.owed.get(&number).copied().unwrap_or_default());
+        }
         // What was accepted, and is on disk, is either there or has ended.
         let there: BTreeSet<_> = owner.partition.iter().map(|it| it.id.number).collect();
         for number in 1..=owner.partition.totals().accepted {

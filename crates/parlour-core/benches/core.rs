@@ -108,6 +108,7 @@ mod codec {
             progress: false,
             resent: false,
             attempt: None,
+            topic: None,
             header: header(),
             payload: bytes(payload),
         })

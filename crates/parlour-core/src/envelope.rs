@@ -77,6 +77,8 @@ pub struct Call {
     pub progress: bool,
     /// Of a durable call: which attempt this is.
     pub attempt: Option<Attempt>,
+    /// Of an event that its agent is to acknowledge: what it is about. The reply says no more than that.
+    pub topic: Option<TopicId>,
     /// What is asked.
     pub payload: Payload,
 }

@@ -296,6 +296,7 @@ mod tests {
             progress: false,
             resent: false,
             attempt: None,
+            topic: None,
             header,
             payload,
         })

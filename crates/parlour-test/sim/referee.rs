@@ -446,6 +446,7 @@ impl Session {
             progress: errand.asks,
             resent: false,
             attempt: None,
+            topic: None,
             header: HeaderFields::default(),
             payload: Payload::text(work.message(token)),
         }));

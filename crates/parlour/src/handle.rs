@@ -137,6 +137,7 @@ impl Handle {
             progress: progress.is_some(),
             resent: false,
             attempt: None,
+            topic: None,
             header,
             payload,
         });

@@ -139,6 +139,7 @@ async fn serve(socket: WebSocket, workers: Workers) -> Option<()> {
                             progress: false,
                             resent: false,
                             attempt: None,
+                            topic: None,
                             header,
                             payload,
                         })

@@ -87,6 +87,7 @@ impl Caller {
             progress: false,
             resent: false,
             attempt: None,
+            topic: None,
             header: HeaderFields::default(),
             payload: payload.clone(),
         }));

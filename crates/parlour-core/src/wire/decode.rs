@@ -494,6 +494,7 @@ fn message_frame(kind: u8, fields: Fields<'_>, payload: Bytes) -> Result<Frame, 
             progress,
             resent,
             attempt,
+            topic: topic_type.zip(source).map(|(kind, source)| TopicId::new(kind, source)),
             header,
             payload,
         }));

@@ -92,6 +92,7 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
             header.flag(field::PROGRESS, call.progress);
             header.flag(field::RESENT, call.resent);
             header.attempt(call.attempt);
+            call.topic.iter().for_each(|topic| header.topic(topic));
             header.common(Common::from(&call.header));
             header.payload(&call.payload);
             payload = &call.payload.bytes;
@@ -228,6 +229,7 @@ pub fn encode_call(id: CallId, call: &Call, timeout: Duration, out: &mut BytesMu
     header.number(field::TIMEOUT_MS, millis(timeout));
     header.flag(field::PROGRESS, call.progress);
     header.attempt(call.attempt);
+    call.topic.iter().for_each(|topic| header.topic(topic));
     header.common(Common::from(&call.header));
     header.payload(&call.payload);
     header.finish(kind::CALL, &call.payload.bytes);

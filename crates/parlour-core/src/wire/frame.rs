@@ -203,6 +203,8 @@ pub struct CallFrame {
     pub resent: bool,
     /// Of a durable call: which attempt this is.
     pub attempt: Option<Attempt>,
+    /// Of a durable event: what it is about. An empty reply acknowledges it.
+    pub topic: Option<TopicId>,
     /// What every message carries.
     pub header: HeaderFields,
     /// What is asked.

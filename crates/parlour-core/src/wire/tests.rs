@@ -87,6 +87,7 @@ fn every_kind_of_frame_survives_the_wire() {
             progress: true,
             resent: true,
             attempt: None,
+            topic: None,
             header: header.clone(),
             payload: payload.clone(),
         }),
@@ -256,6 +257,7 @@ fn what_a_host_sends_on_is_written_like_the_frame() {
     let deadline = std::time::Instant::now();
     let call = crate::Call {
         attempt: None,
+        topic: None,
         header,
         target: target.clone(),
         deadline,
@@ -269,6 +271,7 @@ fn what_a_host_sends_on_is_written_like_the_frame() {
         progress: true,
         resent: false,
         attempt: None,
+        topic: None,
         header: fields,
         payload: payload.clone(),
     });

@@ -241,6 +241,7 @@ impl Message<'_> {
             progress: false,
             resent: false,
             attempt: None,
+            topic: None,
             header,
             payload: self.into_payload(source),
         })

@@ -176,7 +176,7 @@ impl<L: Link> Connection<L> {
         }
         let header = self.exchange.stamp(header, &self.origin, now);
         let deadline = self.exchange.deadline(timeout, now).into_std();
-        let call = Call { header, target, deadline, progress, attempt: None, payload };
+        let call = Call { header, target, deadline, progress, attempt: None, topic: None, payload };
         let ticket = self.exchange.dispatch(call, reply_to, now);
         self.made.insert(id, ticket);
         Ok(())

@@ -9,9 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use bytestring::ByteString;
 use parlour_core::durable::{
-    Accept, Accepted, Commit, Delivery, DeliveryId, Message, Partition, PartitionId, Place,
-    Position, Record, Settled, Standing, Start, State, Timestamp, Totals, record_at, settled_in,
-    time_of,
+    Accept, Accepted, Commit, Delivery, DeliveryId, Message, MessageKind, Partition, PartitionId,
+    Place, Position, Record, Settled, Standing, Start, State, Timestamp, Totals, record_at,
+    settled_in, time_of,
 };
 use parlour_core::{AgentId, AgentType, Attempt, Call, Fault, FaultKind, Payload, Reply, WorkerId};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -664,6 +664,10 @@ impl Owner {
             deadline: (now + timeout).into_std(),
             progress: true,
             attempt: Some(Attempt { delivery: id, number: attempt }),
+            topic: match &message.kind {
+                MessageKind::Call => None,
+                MessageKind::Event(topic) => Some(topic.clone()),
+            },
             payload: message.payload.clone(),
         };
         let ticket = exchange.attempt(

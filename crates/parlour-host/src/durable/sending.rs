@@ -79,6 +79,7 @@ impl Durable {
             strict: false,
             key,
             source: None,
+            subscription: None,
         })
     }
 }

@@ -51,8 +51,15 @@ pub(crate) async fn one(
         let payload = Payload { data_type: DESCRIBE, ..Payload::default() };
         let header = app.exchange.stamp(HeaderFields::default(), &origin(&request), now);
         let deadline = app.exchange.deadline(timeout.or(Some(DESCRIBE_TIME)), now).into_std();
-        let call =
-            Call { header, target: agent, deadline, progress: false, attempt: None, payload };
+        let call = Call {
+            header,
+            target: agent,
+            deadline,
+            progress: false,
+            attempt: None,
+            topic: None,
+            payload,
+        };
         match app.exchange.call(call, None).await {
             Ok(payload) => serde_json::from_slice::<Value>(&payload.bytes)
                 .map_err(|error| format!("its answer to {DESCRIBE} is no JSON: {error}")),

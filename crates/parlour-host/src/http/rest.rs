@@ -50,7 +50,7 @@ pub(crate) async fn call(
     let conversation = header.conversation.clone();
     let payload = payload(&app, &parts.headers, body).await?;
     let progress = sse::is_wanted(&parts.headers);
-    let call = Call { header, target, deadline, progress, attempt: None, payload };
+    let call = Call { header, target, deadline, progress, attempt: None, topic: None, payload };
     if progress {
         return sse::call(&app.exchange, call).await;
     }

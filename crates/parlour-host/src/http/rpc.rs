@@ -280,7 +280,8 @@ impl Caller<'_> {
         let id = header.id.clone();
         let deadline = exchange.deadline(None, now).into_std();
         let (target, payload) = (frame.target, frame.payload);
-        let call = Call { header, target, deadline, progress: false, attempt: None, payload };
+        let call =
+            Call { header, target, deadline, progress: false, attempt: None, topic: None, payload };
         Ok(Begun { id, reply: exchange.call(call, None) })
     }
 

@@ -289,6 +289,7 @@ fn call_frame(id: u64, agent: &str) -> CallFrame {
         progress: false,
         resent: false,
         attempt: None,
+        topic: None,
         header: HeaderFields::default(),
         payload: Payload::default(),
     }

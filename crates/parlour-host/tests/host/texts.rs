@@ -80,6 +80,7 @@ async fn a_call_with_the_longest_texts_there_can_be_arrives_and_so_does_its_repl
         progress: true,
         resent: false,
         attempt: None,
+        topic: None,
         header: header.clone(),
         payload: longest_payload(),
     };

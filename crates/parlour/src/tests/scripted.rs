@@ -167,6 +167,7 @@ pub(super) fn call(id: u64, agent: &str, text: &str) -> Frame {
         progress: false,
         resent: false,
         attempt: None,
+        topic: None,
         header: header_fields(id),
         payload: Payload::text(text),
     })

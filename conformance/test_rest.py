@@ -65,13 +65,13 @@ class Events:
 
     def next(self) -> dict:
         """The data of the next event."""
-        while not (line := self.line()).startswith("id:"):
-            assert line.startswith(":")
-        number, data = line[3:].strip(), self.line()
-        assert data.startswith("data:")
-        event = json.loads(data[5:])
-        assert event["id"] == number
-        return event
+        self.place = None
+        while not (line := self.line()).startswith("data:"):
+            if line.startswith("id:"):
+                self.place = line[3:].strip()
+            else:
+                assert line.startswith(":"), line
+        return json.loads(line[5:])
 
     def close(self):
         self.connection.close()

@@ -303,6 +303,18 @@ impl<P: Clone> Directory<P> {
         })
     }
 
+    /// The agents that have subscribed to the topic `id`, each once, whether or not they are served.
+    pub fn subscribed(&self, id: &TopicId) -> Vec<AgentId> {
+        let mut agents = Vec::new();
+        for agent_type in self.topics.agent_types(&id.topic_type) {
+            let agent = AgentId::new(agent_type.clone(), id.source.clone());
+            if !agents.contains(&agent) {
+                agents.push(agent);
+            }
+        }
+        agents
+    }
+
     /// Whether `worker` serves this agent, and so may speak in its name.
     pub fn serves(&self, worker: WorkerId, agent: &AgentId) -> bool {
         self.serves_type(worker, &agent.agent_type)

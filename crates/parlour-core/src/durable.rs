@@ -21,7 +21,9 @@ mod record;
 mod room;
 
 pub use bucket::Bucket;
-pub use commit::{Commit, Place, Settled, Totals, previous_of, record_at, settled_in, time_of};
+pub use commit::{
+    Commit, Place, Settled, Totals, previous_of, published_in, record_at, settled_in, time_of,
+};
 pub use delivery::{Change, Counts, Delivery, Level, MAX_STEPS, Stale, State, Step};
 pub use id::{DeliveryId, PartitionId, Position, Timestamp};
 pub use line::Gate;
@@ -30,4 +32,4 @@ pub use partition::{
 };
 pub use policy::RetryPolicy;
 pub use record::{Corrupt, FORMAT, KeyEntry, Message, MessageKind, Owed, Record, Source};
-pub use room::{AgentSettings, Rate, RoomSettings};
+pub use room::{AgentSettings, DurableSubscription, Rate, RoomSettings};

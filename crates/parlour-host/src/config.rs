@@ -192,6 +192,10 @@ settings! {
             "Bytes of the dead letters of one agent type.";
         idempotency_keys: usize = "4000000" in "1" to "1000000000",
             "Idempotency keys that are remembered at once.";
+        owed: usize = "100000" in "1" to "10000000",
+            "Deliveries of durable events that one log may owe to others that have not accepted them.";
+        subscriptions: usize = "1000" in "0" to "100000",
+            "Durable subscriptions of the room.";
         idempotency_window: Duration = "24h" in "1s" to "8760h",
             "For how long an idempotency key is remembered.";
         worker_in_flight: usize = "256" in "1" to "10000000",

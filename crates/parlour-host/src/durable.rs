@@ -4,8 +4,10 @@
 //! door wants is an input of the owner of the agent's partition, and is answered when the log says it.
 
 mod attempt;
+mod follow;
 mod gate;
 mod owner;
+mod publishing;
 mod room;
 mod sending;
 mod tally;
@@ -25,7 +27,7 @@ use parlour_core::durable::{
     State, Step, Tally, Timestamp,
 };
 use parlour_core::{AgentId, AgentType, Fault, FaultKind, Payload};
-use tokio::sync::{SetOnce, mpsc, oneshot};
+use tokio::sync::{SetOnce, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -41,7 +43,9 @@ use room::{Room, Wish, Writer};
 use tally::Tallies;
 
 pub(crate) use attempt::AttemptTo;
-pub(crate) use owner::{Action, Worked};
+pub(crate) use follow::{EventPlace, Follow, Followed};
+pub(crate) use owner::{Action, Lag, Worked};
+pub(crate) use publishing::Publishing;
 pub(crate) use room::Terms;
 pub(crate) use sending::Sending;
 
@@ -55,6 +59,8 @@ struct Shared {
     /// Where what has ended is found. There from the start on.
     view: OnceLock<Arc<View>>,
     inboxes: Arc<[Inbox]>,
+    /// The last events of each partition.
+    tails: Vec<watch::Sender<follow::Tail>>,
     /// Their other ends, until the owners are there.
     queues: Mutex<Vec<mpsc::UnboundedReceiver<Input>>>,
     room: Room,
@@ -162,6 +168,7 @@ impl Durable {
             backbone,
             view: OnceLock::new(),
             inboxes: inboxes.into(),
+            tails: (0..partitions).map(|_| watch::Sender::default()).collect(),
             queues: Mutex::new(queues),
             room,
             tallies: Tallies::new(partitions),
@@ -215,6 +222,16 @@ impl Durable {
         &self,
         accept: Accept,
     ) -> Result<oneshot::Receiver<Result<Accepted, Fault>>, Fault> {
+        let partition = self.partition_of(&accept.agent);
+        self.enter(partition, |answer| Input::Accept(Box::new(accept), answer))
+    }
+
+    /// Asks the owner of a partition to take something new, if there is room for it.
+    fn enter<T>(
+        &self,
+        partition: PartitionId,
+        input: impl FnOnce(oneshot::Sender<T>) -> Input,
+    ) -> Result<oneshot::Receiver<T>, Fault> {
         if let Some(failure) = &*self.0.failure.lock() {
             return Err(refusal(failure));
         }
@@ -223,7 +240,7 @@ impl Durable {
                 "what is left is for what was accepted".into(),
             )));
         }
-        let inbox = self.inbox(self.partition_of(&accept.agent));
+        let inbox = self.inbox(partition);
         let limit = self.0.exchange.config().limits.queue_messages;
         if inbox.accepts.fetch_add(1, Relaxed) >= limit {
             inbox.accepts.fetch_sub(1, Relaxed);
@@ -237,7 +254,7 @@ impl Durable {
                 fault,
             ));
         }
-        Ok(ask(inbox, |answer| Input::Accept(Box::new(accept), answer)))
+        Ok(ask(inbox, input))
     }
 
     /// How many deliveries to agents of this type are where.

@@ -23,13 +23,20 @@ pub(crate) struct SharedEvent {
     weight: usize,
     /// When it was published, since the Unix epoch.
     time: Duration,
+    /// What a stream of server-sent events goes on behind, if a log has it.
+    place: Option<ByteString>,
 }
 
 impl SharedEvent {
-    pub(crate) fn new(event: Event, time: Duration) -> Self {
+    pub(crate) fn new(event: Event, time: Duration, place: Option<ByteString>) -> Self {
         let (native, frame, dialect, sse) = Default::default();
         let weight = event.payload.weight() + event.header.weight();
-        Self { event, native, frame, dialect, sse, weight, time }
+        Self { event, native, frame, dialect, sse, weight, time, place }
+    }
+
+    /// Whether a log has it.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.place.is_some()
     }
 
     pub(crate) fn event(&self) -> &Event {
@@ -42,7 +49,7 @@ impl SharedEvent {
 
     /// The lines of a server-sent event.
     pub(crate) fn sse(&self) -> &Bytes {
-        self.sse.get_or_init(|| sse::write(&self.event, self.time))
+        self.sse.get_or_init(|| sse::write(&self.event, self.time, None))
     }
 
     /// The part of a `parlour.v1` frame that all recipients share.

@@ -20,13 +20,14 @@ use bytestring::ByteString;
 use parking_lot::Mutex;
 use parlour_core::wire::{HeaderFields, MAX_TEXT};
 use parlour_core::{
-    Call, CallId, Directory, Event, Fault, FaultKind, Header, MessageId, Payload, Principal, Reply,
-    TopicId, WorkerId,
+    Call, CallId, Directory, Event, Fault, FaultKind, Header, MessageId, Payload, Principal,
+    Recipients, Reply, TopicId, WorkerId,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::Config;
+use crate::channel::dialect;
 use crate::config::limits;
 use crate::durable::AttemptTo;
 use crate::event::SharedEvent;
@@ -292,6 +293,25 @@ impl Exchange {
     /// Sends an attempt of a durable call on its way. What comes of it goes to `attempt`.
     pub(crate) fn attempt(&self, call: Call, attempt: AttemptTo) -> Option<Ticket> {
         let reply_to = ReplyTo::attempt(attempt, &self.0.metrics);
+        let directory = self.0.directory.load();
+        if let Some(topic) = &call.topic
+            && let Some((_, peer)) = directory.route(&call.target)
+            && peer.protocol == dialect::NAME
+        {
+            // It has no words for an event that is acknowledged: what its queue takes it has.
+            let (agents, topic) = (vec![call.target.agent_type], topic.clone());
+            let recipients = Arc::new(Recipients { agents, listeners: Vec::new() });
+            let event = Event { header: call.header, topic, payload: call.payload };
+            let event = SharedEvent::new(event, self.unix_time(Instant::now()), None);
+            reply_to.send(match peer.offer(Outgoing::Event(Arc::new(event), recipients)) {
+                Ok(()) => Ok(Payload::default()),
+                Err(_) => {
+                    let detail = "the queue of the agent's worker is full";
+                    Err(Fault::new(FaultKind::Overloaded, detail).may_have_run_if(false))
+                }
+            });
+            return None;
+        }
         let work = Dispatched { id: self.next_call(), call, reply_to: None };
         self.send_call(Box::new(work), reply_to)
     }
@@ -319,6 +339,30 @@ impl Exchange {
     pub(crate) fn call(&self, call: Call, progress: Option<ProgressTo>) -> Waiting {
         let (reply_to, reply) = ReplyTo::waiter(&self.0.metrics, progress);
         Waiting { ticket: self.dispatch(call, reply_to, Instant::now()), reply }
+    }
+
+    /// Tells those who listen of an event that a log has, at `place`. What agents are owed goes another
+    /// way.
+    pub(crate) fn announce(&self, event: Event, place: ByteString, time: Duration) {
+        let directory = self.0.directory.load();
+        let found = directory.recipients(&event.topic, |_, _, _| None);
+        if found.is_empty() {
+            return;
+        }
+        let metrics = &self.0.metrics;
+        let event = Arc::new(SharedEvent::new(event, time, Some(place)));
+        for (_, peer, recipients) in &*found {
+            let count = recipients.listeners.len() as u64;
+            match peer.offer(Outgoing::Event(event.clone(), recipients.clone())) {
+                Ok(()) => drop(metrics.events_delivered.inc_by(count)),
+                Err(Refused::Full(_, (key, _))) => {
+                    metrics.limit_hit(key);
+                    metrics.events_dropped.inc_by(count);
+                }
+                // It left while the event was on its way.
+                Err(_) => {}
+            }
+        }
     }
 
     /// Sends `event` to every recipient but those at the connection `except`.
@@ -353,7 +397,7 @@ impl Exchange {
             recipients: 0,
             dropped: Vec::new(),
         };
-        let event = Arc::new(SharedEvent::new(event, self.unix_time(now)));
+        let event = Arc::new(SharedEvent::new(event, self.unix_time(now), None));
         let mut unnamed = 0;
         for (id, peer, recipients) in &*found {
             if Some(*id) == except {

@@ -15,5 +15,6 @@ mod rpc;
 pub(crate) mod server;
 mod settings;
 pub(crate) mod sse;
+mod subscriptions;
 pub(crate) mod tasks;
 pub(crate) mod upgrade;

@@ -48,6 +48,9 @@ pub(crate) struct Deliveries {
     pub(crate) waiting: Gauge<i64, AtomicI64>,
     pub(crate) in_flight: Gauge<i64, AtomicI64>,
     pub(crate) dead: Gauge<i64, AtomicI64>,
+    /// Not accepted yet, but owed by the log of a topic.
+    pub(crate) owed: Gauge<i64, AtomicI64>,
+    pub(crate) events: Counter,
     /// Idempotency keys that are remembered.
     pub(crate) keys: Gauge<i64, AtomicI64>,
 }
@@ -103,6 +106,7 @@ impl Metrics {
         let completed = counter("deliveries_completed", "Deliveries that were answered");
         let cancelled = counter("deliveries_cancelled", "Deliveries that somebody gave up");
         let expired = counter("deliveries_expired", "Deliveries whose time was over");
+        let durable_events = counter("durable_events", "Durable events published");
         let discarded = counter("deliveries_discarded", "Dead deliveries that somebody gave up");
         let senders_refused = counter("senders_refused", "Senders that were not passed on");
         let mut gauge = |name: &str, help: &str| {
@@ -119,6 +123,11 @@ impl Metrics {
             waiting: gauge("deliveries_waiting", "Deliveries that wait for an attempt"),
             in_flight: gauge("deliveries_in_flight", "Deliveries with an attempt under way"),
             dead: gauge("deliveries_dead", "Deliveries that failed for good"),
+            owed: gauge(
+                "deliveries_owed",
+                "Deliveries of durable events, before they are accepted",
+            ),
+            events: durable_events,
             keys: gauge("idempotency_keys", "Idempotency keys that are remembered"),
         };
         Self {

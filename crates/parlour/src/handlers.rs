@@ -84,7 +84,10 @@ impl Handlers {
         let progress = call.progress.then_some(call.id);
         let cx =
             Cx::new(handle.clone(), call.target, header, Some(deadline), progress, call.attempt);
-        let task = self.tasks.spawn(served.call(cx, call.payload));
+        let task = self.tasks.spawn(match call.topic {
+            Some(topic) => served.event(cx, topic, call.payload),
+            None => served.call(cx, call.payload),
+        });
         self.running.insert(task.id(), Some(call.id));
         self.calls.insert(call.id, task);
         Ok(())

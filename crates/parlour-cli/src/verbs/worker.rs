@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use parlour::{Agent, Cx, Payload};
+use parlour::{Agent, Cx, Payload, TopicId};
 use tokio::sync::oneshot;
 
 use crate::args::{Client, Worker};
@@ -47,10 +47,21 @@ async fn serve(args: &Worker, output: &Output) -> Result<Code, Failure> {
     } else {
         let program = Arc::new(Program::new(args.command.clone(), args.content_type.clone()));
         let client = Arc::new(args.client.clone());
-        Agent::stateless().on_call(move |cx: Cx, message: Payload| {
+        let (of_event, at_event) = (Arc::clone(&program), Arc::clone(&client));
+        let on_event = move |cx: Cx, topic: TopicId, message: Payload| {
+            let (program, client) = (Arc::clone(&of_event), Arc::clone(&at_event));
+            async move {
+                let mut variables = variables(&client, &cx, &message);
+                variables.push(("PARLOUR_TOPIC_TYPE".to_owned(), topic.topic_type.to_string()));
+                variables.push(("PARLOUR_TOPIC_SOURCE".to_owned(), topic.source.to_string()));
+                program.answer(variables, message.bytes).await.map(drop)
+            }
+        };
+        let on_call = move |cx: Cx, message: Payload| {
             let (program, client) = (Arc::clone(&program), Arc::clone(&client));
             async move { program.answer(variables(&client, &cx, &message), message.bytes).await }
-        })
+        };
+        Agent::stateless().on_call(on_call).on_event(on_event)
     };
     if args.exclusive {
         agent = agent.exclusive();

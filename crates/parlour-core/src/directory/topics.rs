@@ -125,6 +125,17 @@ impl<P: Clone> Topics<P> {
         }
     }
 
+    /// The agent types with a subscription that matches, as often as they have one.
+    pub(super) fn agent_types(&self, topic_type: &TopicType) -> impl Iterator<Item = &AgentType> {
+        let exact = self.topics.get(&TopicFilter::Exact(topic_type.clone()));
+        let exact = exact.into_iter().flat_map(|topic| &topic.subscriptions);
+        let matching = exact.chain(self.by_prefix(topic_type));
+        matching.filter_map(|owned| match &owned.subscription.target {
+            Target::Agent(agent_type) => Some(agent_type),
+            Target::Listener(_) => None,
+        })
+    }
+
     fn by_prefix(&self, topic_type: &TopicType) -> impl Iterator<Item = &Arc<Owned<P>>> {
         let ends = if self.prefixes == 0 { 0..0 } else { 0..topic_type.as_str().len() + 1 };
         // Topic types are ASCII, so that each place in one is a boundary.

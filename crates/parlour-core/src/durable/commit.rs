@@ -3,7 +3,7 @@
 use bytes::{Buf, Bytes};
 
 use super::delivery::{Change, Delivery};
-use super::record::{self, Corrupt, FORMAT, Reader, Record, Writer};
+use super::record::{self, Corrupt, FORMAT, Message, Reader, Record, Writer};
 use super::{Position, Timestamp};
 use crate::Payload;
 
@@ -119,6 +119,17 @@ pub fn settled_in(commit: &Bytes) -> Result<Vec<(u64, u32)>, Corrupt> {
         settled.extend(record::settled(&mut rest)?.map(|number| (number, offset)));
     }
     Ok(settled)
+}
+
+/// The events that a commit publishes, each with its offset.
+pub fn published_in(commit: &Bytes) -> Result<Vec<(u32, Message)>, Corrupt> {
+    let mut events = Vec::new();
+    for found in Records::of(commit)? {
+        if let (offset, Record::Published { message, .. }, _) = found? {
+            events.push((offset, *message));
+        }
+    }
+    Ok(events)
 }
 
 /// When a commit was made.

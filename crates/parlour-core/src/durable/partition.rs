@@ -542,10 +542,10 @@ impl Partition {
     pub fn poll_owed(&mut self) -> Option<Handover> {
         let (number, owing) = self.outbox.poll()?;
         let owed = owing.left.iter().map(|(index, owed)| (*index, owed.clone())).collect();
-        let message = owing
-            .message
-            .clone()
-            .ok_or(Place { position: self.log.position(owing.commit), offset: owing.offset });
+        let message = owing.message.clone().ok_or_else(|| Place {
+            position: self.log.position(owing.commit),
+            offset: owing.offset,
+        });
         Some(Handover { number, message, owed })
     }
 
@@ -706,6 +706,11 @@ impl Partition {
     /// Up to where the log is not needed for the state any more.
     pub fn needless(&self) -> Position {
         self.scalars.base
+    }
+
+    /// The last commit.
+    pub fn last(&self) -> Position {
+        self.scalars.previous
     }
 
     /// The time of its last record.

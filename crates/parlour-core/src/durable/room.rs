@@ -7,7 +7,7 @@ use bytes::{Buf, Bytes};
 use bytestring::ByteString;
 
 use super::record::{Corrupt, FORMAT, Reader, framed};
-use crate::AgentType;
+use crate::{AgentType, TopicFilter, TopicType};
 
 /// The settings of a room, as the last commit of its own log has them.
 ///
@@ -17,6 +17,20 @@ use crate::AgentType;
 pub struct RoomSettings {
     /// By the agent type they are for. What asks for nothing is left out.
     pub agents: BTreeMap<AgentType, AgentSettings>,
+    /// The durable subscriptions, by their names.
+    pub subscriptions: BTreeMap<ByteString, DurableSubscription>,
+}
+
+/// A wish to have every durable event of some topics, whether or not a worker is there.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "the log has these and no others")]
+pub struct DurableSubscription {
+    /// Which topics.
+    pub filter: TopicFilter,
+    /// Whose agents get them, each those of the source that is its key.
+    pub agent_type: AgentType,
+    /// Whether each agent gets one at a time, until it is settled.
+    pub strict: bool,
 }
 
 /// What a room asks for the deliveries to agents of one type. Where it asks for nothing, the settings
@@ -59,6 +73,7 @@ pub struct Rate {
 /// The kinds of records of the room's log.
 mod kind {
     pub(super) const AGENT: u8 = 1;
+    pub(super) const SUBSCRIPTION: u8 = 2;
 }
 
 /// The numbers of an agent type's settings.
@@ -110,7 +125,31 @@ impl RoomSettings {
                 }
             });
         }
+        for (name, it) in &self.subscriptions {
+            framed(kind::SUBSCRIPTION, &mut out, |w| {
+                w.bytes(name.as_bytes());
+                let (is_prefix, pattern) = match &it.filter {
+                    TopicFilter::Exact(topic_type) => (false, topic_type.as_str()),
+                    TopicFilter::Prefix(prefix) => (true, &**prefix),
+                };
+                w.number(is_prefix.into());
+                w.bytes(pattern.as_bytes());
+                w.bytes(it.agent_type.as_str().as_bytes());
+                w.number(it.strict.into());
+            });
+        }
         out.into()
+    }
+
+    /// The durable subscriptions that an event of this type is owed to.
+    pub fn subscribed(
+        &self,
+        topic_type: &TopicType,
+    ) -> impl Iterator<Item = (&ByteString, &DurableSubscription)> {
+        self.subscriptions.iter().filter(move |(_, it)| match &it.filter {
+            TopicFilter::Exact(exact) => exact == topic_type,
+            TopicFilter::Prefix(prefix) => topic_type.as_str().starts_with(&**prefix),
+        })
     }
 
     /// Reads what a commit of the room's log says.
@@ -142,11 +181,39 @@ impl RoomSettings {
                     }
                     room.agents.insert(name.to_kept(), settings);
                 }
+                kind::SUBSCRIPTION => {
+                    let (name, subscription) = subscription(&mut record)?;
+                    room.subscriptions.insert(name, subscription);
+                }
                 _ => return Err(Corrupt::Impossible("kind of record")),
             }
         }
         Ok(room)
     }
+}
+
+fn subscription(record: &mut Reader) -> Result<(ByteString, DurableSubscription), Corrupt> {
+    let text = |record: &mut Reader| {
+        let bytes = record.bytes()?;
+        // In memory of its own, as the commit is not kept.
+        let text = std::str::from_utf8(&bytes).map_err(|_| Corrupt::Impossible("text"))?;
+        Ok::<_, Corrupt>(ByteString::from(text))
+    };
+    let name = text(record)?;
+    let is_prefix = record.number()? == 1;
+    let pattern = text(record)?;
+    let filter = if is_prefix {
+        TopicFilter::prefix(&pattern)
+    } else {
+        TopicType::parse(pattern).map(TopicFilter::Exact)
+    };
+    let agent_type = AgentType::parse(text(record)?);
+    let subscription = DurableSubscription {
+        filter: filter.map_err(|_| Corrupt::Impossible("topic type"))?,
+        agent_type: agent_type.map_err(|_| Corrupt::Impossible("agent type"))?,
+        strict: record.number()? == 1,
+    };
+    Ok((name, subscription))
 }
 
 impl AgentSettings {
@@ -237,7 +304,13 @@ mod tests {
             agents in proptest::collection::btree_map("[a-z]{1,9}", settings(), 0..9),
         ) {
             let agents = agents.into_iter().map(|(name, it)| (agent_type(&name), it)).collect();
-            let room = RoomSettings { agents };
+            let filter = [TopicFilter::parse("news.*"), TopicFilter::parse("news")];
+            let subscriptions = filter.into_iter().zip(["a", "b"]).map(|(filter, name)| {
+                let (filter, strict) = (filter.unwrap(), name == "a");
+                let agent_type = agent_type("reader");
+                (name.into(), DurableSubscription { filter, agent_type, strict })
+            });
+            let room = RoomSettings { agents, subscriptions: subscriptions.collect() };
             prop_assert_eq!(RoomSettings::decode(&room.encode()), Ok(room));
         }
 

@@ -9,16 +9,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use bytestring::ByteString;
 use parlour_core::durable::{
-    Accept, Accepted, Commit, Delivery, DeliveryId, Message, MessageKind, Partition, PartitionId,
-    Place, Position, Record, Settled, Standing, Start, State, Timestamp, Totals, record_at,
-    settled_in, time_of,
+    Accept, Accepted, Commit, Delivery, DeliveryId, Handover, Message, MessageKind, Owed,
+    Partition, PartitionId, Place, Position, Publish, Published, Record, Settled, Source, Standing,
+    Start, State, Timestamp, Totals, published_in, record_at, settled_in, time_of,
 };
-use parlour_core::{AgentId, AgentType, Attempt, Call, Fault, FaultKind, Payload, Reply, WorkerId};
+use parlour_core::{
+    AgentId, AgentType, Attempt, Call, Event, Fault, FaultKind, Payload, Reply, WorkerId,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::attempt::{AttemptTo, Taken};
+use super::follow::{EventPlace, Tail};
 use super::gate::{Gate, Slot};
 use super::{Durable, Found, Query, tally};
 use crate::backbone::{self, BackboneError};
@@ -30,6 +33,13 @@ use crate::view::View;
 /// What the owner of a partition is asked, or told.
 pub(crate) enum Input {
     Accept(Box<Accept>, Answer<Result<Accepted, Fault>>),
+    Publish(Box<Publish>, Answer<Result<Published, Fault>>),
+    /// A delivery that the log of a topic owes.
+    Owed(Box<Accept>, Source),
+    /// Such a delivery, of this log's, is accepted.
+    Taken(Source),
+    /// How far behind the durable subscriptions are.
+    Lags(Answer<Vec<Lag>>),
     /// Of a delivery that has not ended, once it is newer than that generation.
     Get(DeliveryId, Option<u64>, Answer<Option<Found>>),
     Cancel(DeliveryId, ByteString, Answer<Result<(), Fault>>),
@@ -48,6 +58,16 @@ pub(crate) enum Input {
     WakeWorker(WorkerId),
     /// A type has room.
     Wake(AgentType),
+}
+
+/// How far behind a durable subscription is.
+#[derive(Clone, Debug)]
+pub(crate) struct Lag {
+    pub(crate) name: ByteString,
+    /// How many of its deliveries have not ended.
+    pub(crate) unsettled: usize,
+    /// When the oldest was accepted.
+    pub(crate) oldest: Timestamp,
 }
 
 /// What is done to many deliveries at once.
@@ -110,6 +130,9 @@ type Watcher = (u64, Answer<Option<Found>>);
 /// An answer that waits until the log says so.
 enum Answered {
     Accepted(Answer<Result<Accepted, Fault>>, Result<Accepted, Fault>),
+    Published(Answer<Result<Published, Fault>>, Result<Published, Fault>),
+    /// The log that owed it is told.
+    Taken(mpsc::UnboundedSender<Input>, Source),
     Found(Answer<Option<Found>>, Option<Found>),
     Done(Answer<Result<(), Fault>>, Result<(), Fault>),
     List(Answer<Vec<Delivery>>, Vec<Delivery>),
@@ -121,6 +144,8 @@ impl Answered {
     fn send(self) {
         match self {
             Self::Accepted(answer, accepted) => drop(answer.send(accepted)),
+            Self::Published(answer, published) => drop(answer.send(published)),
+            Self::Taken(owner, source) => drop(owner.send(Input::Taken(source))),
             Self::Found(answer, found) => drop(answer.send(found)),
             Self::Done(answer, done) => drop(answer.send(done)),
             Self::List(answer, list) => drop(answer.send(list)),
@@ -273,7 +298,16 @@ impl Owner {
         let durable = self.durable.clone();
         let policy = |agent_type: &AgentType| durable.terms(agent_type).retry;
         self.partition.recover(fastrand::u32(..), policy, now, fastrand::f64());
-        self.commit().await
+        // What was published before is no news.
+        self.counted.0.published = self.partition.totals().published;
+        self.commit().await?;
+        let end = Tail {
+            position: self.partition.last(),
+            behind: self.partition.last(),
+            ..Tail::default()
+        };
+        shared.tails[usize::from(self.id.0)].send_replace(end);
+        self.hand_over().await
     }
 
     async fn serve(&mut self, closing: &CancellationToken) -> Result<(), BackboneError> {
@@ -320,6 +354,7 @@ impl Owner {
             }
             woken_types.iter().for_each(|agent_type| self.gate.pass_on(agent_type));
             self.commit().await?;
+            self.hand_over().await?;
             for (start, slot) in starts.drain(..) {
                 self.send(start, slot).await?;
             }
@@ -354,6 +389,37 @@ impl Owner {
                 let accepted =
                     self.admit(&accept).and_then(|()| self.partition.accept(*accept, now));
                 self.answers.push(Answered::Accepted(answer, accepted));
+            }
+            Input::Publish(publish, answer) => {
+                self.durable.inbox(self.id).accepts.fetch_sub(1, Relaxed);
+                if answer.is_closed() {
+                    return;
+                }
+                let published =
+                    self.admit_event(&publish).and_then(|()| self.partition.publish(*publish, now));
+                self.answers.push(Answered::Published(answer, published));
+            }
+            Input::Owed(mut accept, source) => {
+                // It is given again by a host that was not told that it was taken.
+                if !self.partition.has_taken(source) {
+                    self.fill_in(&mut accept);
+                    // Without a key nothing is refused.
+                    let _ = self.partition.accept(*accept, now);
+                }
+                let owner = self.durable.inbox(source.partition).queue.clone();
+                self.answers.push(Answered::Taken(owner, source));
+            }
+            Input::Taken(Source { number, index, .. }) => {
+                self.partition.taken(number, index, now);
+            }
+            Input::Lags(answer) => {
+                let lags = self.partition.subscriptions();
+                let lags = lags.map(|(name, unsettled, oldest)| Lag {
+                    name: name.clone(),
+                    unsettled,
+                    oldest,
+                });
+                let _ = answer.send(lags.collect());
             }
             Input::Get(id, after, answer) => {
                 let delivery = self.partition.get(id);
@@ -476,6 +542,67 @@ impl Owner {
         self.durable.admit(agent_type, tally::add(others, self.partition.tally(agent_type)))
     }
 
+    /// Whether there is room for one more event.
+    fn admit_event(&self, publish: &Publish) -> Result<(), Fault> {
+        if publish.key.is_some_and(|(key, ..)| self.partition.has_key(key)) {
+            return Ok(());
+        }
+        let exchange = &self.durable.0.exchange;
+        let limit = exchange.config().durable.owed;
+        let owed = self.partition.standing().owed;
+        if owed + publish.owed.len() as u64 > limit as u64 {
+            let detail = format!("{owed} deliveries of events like this one are not accepted yet");
+            let fault = Fault::new(FaultKind::Overloaded, detail)
+                .hint("try again later")
+                .retry_after(RETRY_AFTER);
+            return Err(exchange.metrics().limit_met(config::durable::owed, Some(limit), fault));
+        }
+        Ok(())
+    }
+
+    /// Hands what is owed, and on the disk, to the partitions of those whom it is owed to.
+    async fn hand_over(&mut self) -> Result<(), BackboneError> {
+        while let Some(Handover { number, message, owed }) = self.partition.poll_owed() {
+            let message = self.load(message).await?;
+            let room = self.durable.room_so_far();
+            for (index, Owed { agent, subscription }) in owed {
+                let named = subscription.as_ref().and_then(|name| room.subscriptions.get(name));
+                let source = Source { partition: self.id, number, index };
+                let inbox = self.durable.inbox(self.durable.partition_of(&agent));
+                let accept = Accept {
+                    agent,
+                    message: (*message).clone(),
+                    not_before: None,
+                    expires_at: None,
+                    max_attempts: 0,
+                    max_lost: 0,
+                    strict: named.is_some_and(|it| it.strict),
+                    key: None,
+                    source: Some(source),
+                    subscription,
+                };
+                // An owner that is gone takes it when the host is started anew.
+                let _ = inbox.queue.send(Input::Owed(Box::new(accept), source));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells those who listen of the events in a commit that is on the disk.
+    fn announce(&mut self, position: Position, commit: &Bytes) -> Result<(), BackboneError> {
+        let time = Duration::from_millis(time_of(commit)?.0);
+        for (offset, message) in published_in(commit)? {
+            let MessageKind::Event(topic) = message.kind else { continue };
+            let event = Event { header: message.header, topic, payload: message.payload };
+            let place = EventPlace { partition: self.id, position, offset };
+            self.durable.0.exchange.announce(event, place.to_string().into(), time);
+        }
+        let behind = self.durable.0.tails[usize::from(self.id.0)].borrow().position;
+        let tail = Tail { position, behind, commit: commit.clone() };
+        self.durable.0.tails[usize::from(self.id.0)].send_replace(tail);
+        Ok(())
+    }
+
     /// Goes on with what is done to many, as far as one commit takes.
     fn work(&mut self, now: Timestamp) {
         let Some(Work { left, action, worked, .. }) = self.works.front_mut() else { return };
@@ -518,8 +645,11 @@ impl Owner {
         }
         if let Some(Commit { previous, bytes, changed, settled }) = self.partition.take_commit() {
             self.size += bytes.len() as u64;
-            let position = self.append(previous, bytes, &changed).await?;
+            let position = self.append(previous, bytes.clone(), &changed).await?;
             self.partition.appended(position);
+            if self.partition.totals().published != self.counted.0.published {
+                self.announce(position, &bytes)?;
+            }
             // A commit that ends nothing is none of the view's business: where it reads again, it
             // passes over those.
             if !settled.is_empty() {
@@ -552,6 +682,8 @@ impl Owner {
         it.cancelled.inc_by(totals.cancelled - old.cancelled);
         it.expired.inc_by(totals.expired - old.expired);
         it.discarded.inc_by(totals.discarded - old.discarded);
+        it.events.inc_by(totals.published - old.published);
+        it.owed.inc_by(standing.owed as i64 - stood.owed as i64);
         it.waiting.inc_by(standing.waiting as i64 - stood.waiting as i64);
         it.in_flight.inc_by(standing.in_flight as i64 - stood.in_flight as i64);
         it.dead.inc_by(standing.dead as i64 - stood.dead as i64);
@@ -590,19 +722,19 @@ impl Owner {
 
     /// Tells those whose messages are in a commit that cannot be written yet.
     fn refuse_accepts(&mut self, error: &BackboneError) {
-        for answer in &mut self.answers {
-            if let Answered::Accepted(_, accepted @ Ok(_)) = answer {
-                let fault = Fault::new(FaultKind::StorageFull, error.to_string())
-                    .may_have_run_if(true)
-                    .hint("free some space; sent again under the same idempotency key it is accepted once");
-                *accepted = Err(fault);
+        let fault = || {
+            Fault::new(FaultKind::StorageFull, error.to_string()).may_have_run_if(true).hint(
+                "free some space; sent again under the same idempotency key it is accepted once",
+            )
+        };
+        for answered in std::mem::take(&mut self.answers) {
+            match answered {
+                Answered::Accepted(answer, Ok(_)) => drop(answer.send(Err(fault()))),
+                Answered::Published(answer, Ok(_)) => drop(answer.send(Err(fault()))),
+                Answered::Accepted(..) | Answered::Published(..) => answered.send(),
+                other => self.answers.push(other),
             }
         }
-        let (accepts, others) = std::mem::take(&mut self.answers)
-            .into_iter()
-            .partition::<Vec<_>, _>(|answer| matches!(answer, Answered::Accepted(..)));
-        self.answers = others;
-        accepts.into_iter().for_each(Answered::send);
     }
 
     /// Reading goes on while a commit waits for room, but not of what that commit says.
@@ -697,9 +829,10 @@ impl Owner {
         };
         let commit = self.commit_at(place.position).await?;
         match record_at(&commit, place.offset)? {
-            Record::Accepted { message, .. } | Record::Carried { message, .. } => {
-                Ok(Arc::new(*message))
-            }
+            Record::Accepted { message, .. }
+            | Record::Carried { message, .. }
+            | Record::Published { message, .. }
+            | Record::OwedCarried { message, .. } => Ok(Arc::new(*message)),
             _ => Err(BackboneError::Damaged("a message is not where it was written".into())),
         }
     }

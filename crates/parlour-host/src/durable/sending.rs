@@ -59,16 +59,9 @@ impl Durable {
                 .hint("give it a longer time to live, or deliver it sooner"));
         }
         let settings = &exchange.config().durable;
-        let key = header.idempotency_key.as_ref().map(|key| {
-            let target = [agent.agent_type.as_str(), agent.key.as_str()];
-            let [agent_type, agent_key] = target.map(str::as_bytes);
-            let principal = header.principal.as_str().as_bytes();
-            // The same whichever door it comes through.
-            let name = [principal, b"deliveries", agent_type, agent_key, key.as_bytes()];
-            let Payload { content_type, data_type, bytes, .. } = &payload;
-            let body = digest(&[content_type.as_bytes(), data_type.as_bytes(), bytes]);
-            (digest(&name), body as u64, settings.idempotency_window)
-        });
+        let target = [agent.agent_type.as_str(), agent.key.as_str()];
+        let key = key_of(&header, "deliveries", target, &payload);
+        let key = key.map(|(key, body)| (key, body, settings.idempotency_window));
         Ok(Accept {
             agent,
             message: Message { kind: MessageKind::Call, header, payload },
@@ -82,6 +75,23 @@ impl Durable {
             subscription: None,
         })
     }
+}
+
+/// Digests of the idempotency key, with whom and what it is for, and of what is sent under it. They are
+/// the same whichever door it comes through.
+pub(super) fn key_of(
+    header: &Header,
+    door: &str,
+    target: [&str; 2],
+    payload: &Payload,
+) -> Option<(u128, u64)> {
+    let key = header.idempotency_key.as_ref()?;
+    let [kind, name] = target.map(str::as_bytes);
+    let principal = header.principal.as_str().as_bytes();
+    let name = digest(&[principal, door.as_bytes(), kind, name, key.as_bytes()]);
+    let Payload { content_type, data_type, bytes, .. } = payload;
+    let body = digest(&[content_type.as_bytes(), data_type.as_bytes(), bytes]);
+    Some((name, body as u64))
 }
 
 /// 128 bits that tell these texts from any others.

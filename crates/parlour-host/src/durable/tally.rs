@@ -66,6 +66,7 @@ pub(super) fn add(a: Tally, b: Tally) -> Tally {
             waiting: a.standing.waiting + b.standing.waiting,
             in_flight: a.standing.in_flight + b.standing.in_flight,
             dead: a.standing.dead + b.standing.dead,
+            owed: a.standing.owed + b.standing.owed,
         },
         dead_bytes: a.dead_bytes + b.dead_bytes,
     }

@@ -26,7 +26,7 @@ use crate::durable::{self, Sending};
 const DELAY_MS: HeaderName = HeaderName::from_static("parlour-delay-ms");
 const DELIVER_AT: HeaderName = HeaderName::from_static("parlour-deliver-at");
 const TTL_MS: HeaderName = HeaderName::from_static("parlour-ttl-ms");
-const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const MAX_ATTEMPTS: HeaderName = HeaderName::from_static("parlour-max-attempts");
 
 /// How many deliveries a list has unless it is asked for more or fewer, and at the most.

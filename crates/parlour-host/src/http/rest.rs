@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use parlour_core::wire::HeaderFields;
 use parlour_core::{
     AgentId, AgentType, Call, Directory, Event, Fault, Key, MessageId, Metadata, Payload,
-    Principal, Target, TopicFilter, TopicId, WorkerId,
+    Principal, Target, TopicId, WorkerId,
 };
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
@@ -19,8 +19,9 @@ use tokio::time::Instant;
 use super::answer::{Answer, Refusal, bad_name, invalid, json as json_answer};
 use super::body;
 use super::router::{App, Segments};
-use super::sse;
+use super::{sse, subscriptions};
 use crate::config::limits;
+use crate::durable::Publishing;
 use crate::exchange::{Origin, topic};
 use crate::peer::Peer;
 
@@ -30,6 +31,7 @@ pub(crate) const CONVERSATION: HeaderName = HeaderName::from_static("parlour-con
 const CAUSE: HeaderName = HeaderName::from_static("parlour-cause");
 const HOPS: HeaderName = HeaderName::from_static("parlour-hops");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const ACK: HeaderName = HeaderName::from_static("parlour-ack");
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const META: &str = "parlour-meta-";
 
@@ -103,6 +105,26 @@ async fn publish_to(app: &App, topic: TopicId, request: Request) -> Answer {
     let now = Instant::now();
     let header = app.exchange.stamp(header_fields(&parts.headers)?, &origin, now);
     let payload = payload(app, &parts.headers, body).await?;
+    match text(&parts.headers, &ACK)?.as_deref() {
+        None | Some("memory") => {}
+        Some("durable") => {
+            let publishing = Publishing { topic, header, payload };
+            let published = app.durable.publish(publishing).await?;
+            let mut response = json_answer(&json!({
+                "id": published.id.as_str(),
+                "conversation": published.conversation.as_str(),
+                "ack": app.durable.ack().name(),
+                "recipients": published.recipients,
+                "dropped": [],
+            }));
+            *response.status_mut() = StatusCode::ACCEPTED;
+            return Ok(response);
+        }
+        Some(other) => {
+            let detail = format!("{ACK} cannot be `{}`", other.escape_debug());
+            return Err(invalid(detail).hint("ask for `memory` or `durable`").into());
+        }
+    }
     let published = app.exchange.publish(Event { header, topic, payload }, None, now)?;
     Ok(json_answer(&json!({
         "id": published.id.as_str(),
@@ -157,14 +179,12 @@ fn worker(peer: &Peer, directory: &Directory<Peer>, keys: &HashMap<WorkerId, usi
 
 /// `GET /v1/subscriptions`
 pub(crate) async fn subscriptions(State(app): State<App>) -> Answer {
+    let mut listed = subscriptions::all(&app).await?;
     let directory = app.exchange.directory();
     let mut all: Vec<_> = directory.subscriptions().collect();
     all.sort_by_key(|(id, worker, _)| (*worker, id.to_string()));
     let all = all.into_iter().map(|(id, worker, subscription)| {
-        let (key, pattern) = match &subscription.filter {
-            TopicFilter::Exact(topic_type) => ("topic_type", topic_type.as_str()),
-            TopicFilter::Prefix(prefix) => ("topic_type_prefix", &**prefix),
-        };
+        let (key, pattern) = subscriptions::pattern(&subscription.filter);
         let agent_type = match &subscription.target {
             Target::Agent(agent_type) => Some(agent_type.as_str()),
             Target::Listener(_) => None,
@@ -176,7 +196,8 @@ pub(crate) async fn subscriptions(State(app): State<App>) -> Answer {
             "worker": worker.0,
         })
     });
-    Ok(json_answer(&json!({"subscriptions": all.collect::<Vec<_>>()})))
+    listed.extend(all);
+    Ok(json_answer(&json!({"subscriptions": listed})))
 }
 
 /// Whom a request comes from. A request has no connection that serves agents.
@@ -221,7 +242,7 @@ pub(super) async fn payload(
     })
 }
 
-fn text(headers: &HeaderMap, name: &HeaderName) -> Result<Option<ByteString>, Fault> {
+pub(super) fn text(headers: &HeaderMap, name: &HeaderName) -> Result<Option<ByteString>, Fault> {
     let Some(value) = headers.get(name) else { return Ok(None) };
     match std::str::from_utf8(value.as_bytes()) {
         Ok(text) => Ok(Some(text.into())),

@@ -16,7 +16,9 @@ use super::answer::{Refusal, invalid};
 use super::guard::Guard;
 use super::tasks::Tasks;
 use super::upgrade::Lobby;
-use super::{agents, dead_letters, deliveries, operators, rest, settings, sse, upgrade};
+use super::{
+    agents, dead_letters, deliveries, operators, rest, settings, sse, subscriptions, upgrade,
+};
 use crate::durable::Durable;
 use crate::exchange::Exchange;
 
@@ -89,6 +91,13 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/workers/{worker}/drain", only(post(rest::drain), "POST"))
         .route("/v1/settings", only(get(settings::all), "GET"))
         .route("/v1/subscriptions", only(get(rest::subscriptions), "GET"))
+        .route(
+            "/v1/subscriptions/{name}",
+            only(
+                get(subscriptions::one).put(subscriptions::put).delete(subscriptions::delete),
+                "GET, PUT, DELETE",
+            ),
+        )
         .route("/livez", only(get(operators::livez), "GET"))
         .route("/readyz", only(get(operators::readyz), "GET"))
         .route("/healthz", only(get(operators::healthz), "GET"))

@@ -12,6 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::poll;
+use futures_util::stream::unfold;
 use http::{HeaderMap, HeaderValue, header};
 use http_body::{Body, Frame};
 use parlour_core::{
@@ -21,10 +22,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::answer::{Answer, Refusal};
+use super::answer::{Answer, Refusal, invalid};
+use super::deliveries::LAST_EVENT_ID;
 use super::problem::{Problem, status};
-use super::rest::{CONVERSATION, origin};
+use super::rest::{CONVERSATION, origin, text};
 use super::router::{App, Segments};
+use crate::durable::{EventPlace, Follow, Followed};
 use crate::exchange::{Exchange, Waiting};
 use crate::peer::{Bounds, Outgoing, Peer, ProgressOf, progress};
 
@@ -50,15 +53,61 @@ pub(crate) async fn events(
 ) -> Answer {
     let topics = TopicFilter::parse(&pattern)?;
     let exchange = app.exchange.clone();
+    let after = text(request.headers(), &LAST_EVENT_ID)?.filter(|id| !id.is_empty());
+    let log = match &topics {
+        TopicFilter::Exact(topic_type) => {
+            let after = after.map(|id| EventPlace::parse(&id)).transpose()?;
+            let follow = app.durable.follow(topic_type, after).await?;
+            Some(from_log(follow, filter.source.clone()))
+        }
+        TopicFilter::Prefix(_) if after.is_some() => {
+            return Err(invalid("topics that begin alike have no order among each other")
+                .hint("follow each topic type by itself to go on where you were")
+                .into());
+        }
+        TopicFilter::Prefix(_) => None,
+    };
     let (peer, inbox) = exchange.join(NAME, origin(&request).principal);
     let heartbeat = exchange.config().timeouts.heartbeat;
-    let stream = Stream::new(exchange, peer, inbox, filter.source, heartbeat);
+    let stream = Stream {
+        exchange,
+        peer,
+        inbox,
+        log,
+        source: filter.source,
+        heartbeat: self::heartbeat(heartbeat),
+        greeting: Some(": subscribed\n\n"),
+    };
     let id = SubscriptionId::Numbered(stream.peer.id, 0);
     let subscription = Subscription { filter: topics, target: Target::Listener(0) };
     app.exchange.subscribe(&stream.peer, id, &subscription, false)?;
     stream.peer.connected.store(true, std::sync::atomic::Ordering::Relaxed);
 
     Ok(streaming(stream))
+}
+
+/// The durable events of a topic, as they are sent. It ends when one is gone, and says so.
+fn from_log(follow: Follow, source: Option<String>) -> Log {
+    Box::pin(unfold(Some(follow), move |follow| {
+        let source = source.clone();
+        async move {
+            let mut follow = follow?;
+            loop {
+                match follow.next().await {
+                    Ok(Followed { place, event, time }) => {
+                        if source.as_ref().is_none_or(|it| it == event.topic.source.as_str()) {
+                            let text = write(&event, time, Some(&place.to_string()));
+                            return Some((text, Some(follow)));
+                        }
+                    }
+                    Err(fault) => {
+                        let problem = Problem::new(&fault, status(fault.kind()), None);
+                        return Some((write_named("fault", &problem), None));
+                    }
+                }
+            }
+        }
+    }))
 }
 
 pub(super) fn streaming(
@@ -180,25 +229,17 @@ fn heartbeat(period: Duration) -> Interval {
 struct Stream {
     exchange: Exchange,
     peer: Peer,
+    /// What is in memory alone; of durable events what is announced, if there is no log to follow.
     inbox: mpsc::UnboundedReceiver<Outgoing>,
+    /// Durable events, if one log has them all.
+    log: Option<Log>,
     source: Option<String>,
     heartbeat: Interval,
     /// What is sent before anything else.
     greeting: Option<&'static str>,
 }
 
-impl Stream {
-    fn new(
-        exchange: Exchange,
-        peer: Peer,
-        inbox: mpsc::UnboundedReceiver<Outgoing>,
-        source: Option<String>,
-        heartbeat: Duration,
-    ) -> Self {
-        let (heartbeat, greeting) = (self::heartbeat(heartbeat), Some(": subscribed\n\n"));
-        Self { exchange, peer, inbox, source, heartbeat, greeting }
-    }
-}
+type Log = Pin<Box<dyn futures_util::Stream<Item = Bytes> + Send>>;
 
 impl Body for Stream {
     type Data = Bytes;
@@ -218,6 +259,9 @@ impl Body for Stream {
             match item {
                 Outgoing::Event(shared, _) => {
                     let event = shared.event();
+                    if shared.is_durable() && self.log.is_some() {
+                        continue;
+                    }
                     if self.source.as_ref().is_none_or(|s| s == event.topic.source.as_str()) {
                         return frame(shared.sse().clone());
                     }
@@ -226,6 +270,11 @@ impl Body for Stream {
                 Outgoing::Drain | Outgoing::Close(_) => return Poll::Ready(None),
                 _ => {}
             }
+        }
+        if let Some(log) = &mut self.log
+            && let Poll::Ready(text) = log.as_mut().poll_next(cx)
+        {
+            return text.map_or(Poll::Ready(None), frame);
         }
         ready!(self.heartbeat.poll_tick(cx));
         frame(Bytes::from_static(HEARTBEAT))
@@ -276,8 +325,8 @@ impl<'a> From<&'a Payload> for Content<'a> {
     }
 }
 
-/// The lines of an event that was published at `time`.
-pub(crate) fn write(event: &Event, time: Duration) -> Bytes {
+/// The lines of an event that was published at `time`. What has a place in a log can be gone on behind.
+pub(crate) fn write(event: &Event, time: Duration, place: Option<&str>) -> Bytes {
     let topic = &event.topic;
     let value = Data {
         id: event.header.id.as_str(),
@@ -287,8 +336,12 @@ pub(crate) fn write(event: &Event, time: Duration) -> Bytes {
         content: Content::from(&event.payload),
         time: time.as_millis() as u64,
     };
-    // JSON has no line breaks of its own, and an id has no control characters.
-    format!("id: {}\ndata: {}\n\n", event.header.id, json(&value)).into()
+    // JSON has no line breaks of its own.
+    let data = json(&value);
+    match place {
+        Some(place) => format!("id: {place}\ndata: {data}\n\n").into(),
+        None => format!("data: {data}\n\n").into(),
+    }
 }
 
 pub(super) fn write_named(name: &str, value: &impl Serialize) -> Bytes {

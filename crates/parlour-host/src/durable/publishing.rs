@@ -1,0 +1,84 @@
+//! An event as a door was given it, until it is published.
+
+use parlour_core::durable::{Message, MessageKind, Owed, Publish, Published};
+use parlour_core::{AgentId, Fault, FaultKind, Header, Payload, TopicId};
+
+use super::owner::{Input, Lag};
+use super::sending::key_of;
+use super::{Durable, PartitionId};
+use crate::config::limits;
+
+/// What is to be owed to all who have subscribed.
+#[derive(Debug)]
+pub(crate) struct Publishing {
+    pub(crate) topic: TopicId,
+    pub(crate) header: Header,
+    pub(crate) payload: Payload,
+}
+
+impl Durable {
+    /// Takes an event. When it returns, the event is as safe as [`ack`](Self::ack) says, and owed to
+    /// every agent that has subscribed and to every durable subscription.
+    pub(crate) async fn publish(&self, publishing: Publishing) -> Result<Published, Fault> {
+        let Publishing { topic, header, payload } = publishing;
+        let exchange = &self.0.exchange;
+        exchange.admit_message(&header, &payload)?;
+        self.0.are_open().await;
+        let owed = self.owed(&topic);
+        let limit = exchange.config().limits.fan_out;
+        if owed.len() > limit {
+            let detail = format!("the event would be owed to {} subscribers", owed.len());
+            let fault =
+                Fault::new(FaultKind::TooLarge, detail).hint("split the topic, or raise the limit");
+            return Err(exchange.metrics().limit_met(limits::fan_out, Some(limit), fault));
+        }
+        // None of them may be left out.
+        for it in &owed {
+            let agent_type = &it.agent.agent_type;
+            self.admit(agent_type, self.0.tallies.beside(None, agent_type))?;
+        }
+        let target = [topic.topic_type.as_str(), topic.source.as_str()];
+        let key = key_of(&header, "topics", target, &payload);
+        let window = exchange.config().durable.idempotency_window;
+        let key = key.map(|(key, body)| (key, body, window));
+        let partition = PartitionId::of_topic(&topic.topic_type, self.0.backbone.partitions());
+        let message = Message { kind: MessageKind::Event(topic), header, payload };
+        let publish = Box::new(Publish { message, owed, key });
+        let asked = self.enter(partition, |answer| Input::Publish(publish, answer))?;
+        self.answer(asked).await?
+    }
+
+    /// Whom an event is owed to: each durable subscription, and each agent that has subscribed and is
+    /// in none of those.
+    fn owed(&self, topic: &TopicId) -> Vec<Owed> {
+        let room = self.room_so_far();
+        let named = room.subscribed(&topic.topic_type).map(|(name, it)| Owed {
+            agent: AgentId::new(it.agent_type.clone(), topic.source.clone()),
+            subscription: Some(name.clone()),
+        });
+        let mut owed: Vec<_> = named.collect();
+        for agent in self.0.exchange.directory().subscribed(topic) {
+            if !owed.iter().any(|it| it.agent == agent) {
+                owed.push(Owed { agent, subscription: None });
+            }
+        }
+        owed
+    }
+
+    /// How far behind the durable subscriptions are that have something which has not ended.
+    pub(crate) async fn lags(&self) -> Result<Vec<Lag>, Fault> {
+        let mut all: Vec<Lag> = Vec::new();
+        for inbox in &*self.0.inboxes {
+            for lag in self.ask(inbox, Input::Lags).await? {
+                match all.iter_mut().find(|known| known.name == lag.name) {
+                    Some(known) => {
+                        known.unsettled += lag.unsettled;
+                        known.oldest = known.oldest.min(lag.oldest);
+                    }
+                    None => all.push(lag),
+                }
+            }
+        }
+        Ok(all)
+    }
+}

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from room import eventually
-from test_durable import kept, look, send  # noqa: F401
+from test_durable import look, send
 
 
 @pytest.fixture

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 
-import pytest
-
 from parlour_v1 import Channel, Field, Kind, frame
-from room import Room, eventually, worker
+from room import eventually, worker
 from test_durable import ended
 from test_rest import Events
 
@@ -35,21 +33,6 @@ def subscribe(room, name, expect=201, **wanted) -> dict:
 
 def unsettled(room, agent_type) -> list[dict]:
     return ask(room, "GET", f"/v1/deliveries?agent_type={agent_type}")["deliveries"]
-
-
-@pytest.fixture
-def kept(tmp_path):
-    """Opens hosts on one data directory, one after the other."""
-    rooms = []
-
-    def start(**settings):
-        rooms.append(Room(data=tmp_path / "data", **settings))
-        return rooms[-1]
-
-    yield start
-    for room in rooms:
-        if room.process.poll() is None:
-            assert room.stop() == 0, "".join(room.stderr)
 
 
 def test_a_durable_subscription_gets_what_is_published_while_no_worker_is_there(kept):

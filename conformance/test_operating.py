@@ -18,7 +18,7 @@ import backup
 import bitrot
 from room import BINARY, Room, eventually, worker
 from test_disk import small_disk  # noqa: F401
-from test_durable import ended, kept, look, send  # noqa: F401
+from test_durable import ended, look, send
 
 
 def environment() -> dict[str, str]:

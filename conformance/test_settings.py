@@ -16,7 +16,7 @@ import pytest
 
 from parlour_v1 import Channel, Field, Kind, frame
 from room import Room, eventually, soon, worker
-from test_durable import ended, kept, look, parlour, send  # noqa: F401
+from test_durable import ended, look, parlour, send
 
 
 def ask(room, method, path, body=None, expect=200) -> dict:

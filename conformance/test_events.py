@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 
 from parlour_v1 import Channel, Field, Kind, frame
-from room import eventually, worker
+from room import BINARY, eventually, worker
 from test_durable import ended
 from test_rest import Events
 
@@ -35,7 +36,7 @@ def unsettled(room, agent_type) -> list[dict]:
     return ask(room, "GET", f"/v1/deliveries?agent_type={agent_type}")["deliveries"]
 
 
-def test_a_durable_subscription_gets_what_is_published_while_no_worker_is_there(kept):
+def test_a_durable_subscription_gets_what_is_published_while_no_worker_is_there(kept, tmp_path):
     room = kept()
     made = subscribe(room, "mail", topic_type="order.paid", agent_type="mailer")
     assert (made["durable"], made["lag"], made["order"]) == (True, 0, "relaxed")
@@ -43,6 +44,8 @@ def test_a_durable_subscription_gets_what_is_published_while_no_worker_is_there(
     assert (published["ack"], published["recipients"]) == ("durable", 1)
     eventually(lambda: ask(room, "GET", "/v1/subscriptions/mail")["lag"] == 1)
     room.kill()
+    checked = subprocess.run([BINARY, "verify", f"--data={tmp_path / 'data'}"], capture_output=True)
+    assert checked.returncode == 0, checked
     room = kept()
     listed = ask(room, "GET", "/v1/subscriptions")["subscriptions"]
     assert [(it["id"], it["lag"], it["oldest_ms"] > 0) for it in listed] == [("mail", 1, True)]

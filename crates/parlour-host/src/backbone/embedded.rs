@@ -335,7 +335,8 @@ pub(crate) fn stored_ends(
         }
         ends.push(end);
     }
-    let are_all = ends.len() == usize::from(partitions) || ends.is_empty();
+    let last = usize::from(PartitionId::of_room(partitions).0);
+    let are_all = ends.len() == last + 1 || ends.is_empty();
     Ok(are_all.then_some(ends))
 }
 

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use bytes::Bytes;
 use parlour_core::durable::{
-    Corrupt, Delivery, DeliveryId, Partition, PartitionId, Place, Position, Settled, Standing,
-    Timestamp, Totals, previous_of, settled_in, time_of,
+    Corrupt, Delivery, DeliveryId, Partition, PartitionId, Place, Position, RoomSettings, Settled,
+    Standing, Timestamp, Totals, previous_of, settled_in, time_of,
 };
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension as _, Row};
@@ -159,7 +159,8 @@ impl<'a> Check<'a> {
         let format = connection.pragma_query_value(None, "user_version", |row| row.get(0));
         let format = format.map_err(failed)?;
         let report = Report { format, partitions, ..Report::default() };
-        let logs = (0..partitions).map(|_| Log::default()).collect();
+        let room = PartitionId::of_room(partitions);
+        let logs = (0..=room.0).map(|_| Log::default()).collect();
         Ok(Self { store, report, logs, noted: Position::default(), view: None, misplaced: None })
     }
 
@@ -297,6 +298,10 @@ impl<'a> Check<'a> {
         position: Position,
         commit: &Bytes,
     ) -> Result<(), Corrupt> {
+        if partition == PartitionId::of_room(self.report.partitions) {
+            // Each of its commits is the whole of it.
+            return RoomSettings::decode(commit).map(drop);
+        }
         let log = &mut self.logs[usize::from(partition.0)];
         let time = time_of(commit)?;
         log.base = Partition::base(commit)?;
@@ -415,6 +420,7 @@ fn add_totals(sum: &mut Totals, of: Totals) {
     sum.cancelled += of.cancelled;
     sum.expired += of.expired;
     sum.discarded += of.discarded;
+    sum.published += of.published;
 }
 
 fn add_standing(sum: &mut Standing, of: Standing) {

@@ -365,6 +365,9 @@ def dead(room, agent="broken/k", body=b"x") -> str:
     name = send(room, agent, body, parlour_max_attempts=1)["id"]
     with worker(room.url, agent.split("/")[0], "--", "sh", "-c", "echo no luck >&2; exit 1"):
         assert ended(room, name)["state"] == "dead"
+    # What is sent back must not go to a worker that is being lost.
+    types = f"/v1/agents/{agent.split('/')[0]}"
+    eventually(lambda: room.http("GET", types).status == 404, what="no worker")
     return name
 
 

@@ -18,14 +18,34 @@ use std::path::Path;
 use std::pin::Pin;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use parlour_core::durable::{Corrupt, PartitionId, Position};
 use thiserror::Error;
+use tokio::sync::mpsc;
 
 pub use embedded::{Embedded, OpenError};
 pub use memory::Memory;
 
 /// What a backbone does, when it has done it.
 pub type Work<'a, T> = Pin<Box<dyn Future<Output = Result<T, BackboneError>> + Send + 'a>>;
+
+/// Commits of one log, each with its position, in order.
+pub type Commits = Vec<(Position, Bytes)>;
+
+/// Who wants to [replay](Backbone::replay) a log.
+#[derive(Debug)]
+#[expect(clippy::exhaustive_structs, reason = "what a backbone is asked for")]
+pub struct Replay {
+    /// Whose log.
+    pub partition: PartitionId,
+    /// The first position that is wanted.
+    pub from: Position,
+    /// Takes the commits part by part, never an empty one.
+    pub to: mpsc::Sender<Result<Commits, BackboneError>>,
+}
+
+/// How much of a log is read at once, in bytes.
+pub(crate) const PART: usize = 64 << 10;
 
 /// Keeps the logs of a room. Methods may be called at once, and from any thread.
 ///
@@ -56,12 +76,31 @@ pub trait Backbone: Send + Sync + fmt::Debug + 'static {
 
     /// Commits from `position` on, in order, as many as fit into `bytes` but at least one. None at the
     /// end of the log.
-    fn read(
-        &self,
-        partition: PartitionId,
-        position: Position,
-        bytes: usize,
-    ) -> Work<'_, Vec<(Position, Bytes)>>;
+    fn read(&self, partition: PartitionId, position: Position, bytes: usize) -> Work<'_, Commits>;
+
+    /// Sends what is in several logs to those who want it, each log to its end or to an error, and drops
+    /// its sender there. Nobody waits for more than a part of another's log to be taken.
+    fn replay(&self, logs: Vec<Replay>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        let replay_one = move |Replay { partition, mut from, to }| async move {
+            loop {
+                let part = self.read(partition, from, PART).await;
+                let last = part.as_ref().map(|commits| commits.last().map(|(last, _)| *last));
+                let Ok(Some(last)) = last else {
+                    // At the end there is no part.
+                    if part.is_err() {
+                        let _ = to.send(part).await;
+                    }
+                    return;
+                };
+                // Whoever wants no more is gone.
+                if to.send(part).await.is_err() {
+                    return;
+                }
+                from = last.next();
+            }
+        };
+        Box::pin(async move { drop(join_all(logs.into_iter().map(replay_one)).await) })
+    }
 
     /// Lets the commits up to `position` go, which must not be the last. They are not read any more:
     /// asking for them gives what comes behind. A host that is killed soon after may find them again.

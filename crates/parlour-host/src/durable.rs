@@ -31,7 +31,7 @@ use tokio::sync::{SetOnce, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::backbone::{self, Ack, Backbone, BackboneError};
+use crate::backbone::{self, Ack, Backbone, BackboneError, Replay};
 use crate::config::{self, limits};
 use crate::exchange::Exchange;
 use crate::http::tasks::Tasks;
@@ -190,11 +190,13 @@ impl Durable {
         }
         let gate = Gate::new(self.clone());
         tasks.spawn(gate.clone().run(closing.clone()));
+        let (opening, wanted) = mpsc::unbounded_channel();
+        tasks.spawn(replay(self.0.backbone.clone(), wanted));
         let queues = std::mem::take(&mut *self.0.queues.lock());
         for (number, inbox) in queues.into_iter().enumerate() {
             let partition = PartitionId(number as u16);
             let owner = Owner::new(self.clone(), view.clone(), partition, gate.clone(), inbox);
-            tasks.spawn(owner.run(closing.clone()));
+            tasks.spawn(owner.run(opening.clone(), closing.clone()));
         }
         Ok(())
     }
@@ -245,14 +247,8 @@ impl Durable {
         if inbox.accepts.fetch_add(1, Relaxed) >= limit {
             inbox.accepts.fetch_sub(1, Relaxed);
             let detail = "too many messages wait to be accepted";
-            let fault = Fault::new(FaultKind::Overloaded, detail)
-                .hint("try again later")
-                .retry_after(RETRY_AFTER);
-            return Err(self.0.exchange.metrics().limit_met(
-                limits::queue_messages,
-                Some(limit),
-                fault,
-            ));
+            let key = limits::queue_messages;
+            return Err(self.overloaded(key, limit, detail, "try again later"));
         }
         Ok(ask(inbox, input))
     }
@@ -292,13 +288,23 @@ impl Durable {
         let unsettled = standing.waiting + standing.in_flight;
         if unsettled >= settings.unsettled as u64 {
             let detail = format!("{unsettled} messages for {agent_type} wait or are in flight");
-            let fault = Fault::new(FaultKind::Overloaded, detail)
-                .hint("try again later; if it lasts, start more workers")
-                .retry_after(RETRY_AFTER);
-            let key = config::durable::unsettled;
-            return Err(metrics.limit_met(key, Some(settings.unsettled), fault));
+            let (key, hint) =
+                (config::durable::unsettled, "try again later; if it lasts, start more workers");
+            return Err(self.overloaded(key, settings.unsettled, detail, hint));
         }
         Ok(())
+    }
+
+    /// Why one more is not accepted: there are as many as this limit lets there be.
+    fn overloaded(
+        &self,
+        key: &'static str,
+        limit: usize,
+        detail: impl Into<Box<str>>,
+        hint: &'static str,
+    ) -> Fault {
+        let fault = Fault::new(FaultKind::Overloaded, detail).hint(hint).retry_after(RETRY_AFTER);
+        self.0.exchange.metrics().limit_met(key, Some(limit), fault)
     }
 
     /// What is known of a delivery. With `after` it waits until the delivery is newer than that
@@ -471,6 +477,15 @@ impl Durable {
                 .retry_after(Duration::from_secs(1)),
         }
     }
+}
+
+/// Reads all the logs that are wanted in one go, once nobody may want another.
+async fn replay(backbone: Arc<dyn Backbone>, mut wanted: mpsc::UnboundedReceiver<Replay>) {
+    let mut logs = Vec::new();
+    while let Some(log) = wanted.recv().await {
+        logs.push(log);
+    }
+    backbone.replay(logs).await;
 }
 
 fn ask<T>(inbox: &Inbox, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> oneshot::Receiver<T> {

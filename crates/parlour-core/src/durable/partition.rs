@@ -134,6 +134,24 @@ pub struct Accept {
     pub subscription: Option<ByteString>,
 }
 
+impl Accept {
+    /// A message for an agent, with nothing asked for beyond.
+    pub fn new(agent: AgentId, message: Message) -> Self {
+        Self {
+            agent,
+            message,
+            not_before: None,
+            expires_at: None,
+            max_attempts: 0,
+            max_lost: 0,
+            strict: false,
+            key: None,
+            source: None,
+            subscription: None,
+        }
+    }
+}
+
 /// An event that is owed to those who have subscribed.
 #[derive(Clone, Debug)]
 #[expect(clippy::exhaustive_structs, reason = "built by the partition's owner")]

@@ -16,6 +16,7 @@ mod writer;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -26,7 +27,7 @@ use rusqlite::{Connection, ErrorCode, Transaction, ffi, params};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
-use super::{Ack, Backbone, BackboneError, Work};
+use super::{Ack, Backbone, BackboneError, Commits, Replay, Work};
 use crate::thread::Thread;
 use logs::Logs;
 use reader::{Read, Reader};
@@ -289,8 +290,8 @@ fn read_ends(connection: &Connection, partitions: u16) -> rusqlite::Result<Logs>
     let mut behind = connection.prepare(behind)?;
     let mut rows = behind.query(params![id_of(PartitionId(0), seen.next())])?;
     while let Some(row) = rows.next()? {
-        let id = row.get(0)?;
-        logs.add(partition_of(id), position_of(id), row.get::<_, i64>(1)? as u64);
+        let (partition, position) = place_of(row.get(0)?);
+        logs.add(partition, position, row.get::<_, i64>(1)? as u64);
     }
     Ok(logs)
 }
@@ -352,17 +353,9 @@ fn id_of(partition: PartitionId, position: Position) -> i64 {
     ((position.0 as i64) << 16) | i64::from(partition.0)
 }
 
-fn partition_of(id: i64) -> PartitionId {
-    PartitionId(id as u16)
-}
-
-fn position_of(id: i64) -> Position {
-    Position((id >> 16) as u64)
-}
-
 /// Where the commit of this id is.
 pub(crate) fn place_of(id: i64) -> (PartitionId, Position) {
-    (partition_of(id), position_of(id))
+    (PartitionId(id as u16), Position((id >> 16) as u64))
 }
 
 pub(crate) fn checksum(id: i64, commit: &[u8]) -> u32 {
@@ -428,13 +421,14 @@ impl Backbone for Embedded {
         ask(&self.reader, |done| Read::Last(partition, done))
     }
 
-    fn read(
-        &self,
-        partition: PartitionId,
-        position: Position,
-        bytes: usize,
-    ) -> Work<'_, Vec<(Position, Bytes)>> {
+    fn read(&self, partition: PartitionId, position: Position, bytes: usize) -> Work<'_, Commits> {
         ask(&self.reader, |done| Read::From(partition, position, bytes, done))
+    }
+
+    fn replay(&self, logs: Vec<Replay>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        let replayed = ask(&self.reader, |done| Read::All(logs, done));
+        // A thread that is gone has dropped the senders.
+        Box::pin(async { drop(replayed.await) })
     }
 
     fn size(&self, partition: PartitionId) -> Work<'_, u64> {

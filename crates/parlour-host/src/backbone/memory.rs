@@ -6,7 +6,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use parlour_core::durable::{PartitionId, Position};
 
-use super::{Ack, Backbone, BackboneError, Work};
+use super::{Ack, Backbone, BackboneError, Commits, Work};
 
 /// Logs in memory. They last as long as this does: a host that is given it after another goes on
 /// where that one was.
@@ -63,12 +63,7 @@ impl Backbone for Memory {
         done(Ok(log.commits.last_key_value().map(|(position, it)| (*position, it.clone()))))
     }
 
-    fn read(
-        &self,
-        partition: PartitionId,
-        position: Position,
-        bytes: usize,
-    ) -> Work<'_, Vec<(Position, Bytes)>> {
+    fn read(&self, partition: PartitionId, position: Position, bytes: usize) -> Work<'_, Commits> {
         let log = self.log(partition);
         let mut length = 0;
         let fits = |(_, commit): &(&Position, &Bytes)| {

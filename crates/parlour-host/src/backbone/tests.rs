@@ -42,6 +42,13 @@ macro_rules! conformance {
             }
 
             #[tokio::test]
+            async fn several_logs_are_replayed_at_once_each_from_where_it_is_wanted() {
+                let (_kept, backbone) = $make;
+                suite::several_logs_are_replayed_at_once_each_from_where_it_is_wanted(backbone)
+                    .await;
+            }
+
+            #[tokio::test]
             async fn of_many_writers_at_once_each_commit_has_one_before_it() {
                 let (_kept, backbone) = $make;
                 suite::of_many_writers_at_once_each_commit_has_one_before_it(backbone).await;
@@ -65,8 +72,6 @@ const ALL: usize = 1 << 20;
 fn commit(n: u64) -> Bytes {
     format!("commit {n}").into()
 }
-
-type Commits = Vec<(Position, Bytes)>;
 
 /// Appends so many commits, and returns where each is.
 async fn fill(backbone: &dyn Backbone, partition: PartitionId, count: u64) -> Commits {
@@ -151,6 +156,44 @@ pub(crate) async fn what_was_trimmed_is_gone_and_the_rest_is_there(backbone: Arc
     assert_eq!(refused, Err(BackboneError::Fenced));
     backbone.append(partition, all[3].0, commit(5)).await.unwrap();
     assert_eq!(backbone.read(PartitionId(2), Position(1), ALL).await.unwrap(), other);
+}
+
+pub(crate) async fn several_logs_are_replayed_at_once_each_from_where_it_is_wanted(
+    backbone: Arc<dyn Backbone>,
+) {
+    let [first, second, third] = [0, 1, 2].map(PartitionId);
+    // As much as several parts.
+    let (mut long, mut last) = (Commits::new(), Position(0));
+    for n in 0..100_u8 {
+        let commit = Bytes::from(vec![n; PART / 16]);
+        last = backbone.append(first, last, commit.clone()).await.unwrap();
+        long.push((last, commit));
+    }
+    let short = fill(&*backbone, second, 3).await;
+    fill(&*backbone, third, 3).await;
+    backbone.trim(second, short[0].0).await.unwrap();
+    let (wanted, mut received): (Vec<_>, Vec<_>) =
+        [(first, long[10].0), (second, Position(1)), (third, Position(u64::MAX >> 16))]
+            .into_iter()
+            .map(|(partition, from)| {
+                let (to, received) = mpsc::channel(1);
+                (Replay { partition, from, to }, received)
+            })
+            .unzip();
+    // Nobody takes anything of the last.
+    let ignored = received.pop();
+    let receive = received.into_iter().map(|mut parts| async move {
+        let mut all = Commits::new();
+        while let Some(part) = parts.recv().await {
+            let part = part.unwrap();
+            assert!(!part.is_empty());
+            all.extend(part);
+        }
+        all
+    });
+    let (replayed, ()) = tokio::join!(join_all(receive), backbone.replay(wanted));
+    assert_eq!(replayed, [&long[10..], &short[1..]]);
+    drop(ignored);
 }
 
 pub(crate) async fn of_many_writers_at_once_each_commit_has_one_before_it(

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parlour_core::durable::{
-    MessageKind, PartitionId, Position, previous_of, published_in, time_of,
+    Corrupt, MessageKind, PartitionId, Position, previous_of, published_in, time_of,
 };
 use parlour_core::{Event, Fault, FaultKind, TopicType};
 use tokio::sync::watch;
@@ -154,18 +154,30 @@ impl Follow {
         commit: &Bytes,
         after: Option<u32>,
     ) -> Result<(), Fault> {
-        let broken = |error: parlour_core::durable::Corrupt| refusal(&error.into());
-        let time = Duration::from_millis(time_of(commit).map_err(broken)?.0);
-        for (offset, message) in published_in(commit).map_err(broken)? {
-            let MessageKind::Event(topic) = message.kind else { continue };
-            if topic.topic_type == self.topic_type && after.is_none_or(|after| offset > after) {
-                let place = EventPlace { partition: self.partition, position, offset };
-                let event = Event { header: message.header, topic, payload: message.payload };
-                self.ready.push_back(Followed { place, event, time });
-            }
-        }
+        let events = published(self.partition, position, commit);
+        let events = events.map_err(|error| refusal(&error.into()))?.into_iter();
+        self.ready.extend(events.filter(|it| {
+            it.event.topic.topic_type == self.topic_type
+                && after.is_none_or(|after| it.place.offset > after)
+        }));
         Ok(())
     }
+}
+
+/// The events that a commit publishes.
+pub(super) fn published(
+    partition: PartitionId,
+    position: Position,
+    commit: &Bytes,
+) -> Result<Vec<Followed>, Corrupt> {
+    let time = Duration::from_millis(time_of(commit)?.0);
+    let events = published_in(commit)?.into_iter().filter_map(|(offset, message)| {
+        let MessageKind::Event(topic) = message.kind else { return None };
+        let place = EventPlace { partition, position, offset };
+        let event = Event { header: message.header, topic, payload: message.payload };
+        Some(Followed { place, event, time })
+    });
+    Ok(events.collect())
 }
 
 fn gone() -> Fault {

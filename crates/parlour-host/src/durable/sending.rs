@@ -62,18 +62,9 @@ impl Durable {
         let target = [agent.agent_type.as_str(), agent.key.as_str()];
         let key = key_of(&header, "deliveries", target, &payload);
         let key = key.map(|(key, body)| (key, body, settings.idempotency_window));
-        Ok(Accept {
-            agent,
-            message: Message { kind: MessageKind::Call, header, payload },
-            not_before,
-            expires_at,
-            max_attempts: max_attempts.unwrap_or(0),
-            max_lost: 0,
-            strict: false,
-            key,
-            source: None,
-            subscription: None,
-        })
+        let message = Message { kind: MessageKind::Call, header, payload };
+        let max_attempts = max_attempts.unwrap_or(0);
+        Ok(Accept { not_before, expires_at, max_attempts, key, ..Accept::new(agent, message) })
     }
 }
 

@@ -24,18 +24,8 @@ fn message(text: &str) -> Message {
 }
 
 fn accept(agent: &str) -> Accept {
-    Accept {
-        agent: AgentId::parse(agent).unwrap(),
-        message: message("work"),
-        not_before: None,
-        expires_at: None,
-        max_attempts: 2,
-        max_lost: 3,
-        strict: false,
-        key: None,
-        source: None,
-        subscription: None,
-    }
+    let agent = AgentId::parse(agent).unwrap();
+    Accept { max_attempts: 2, max_lost: 3, ..Accept::new(agent, message("work")) }
 }
 
 /// A partition with its log, as its owner has it.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, Transaction};
 
 use super::logs::Logs;
-use super::{id_of, partition_of, position_of};
+use super::{id_of, place_of};
 
 /// For how many transactions a pass waits, unless nothing else is to be done, so that the other logs are
 /// trimmed too.
@@ -87,7 +87,10 @@ impl Sweep {
             Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
         })?;
         let commits = rows.collect::<rusqlite::Result<Vec<_>>>()?;
-        let goes = |id| position_of(id) <= self.logs.trimmed(partition_of(id));
+        let goes = |id| {
+            let (partition, position) = place_of(id);
+            position <= self.logs.trimmed(partition)
+        };
         let mut delete =
             transaction.prepare_cached("DELETE FROM commits WHERE id BETWEEN ? AND ?")?;
         for run in commits.chunk_by(|(a, _), (b, _)| goes(*a) == goes(*b)) {
@@ -97,7 +100,7 @@ impl Sweep {
             {
                 delete.execute((first, last))?;
                 for (id, bytes) in run {
-                    freed[usize::from(partition_of(*id).0)] += *bytes as u64;
+                    freed[usize::from(place_of(*id).0.0)] += *bytes as u64;
                 }
             }
         }

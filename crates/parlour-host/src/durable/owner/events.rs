@@ -1,0 +1,72 @@
+//! The events that a partition's log owes.
+
+use bytes::Bytes;
+use bytestring::ByteString;
+use parlour_core::Fault;
+use parlour_core::durable::{Accept, Handover, Owed, Position, Publish, Source};
+
+use super::super::follow::{Followed, Tail, published};
+use super::{Input, Lag, Owner};
+use crate::backbone::BackboneError;
+use crate::config;
+
+impl Owner {
+    /// Whether there is room for one more event.
+    pub(super) fn admit_event(&self, publish: &Publish) -> Result<(), Fault> {
+        if publish.key.is_some_and(|(key, ..)| self.partition.has_key(key)) {
+            return Ok(());
+        }
+        let limit = self.durable.0.exchange.config().durable.owed;
+        let owed = self.partition.standing().owed;
+        if owed + publish.owed.len() as u64 > limit as u64 {
+            let detail = format!("{owed} deliveries of events like this one are not accepted yet");
+            let key = config::durable::owed;
+            return Err(self.durable.overloaded(key, limit, detail, "try again later"));
+        }
+        Ok(())
+    }
+
+    /// Hands what is owed, and on the disk, to the partitions of those whom it is owed to.
+    pub(super) async fn hand_over(&mut self) -> Result<(), BackboneError> {
+        while let Some(Handover { number, message, owed }) = self.partition.poll_owed() {
+            let message = self.load(message).await?;
+            let room = self.durable.room_so_far();
+            for (index, Owed { agent, subscription }) in owed {
+                let named = subscription.as_ref().and_then(|name| room.subscriptions.get(name));
+                let source = Source { partition: self.id, number, index };
+                let inbox = self.durable.inbox(self.durable.partition_of(&agent));
+                let mut accept = Accept::new(agent, (*message).clone());
+                accept.strict = named.is_some_and(|it| it.strict);
+                accept.subscription = subscription;
+                // An owner that is gone takes it when the host is started anew.
+                let _ = inbox.queue.send(Input::Owed(source, Box::new(accept)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells those who listen of the events in a commit that is on the disk.
+    pub(super) fn announce(
+        &mut self,
+        position: Position,
+        commit: &Bytes,
+    ) -> Result<(), BackboneError> {
+        for Followed { place, event, time } in published(self.id, position, commit)? {
+            self.durable.0.exchange.announce(event, place.to_string().into(), time);
+        }
+        self.durable.0.tails[usize::from(self.id.0)].send_modify(|tail| {
+            *tail = Tail { position, behind: tail.position, commit: commit.clone() };
+        });
+        Ok(())
+    }
+
+    /// How far behind each durable subscription is that has something which has not ended.
+    pub(super) fn lags(&self) -> Vec<Lag> {
+        let lag = |(name, unsettled, oldest): (&ByteString, _, _)| Lag {
+            name: name.clone(),
+            unsettled,
+            oldest,
+        };
+        self.partition.subscriptions().map(lag).collect()
+    }
+}

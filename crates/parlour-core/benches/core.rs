@@ -54,7 +54,8 @@ mod codec {
     fn decode_publish(bencher: Bencher, payload: usize) {
         let (topic, header) = (topic(), header());
         let payload = bytes(payload);
-        decode(bencher, &Frame::from(PublishFrame { request: None, topic, header, payload }));
+        let publish = PublishFrame { request: None, ack: None, topic, header, payload };
+        decode(bencher, &Frame::from(publish));
     }
 
     /// The part of an event that all its recipients share.

@@ -25,12 +25,14 @@ mod raw;
 #[cfg(test)]
 mod tests;
 
-pub use decode::{DecodeError, MAX_HEADER, MAX_TEXT, decode, frame_length, split_frame};
+pub use decode::{
+    DecodeError, MAX_HEADER, MAX_TEXT, decode, frame_length, is_for_later, split_frame,
+};
 pub(crate) use encode::resend;
-pub use encode::{encode, encode_call, encode_event, encode_reply, is_counted, is_for_later};
+pub use encode::{encode, encode_call, encode_event, encode_reply, is_counted};
 pub use frame::{
     AcceptedFrame, CallFrame, DeliveryFrame, Done, EventFrame, Frame, HeaderFields, Hello, Outcome,
-    PublishFrame, Register, SendFrame, SharedEvent, Subscribe, WaitFrame, Welcome,
+    PublishFrame, PublishedFrame, Register, SendFrame, SharedEvent, Subscribe, WaitFrame, Welcome,
 };
 pub use number::{FIELDS, FieldType, KINDS};
 pub use raw::{RawFrame, RawValue, fields};
@@ -44,7 +46,7 @@ pub const TEXT_SUBPROTOCOL: &str = "parlour.v1+json";
 /// The feature of sessions that survive a socket, with credit.
 pub const RESUME: &str = "resume";
 
-/// The feature of messages that the host keeps until they are delivered.
+/// The feature of messages and events that the host keeps until they are delivered.
 pub const DELIVERIES: &str = "deliveries";
 
 /// The versions of the frames that this code speaks, newest last.

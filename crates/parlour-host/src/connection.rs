@@ -37,6 +37,9 @@ pub(crate) struct Connection<L> {
     session: Session<ReplyTo>,
     /// Calls and other requests that the peer made and that have not ended, under its own names.
     made: CallMap<Option<Ticket>>,
+    /// Dropped when the durable event that the peer published last has its place among those of its
+    /// topic type.
+    published: Option<oneshot::Receiver<()>>,
     /// Deliveries that it waits for, until it gives that up.
     waits: CallMap<Option<oneshot::Sender<()>>>,
     greeted: bool,
@@ -93,6 +96,7 @@ impl<L: Link> Connection<L> {
             outbox: VecDeque::new(),
             session,
             made: CallMap::default(),
+            published: None,
             waits: CallMap::default(),
             greeted: !L::GREETS,
             refused: false,

@@ -45,7 +45,7 @@ use tally::Tallies;
 pub(crate) use attempt::AttemptTo;
 pub(crate) use follow::{EventPlace, Follow, Followed};
 pub(crate) use owner::{Action, Lag, Worked};
-pub(crate) use publishing::Publishing;
+pub(crate) use publishing::{Publishing, no_ack};
 pub(crate) use room::Terms;
 pub(crate) use sending::Sending;
 

@@ -167,7 +167,8 @@ impl Handle {
     ) -> Result<Done, Error> {
         let permit = self.place(&payload, deadline).await?;
         let id = CallId(self.0.ids.next());
-        let frame = Frame::from(PublishFrame { request: Some(id), topic, header, payload });
+        let publish = PublishFrame { request: Some(id), ack: None, topic, header, payload };
+        let frame = Frame::from(publish);
         let request = Request { id, frame, _permit: Some(permit) };
         self.request(request, deadline, Waiting::Confirm).await
     }

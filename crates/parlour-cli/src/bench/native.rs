@@ -105,6 +105,7 @@ impl Caller {
     ) -> Self {
         let frame = message(&Frame::from(PublishFrame {
             request: Some(CallId(FIRST_ID)),
+            ack: None,
             topic,
             header: HeaderFields::default(),
             payload,
@@ -314,7 +315,8 @@ impl Peer for Worker {
 pub(super) fn publishes(topic: TopicId, payload: Payload, batch: usize, coalesce: bool) -> Batch {
     let length = payload.bytes.len();
     let header = HeaderFields::default();
-    let frame = message(&Frame::from(PublishFrame { request: None, topic, header, payload }));
+    let publish = PublishFrame { request: None, ack: None, topic, header, payload };
+    let frame = message(&Frame::from(publish));
     let most = if coalesce { (MESSAGE / frame.len()).max(1) } else { 1 };
     let mut all = Batch::default();
     let mut left = batch;

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use super::frame::{
     AcceptedFrame, CallFrame, DeliveryFrame, Done, EventFrame, Frame, HeaderFields, Hello, Outcome,
-    PublishFrame, Register, SendFrame, Subscribe, WaitFrame, Welcome,
+    PublishFrame, PublishedFrame, Register, SendFrame, Subscribe, WaitFrame, Welcome,
 };
 use super::number::{field, field_name, kind, kind_name};
 use crate::durable::{DeliveryId, State, Timestamp};
@@ -51,6 +51,21 @@ pub enum DecodeError {
 pub const MAX_HEADER: usize = 32 * 1024;
 /// The most bytes of a text that has no narrower rule: trace context and idempotency key.
 pub const MAX_TEXT: usize = 1024;
+
+/// Whether the frame that `message` begins with carries what may stay in memory for longer than its
+/// channel is there.
+pub fn is_for_later(message: &[u8]) -> bool {
+    match message.first() {
+        Some(&kind::SEND) => true,
+        Some(&kind::PUBLISH) => {
+            let nothing = Bytes::new();
+            let header = measure(message).ok().and_then(|it| message.get(it.header.0..it.header.1));
+            let mut fields = Fields { header: &nothing, rest: header.unwrap_or_default() };
+            fields.any(|field| field.is_ok_and(|field| field.number == field::ACK))
+        }
+        _ => false,
+    }
+}
 
 /// Takes the bytes of the next frame off `message`.
 pub fn split_frame(message: &mut Bytes) -> Result<Bytes, DecodeError> {
@@ -232,7 +247,7 @@ pub fn decode(message: &mut Bytes) -> Result<Option<Frame>, DecodeError> {
                 attempt.attempt().ok_or_else(missing(field::DELIVERY))?,
             )
         }
-        kind::ACCEPTED => accepted(fields)?.into(),
+        kind::ACCEPTED => accepted(fields)?,
         kind::WAIT | kind::CANCEL_DELIVERY => {
             let (mut request, mut delivery) = (None, None);
             let (mut generation, mut level, mut timeout) = (0, None, None);
@@ -329,29 +344,36 @@ fn welcome(fields: Fields<'_>) -> Result<Welcome, DecodeError> {
     Ok(welcome)
 }
 
-fn accepted(fields: Fields<'_>) -> Result<AcceptedFrame, DecodeError> {
+/// What names a delivery answers a send, and what names an event a publish.
+fn accepted(fields: Fields<'_>) -> Result<Frame, DecodeError> {
     let missing = |number| move || DecodeError::Missing(kind::ACCEPTED, number);
-    let (mut request, mut delivery, mut conversation) = (None, None, None);
-    let (mut ack, mut generation, mut known) = (None, 0, false);
+    let (mut request, mut delivery, mut id, mut conversation) = (None, None, None, None);
+    let (mut ack, mut generation, mut recipients, mut known) = (None, 0, 0, false);
     for field in fields {
         let field = field?;
         match field.number {
             field::ID => request = field.request()?,
             field::DELIVERY => delivery = Some(DeliveryId::parse(&field.text()?)?),
+            field::MESSAGE_ID => id = Some(MessageId::parse(field.text()?)?),
             field::CONVERSATION => conversation = Some(MessageId::parse(field.text()?)?),
             field::ACK => ack = Some(field.text()?),
             field::GENERATION => generation = field.number()?,
+            field::RECIPIENTS => recipients = field.number()?,
             field::KNOWN => known = field.number()? != 0,
             _ => {}
         }
     }
-    Ok(AcceptedFrame {
-        request: request.ok_or_else(missing(field::ID))?,
-        delivery: delivery.ok_or_else(missing(field::DELIVERY))?,
-        conversation: conversation.ok_or_else(missing(field::CONVERSATION))?,
-        ack: ack.ok_or_else(missing(field::ACK))?,
-        generation,
-        known,
+    let request = request.ok_or_else(missing(field::ID))?;
+    let conversation = conversation.ok_or_else(missing(field::CONVERSATION))?;
+    let ack = ack.ok_or_else(missing(field::ACK))?;
+    Ok(match (delivery, id) {
+        (Some(delivery), _) => {
+            AcceptedFrame { request, delivery, conversation, ack, generation, known }.into()
+        }
+        (None, Some(id)) => {
+            PublishedFrame { request, id, conversation, ack, recipients, known }.into()
+        }
+        (None, None) => return Err(DecodeError::Missing(kind::ACCEPTED, field::DELIVERY)),
     })
 }
 
@@ -424,7 +446,7 @@ fn message_frame(kind: u8, fields: Fields<'_>, payload: Bytes) -> Result<Frame, 
     let mut attempt = AttemptFields::default();
     let (mut delay, mut deliver_at, mut ttl, mut max_attempts) = (None, None, None, None);
     let (mut agent_type, mut key) = (None, None);
-    let (mut topic_type, mut source) = (None, None);
+    let (mut topic_type, mut source, mut ack) = (None, None, None);
     let (mut sender_type, mut sender_key) = (None, None);
     let (mut agents, mut subscriptions) = (Vec::new(), Vec::new());
     let mut header = HeaderFields::default();
@@ -440,6 +462,7 @@ fn message_frame(kind: u8, fields: Fields<'_>, payload: Bytes) -> Result<Frame, 
             field::KEY => key = Some(Key::parse(field.text()?)?),
             field::TOPIC_TYPE => topic_type = Some(TopicType::parse(field.text()?)?),
             field::SOURCE => source = Some(Key::parse(field.text()?)?),
+            field::ACK => ack = Some(field.short_text("ack")?),
             field::SUBSCRIPTION => subscriptions.push(field.number()?),
             field::TIMEOUT_MS => timeout = Some(Duration::from_millis(field.number()?)),
             field::PROGRESS => progress = field.number()? != 0,
@@ -504,7 +527,9 @@ fn message_frame(kind: u8, fields: Fields<'_>, payload: Bytes) -> Result<Frame, 
         source: source.ok_or_else(missing(field::SOURCE))?,
     };
     Ok(match kind {
-        kind::PUBLISH => PublishFrame { request: id, topic, header, payload }.into(),
+        // Nobody would learn what became of it.
+        kind::PUBLISH if ack.is_some() && id.is_none() => return Err(missing(field::ID)()),
+        kind::PUBLISH => PublishFrame { request: id, ack, topic, header, payload }.into(),
         _ => EventFrame { agents, subscriptions, topic, header, payload }.into(),
     })
 }

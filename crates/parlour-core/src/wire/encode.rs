@@ -106,6 +106,7 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
             if let Some(request) = publish.request {
                 header.number(field::ID, request.0);
             }
+            header.optional(field::ACK, publish.ack.as_deref());
             header.topic(&publish.topic);
             header.common(Common::from(&publish.header));
             header.payload(&publish.payload);
@@ -183,6 +184,15 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
             header.flag(field::KNOWN, accepted.known);
             kind::ACCEPTED
         }
+        Frame::Published(published) => {
+            header.number(field::ID, published.request.0);
+            header.text(field::MESSAGE_ID, published.id.as_str());
+            header.text(field::CONVERSATION, published.conversation.as_str());
+            header.text(field::ACK, &published.ack);
+            header.number(field::RECIPIENTS, published.recipients);
+            header.flag(field::KNOWN, published.known);
+            kind::ACCEPTED
+        }
         Frame::Wait(wait) => {
             header.number(field::ID, wait.request.0);
             header.text(field::DELIVERY, &wait.delivery.to_string());
@@ -245,11 +255,6 @@ pub fn encode_reply(id: CallId, reply: &Reply, out: &mut BytesMut) {
 pub fn is_counted(frame: &[u8]) -> bool {
     let of_socket = [kind::HELLO, kind::WELCOME, kind::PING, kind::PONG, kind::ACK];
     frame.first().is_some_and(|kind| !of_socket.contains(kind))
-}
-
-/// Whether `frame` carries a message that may stay in memory for longer than its channel is there.
-pub fn is_for_later(frame: &[u8]) -> bool {
-    frame.first() == Some(&kind::SEND)
 }
 
 /// Appends `frame`, which may have been received already, as it is sent again.

@@ -73,6 +73,8 @@ pub enum Frame {
     Send(Box<SendFrame>),
     /// Host: that message is kept.
     Accepted(Box<AcceptedFrame>),
+    /// Host: that event is kept, and owed to whoever subscribes.
+    Published(Box<PublishedFrame>),
     /// Client: it wants to know what becomes of a delivery.
     Wait(Box<WaitFrame>),
     /// Host: what is known of it.
@@ -101,7 +103,7 @@ macro_rules! boxed {
 
 boxed!(Hello(Hello), Welcome(Welcome), Call(CallFrame), Publish(PublishFrame), Event(EventFrame));
 boxed!(Outcome(Outcome), Send(SendFrame), Accepted(AcceptedFrame), Wait(WaitFrame));
-boxed!(Delivery(DeliveryFrame));
+boxed!(Delivery(DeliveryFrame), Published(PublishedFrame));
 
 /// What a client begins with.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -215,8 +217,11 @@ pub struct CallFrame {
 #[derive(Clone, Debug, PartialEq)]
 #[expect(clippy::exhaustive_structs, reason = "a frame; its fields are the protocol's")]
 pub struct PublishFrame {
-    /// If present, the host acknowledges with [`Frame::Done`].
+    /// If present, the host acknowledges with [`Frame::Done`] or [`Frame::Published`].
     pub request: Option<CallId>,
+    /// How safe it is to be before that: `memory`, which is meant if it is absent, or `durable`. Only
+    /// with a request.
+    pub ack: Option<ByteString>,
     /// What it is about.
     pub topic: TopicId,
     /// What every message carries.
@@ -290,6 +295,24 @@ pub struct AcceptedFrame {
     /// The generation in which it was accepted.
     pub generation: u64,
     /// Whether it had been accepted before, under the same idempotency key.
+    pub known: bool,
+}
+
+/// The acknowledgement of a [`PublishFrame`] that asked for an event to be kept.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "a frame; its fields are the protocol's")]
+pub struct PublishedFrame {
+    /// Which request it answers.
+    pub request: CallId,
+    /// The name of the event.
+    pub id: MessageId,
+    /// Its conversation.
+    pub conversation: MessageId,
+    /// What the acknowledgement promises: `memory` or `durable`.
+    pub ack: ByteString,
+    /// To how many it is owed.
+    pub recipients: u64,
+    /// Whether it had been published before, under the same idempotency key.
     pub known: bool,
 }
 

@@ -97,9 +97,25 @@ fn every_kind_of_frame_survives_the_wire() {
         Frame::from(Outcome { id: CallId(6), attempt, reply: Err(fault.clone()) }),
         Frame::from(PublishFrame {
             request: None,
+            ack: None,
             topic: topic.clone(),
             header: HeaderFields::default(),
             payload: payload.clone(),
+        }),
+        Frame::from(PublishFrame {
+            request: Some(CallId(9)),
+            ack: Some("durable".into()),
+            topic: topic.clone(),
+            header: header.clone(),
+            payload: payload.clone(),
+        }),
+        Frame::from(PublishedFrame {
+            request: CallId(9),
+            id: MessageId::parse("m1").unwrap(),
+            conversation: MessageId::parse("c1").unwrap(),
+            ack: "durable".into(),
+            recipients: 300,
+            known: true,
         }),
         Frame::from(EventFrame {
             agents: vec![agent_type],
@@ -199,6 +215,25 @@ fn what_is_unknown_is_skipped() {
 }
 
 #[test]
+fn an_event_that_is_to_be_kept_is_for_later_and_needs_a_number() {
+    let topic = TopicId::new(TopicType::parse("a:b").unwrap(), Key::parse("s").unwrap());
+    let for_later = |request, ack: Option<&'static str>| {
+        let (ack, header) = (ack.map(Into::into), HeaderFields::default());
+        let payload = Payload::text("hello");
+        let publish = PublishFrame { request, ack, topic: topic.clone(), header, payload };
+        let mut message = BytesMut::new();
+        encode(&publish.into(), &mut message);
+        encode(&Frame::Drain, &mut message);
+        (is_for_later(&message), decode(&mut message.freeze()))
+    };
+    assert!(for_later(Some(CallId(1)), Some("durable")).0);
+    assert!(!for_later(Some(CallId(1)), None).0);
+    assert_eq!(for_later(None, Some("durable")).1, Err(DecodeError::Missing(kind::PUBLISH, 1)));
+    assert!(for_later(None, None).1.is_ok());
+    assert!(!is_for_later(&[kind::PUBLISH, 5, 8]) && !is_for_later(&[]));
+}
+
+#[test]
 fn broken_frames_are_named() {
     let error = |bytes: &'static [u8]| decode(&mut Bytes::from_static(bytes)).unwrap_err();
     assert_eq!(error(&[]), DecodeError::Truncated("kind"));
@@ -210,6 +245,8 @@ fn broken_frames_are_named() {
     assert_eq!(error(&[1, 5, 0x92, 2, 2, 0xc3, 0x28, 0]), DecodeError::Utf8(34));
     assert_eq!(error(&[21, 2, 8, 1, 0]), DecodeError::Missing(21, 2));
     assert_eq!(error(&[23, 2, 8, 1, 0]), DecodeError::Missing(23, 46));
+    let accepted: &[u8] = &[22, 9, 8, 1, 0x5a, 1, b'c', 0xa2, 3, 1, b'd', 0];
+    assert_eq!(error(accepted), DecodeError::Missing(22, 46));
     let id = error(&[23, 7, 8, 1, 0xf2, 2, 2, b'3', b'-', 0]);
     assert!(matches!(id, DecodeError::Name(_)), "{id}");
     assert_eq!(error(&[26, 2, 8, 1, 0]).to_string(), "STALE needs `delivery` (field 46)");

@@ -254,7 +254,8 @@ impl Message<'_> {
         let id = self.id.as_ref().filter(|id| !id.is_empty());
         let id = id.map(|id| MessageId::parse(text_in(source, id))).transpose()?;
         let header = HeaderFields { id, sender, ..HeaderFields::default() };
-        Ok(PublishFrame { request: None, topic, header, payload: self.into_payload(source) })
+        let payload = self.into_payload(source);
+        Ok(PublishFrame { request: None, ack: None, topic, header, payload })
     }
 
     fn into_reply(self, source: &Bytes) -> Reply {

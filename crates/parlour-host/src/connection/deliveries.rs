@@ -5,14 +5,16 @@ use std::sync::Arc;
 
 use bytestring::ByteString;
 use parlour_core::durable::{DeliveryId, Level};
-use parlour_core::wire::{AcceptedFrame, DeliveryFrame, Done, Frame, SendFrame, WaitFrame};
+use parlour_core::wire::{
+    AcceptedFrame, DeliveryFrame, Done, Frame, PublishFrame, PublishedFrame, SendFrame, WaitFrame,
+};
 use parlour_core::{CallId, Fault, FaultKind};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Connection;
 use crate::config::limits;
-use crate::durable::{Found, Sending};
+use crate::durable::{Found, Publishing, Sending};
 use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::peer::{Close, Outgoing, Peer, RETRY_AFTER, Refused};
@@ -45,6 +47,50 @@ impl<L: Link> Connection<L> {
                 })
             });
             asker.answer(accepted);
+        });
+        Ok(())
+    }
+
+    /// Takes an event that is to be kept.
+    pub(super) fn handle_kept(
+        &mut self,
+        request: CallId,
+        frame: PublishFrame,
+        now: Instant,
+    ) -> Result<(), Close> {
+        let PublishFrame { topic, header, payload, .. } = frame;
+        self.check_number(request)?;
+        if let Err(fault) = self.admit_request() {
+            self.answer(request, Err(fault));
+            return Ok(());
+        }
+        let header = self.exchange.stamp(header, &self.origin, now);
+        let publishing = Publishing { topic, header, payload };
+        let (asker, durable) = (self.asker(request), self.durable.clone());
+        self.made.insert(request, None);
+        let (begun, begins) = oneshot::channel::<()>();
+        let before = self.published.replace(begins);
+        tokio::spawn(async move {
+            // What a peer publishes is accepted in its order, too, but has to wait while logs are read.
+            if let Some(before) = before {
+                let _ = before.await;
+            }
+            let published = durable.begin_publish(publishing).await;
+            drop(begun);
+            let published = match published {
+                Ok(published) => published.await,
+                Err(fault) => Err(fault),
+            };
+            asker.answer(published.map(|published| {
+                Frame::from(PublishedFrame {
+                    request,
+                    id: published.id,
+                    conversation: published.conversation,
+                    ack: durable.ack().name().into(),
+                    recipients: published.recipients.into(),
+                    known: !published.is_new,
+                })
+            }));
         });
         Ok(())
     }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::{Connection, HandOver};
 use crate::config::limits;
+use crate::durable::no_ack;
 use crate::exchange::Published;
 use crate::link::Link;
 use crate::peer::{Close, Outgoing, RETRY_AFTER, ReplyTo};
@@ -62,7 +63,7 @@ impl<L: Link> Connection<L> {
             Frame::CancelDelivery { request, delivery, reason } => {
                 return self.handle_cancel_delivery(request, delivery, reason);
             }
-            Frame::Publish(publish) => self.handle_publish(*publish, now),
+            Frame::Publish(publish) => return self.handle_publish(*publish, now),
             Frame::Register(register) => {
                 let Register { request, agent_type, key, registration } = register;
                 let done = match key {
@@ -213,13 +214,22 @@ impl<L: Link> Connection<L> {
         }
     }
 
-    fn handle_publish(&mut self, frame: PublishFrame, now: Instant) {
+    fn handle_publish(&mut self, frame: PublishFrame, now: Instant) -> Result<(), Close> {
+        match (frame.request, frame.ack.as_deref()) {
+            (_, None | Some("memory")) => {}
+            (Some(request), Some("durable")) => return self.handle_kept(request, frame, now),
+            (request, Some(other)) => {
+                let fault = no_ack("ack", other);
+                request.into_iter().for_each(|request| self.answer(request, Err(fault.clone())));
+                return Ok(());
+            }
+        }
         let header = self.exchange.stamp(frame.header, &self.origin, now);
         let event = Event { header, topic: frame.topic, payload: frame.payload };
         // The dialect's publishers get nothing of their own.
         let except = (!L::GREETS).then_some(self.peer.id);
         let published = self.exchange.publish(event, except, now);
-        let Some(request) = frame.request else { return };
+        let Some(request) = frame.request else { return Ok(()) };
         match published {
             Ok(Published { recipients, dropped, .. }) => {
                 let done = Done { request, recipients, dropped };
@@ -227,6 +237,7 @@ impl<L: Link> Connection<L> {
             }
             Err(fault) => self.answer(request, Err(fault)),
         }
+        Ok(())
     }
 
     /// A worker's reply, as it may be passed on.

@@ -16,10 +16,24 @@ pub(crate) struct Publishing {
     pub(crate) payload: Payload,
 }
 
+/// Why an acknowledgement cannot be what a door's `field` asks for.
+pub(crate) fn no_ack(field: &str, asked: &str) -> Fault {
+    let detail = format!("{field} cannot be `{}`", asked.escape_debug());
+    Fault::new(FaultKind::Invalid, detail).hint("ask for `memory` or `durable`")
+}
+
 impl Durable {
     /// Takes an event. When it returns, the event is as safe as [`ack`](Self::ack) says, and owed to
     /// every agent that has subscribed and to every durable subscription.
     pub(crate) async fn publish(&self, publishing: Publishing) -> Result<Published, Fault> {
+        self.begin_publish(publishing).await?.await
+    }
+
+    /// Takes an event, in the order in which this returns. What it gives is ready when the event is safe.
+    pub(crate) async fn begin_publish(
+        &self,
+        publishing: Publishing,
+    ) -> Result<impl Future<Output = Result<Published, Fault>> + Send + use<>, Fault> {
         let Publishing { topic, header, payload } = publishing;
         let exchange = &self.0.exchange;
         exchange.admit_message(&header, &payload)?;
@@ -45,7 +59,8 @@ impl Durable {
         let message = Message { kind: MessageKind::Event(topic), header, payload };
         let publish = Box::new(Publish { message, owed, key });
         let asked = self.enter(partition, |answer| Input::Publish(publish, answer))?;
-        self.answer(asked).await?
+        let durable = self.clone();
+        Ok(async move { durable.answer(asked).await? })
     }
 
     /// Whom an event is owed to: each durable subscription, and each agent that has subscribed and is

@@ -21,7 +21,7 @@ use super::body;
 use super::router::{App, Segments};
 use super::{sse, subscriptions};
 use crate::config::limits;
-use crate::durable::Publishing;
+use crate::durable::{Publishing, no_ack};
 use crate::exchange::{Origin, topic};
 use crate::peer::Peer;
 
@@ -120,10 +120,7 @@ async fn publish_to(app: &App, topic: TopicId, request: Request) -> Answer {
             *response.status_mut() = StatusCode::ACCEPTED;
             return Ok(response);
         }
-        Some(other) => {
-            let detail = format!("{ACK} cannot be `{}`", other.escape_debug());
-            return Err(invalid(detail).hint("ask for `memory` or `durable`").into());
-        }
+        Some(other) => return Err(no_ack(ACK.as_str(), other).into()),
     }
     let published = app.exchange.publish(Event { header, topic, payload }, None, now)?;
     Ok(json_answer(&json!({

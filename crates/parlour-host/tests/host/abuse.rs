@@ -114,6 +114,7 @@ async fn a_deadline_holds_while_its_workers_socket_is_never_silent() {
             worker
                 .send(Frame::from(PublishFrame {
                     request: None,
+                    ack: None,
                     topic: topic.clone(),
                     header: Default::default(),
                     payload: Payload::text("noise"),

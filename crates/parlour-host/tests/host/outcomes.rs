@@ -170,7 +170,7 @@ async fn an_event_that_a_protocol_cannot_carry_counts_as_dropped() {
     for bytes in [&b"\xff no text"[..], b"a text"] {
         let payload = Payload { bytes: Bytes::from_static(bytes), ..Payload::default() };
         let (topic, header) = (topic.clone(), Default::default());
-        let publish = PublishFrame { request: Some(CallId(1)), topic, header, payload };
+        let publish = PublishFrame { request: Some(CallId(1)), ack: None, topic, header, payload };
         publisher.send(Frame::from(publish)).await;
         let done = publisher.next().await;
         assert!(matches!(&done, Some(Frame::Done(done)) if done.recipients == 1), "{done:?}");

@@ -115,6 +115,7 @@ async fn an_event_with_the_longest_texts_and_the_most_recipients_arrives() {
     let header = longest_header(AgentId::new(agent_type(RECIPIENTS), key()));
     let publish = PublishFrame {
         request: None,
+        ack: None,
         topic: TopicId::new(topic, key()),
         header: header.clone(),
         payload: longest_payload(),

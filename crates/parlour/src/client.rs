@@ -121,7 +121,8 @@ impl Client {
 
     /// Publishes an event to a topic, named `type/source`; `type` alone means the source `default`.
     ///
-    /// Await what this returns, perhaps after setting more on it, to learn who got the event.
+    /// Await what this returns, perhaps after setting more on it, to learn who got the event. One that
+    /// must not be lost is made [`durable`](PublishRequest::durable).
     ///
     /// ```no_run
     /// # async fn example(client: parlour::Client) -> Result<(), parlour::Error> {

@@ -193,6 +193,19 @@ impl Cx {
     /// }
     /// # let _ = Agent::stateless().on_call(pay);
     /// ```
+    ///
+    /// An event that must not be lost is made [`durable`](PublishRequest::durable). A handler that may
+    /// run again should name it after its own message, so that it is accepted once:
+    ///
+    /// ```
+    /// # use parlour::{Agent, AgentError, Cx};
+    /// async fn pay(cx: Cx, order: String) -> Result<(), AgentError> {
+    ///     let key = format!("paid by {}", cx.message_id());
+    ///     cx.publish("order.paid/till", order).durable().idempotency_key(key).await?;
+    ///     Ok(())
+    /// }
+    /// # let _ = Agent::stateless().on_call(pay);
+    /// ```
     pub fn publish(&self, topic: impl IntoTopicId, message: impl IntoPayload) -> PublishRequest {
         self.follow_up().publish(topic, message)
     }

@@ -414,6 +414,7 @@ impl<C: Connect> Driver<C> {
                 Frame::Outcome(outcome) => self.state.handle_reply(outcome.id, outcome.reply),
                 Frame::Done(done) => self.state.handle_answer(Answered::Done(done)),
                 Frame::Accepted(it) => self.state.handle_answer(Answered::Accepted(it)),
+                Frame::Published(it) => self.state.handle_answer(Answered::Published(it)),
                 Frame::Delivery(it) => self.state.handle_answer(Answered::Delivery(it)),
                 Frame::Stale(_, attempt) => {
                     let (delivery, attempt) = (attempt.delivery, attempt.number);

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use parlour_core::durable::{DeliveryId, Level};
 use parlour_core::wire::{
-    AcceptedFrame, CallFrame, DeliveryFrame, Done, Frame, HeaderFields, PublishFrame, SendFrame,
-    WaitFrame,
+    AcceptedFrame, CallFrame, DeliveryFrame, Done, Frame, HeaderFields, PublishFrame,
+    PublishedFrame, SendFrame, WaitFrame,
 };
 use parlour_core::{
     AgentId, ByteString, CallId, Event, Fault, FaultKind, Payload, TopicFilter, TopicId,
@@ -77,6 +77,7 @@ pub(crate) enum Waiting {
     /// Of a publish, or of a delivery that is given up.
     Confirm(Answer<Done>),
     Send(Answer<AcceptedFrame>),
+    Publish(Answer<PublishedFrame>),
     Wait(Answer<DeliveryFrame>),
     Subscribe(LocalSubscription, Answer<Done>),
     /// The driver itself, for a registration, or a subscription that it makes anew.
@@ -171,6 +172,33 @@ impl Handle {
         let frame = Frame::from(publish);
         let request = Request { id, frame, _permit: Some(permit) };
         self.request(request, deadline, Waiting::Confirm).await
+    }
+
+    /// Publishes an event that is to be kept. Its header names an idempotency key: when the session is
+    /// lost before the answer came, it is published again, and accepted once.
+    pub(crate) async fn publish_durably(
+        &self,
+        topic: TopicId,
+        header: HeaderFields,
+        payload: Payload,
+        deadline: Instant,
+    ) -> Result<PublishedFrame, Error> {
+        loop {
+            let permit = self.place(&payload, deadline).await?;
+            let id = CallId(self.0.ids.next());
+            let frame = Frame::from(PublishFrame {
+                request: Some(id),
+                ack: Some(ByteString::from_static("durable")),
+                topic: topic.clone(),
+                header: header.clone(),
+                payload: payload.clone(),
+            });
+            let request = Request { id, frame, _permit: Some(permit) };
+            match self.request(request, deadline, Waiting::Publish).await {
+                Err(error) => pause(error, false, deadline).await?,
+                published => return published,
+            }
+        }
     }
 
     /// Has a message accepted that is delivered later. Its header names an idempotency key: when the

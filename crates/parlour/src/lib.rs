@@ -104,8 +104,10 @@
 //! heard of before its end, [`Client::subscribe`] events as they come.
 //!
 //! What must not be lost is sent for later, with [`Client::send`]: it is on the host's disk when that
-//! returns, is delivered at least once, and ends with a reply or with a fault for good. A handler sees
-//! in [`Cx::attempt`] and [`Cx::delivery`] whether it may have seen the message before.
+//! returns, is delivered at least once, and ends with a reply or with a fault for good. An event that
+//! must not be lost is published with [`durable`](PublishRequest::durable), and is delivered like that
+//! to each who has subscribed. A handler sees in [`Cx::attempt`] and [`Cx::delivery`] whether it may
+//! have seen the message before.
 //!
 //! What holds everywhere: each request has a deadline, 30 s unless it says otherwise; it ends with an
 //! answer or an [`Error`], whose [`kind`](Error::kind) is what to decide on, and which says whether an
@@ -143,6 +145,7 @@ mod instances;
 mod kept;
 mod outgoing;
 mod payload;
+mod publishing;
 mod reply;
 mod request;
 mod sending;
@@ -168,6 +171,7 @@ pub use parlour_core::{
     TopicType,
 };
 pub use payload::{IntoAgentId, IntoPayload, IntoTopicId, Json, PayloadExt};
+pub use publishing::{AcceptedEvent, DurablePublishRequest, Durably};
 pub use reply::{AgentError, IntoReply};
 pub use request::{
     Answer, CallEachRequest, CallRequest, FromReply, Progress, PublishRequest, Published, Request,

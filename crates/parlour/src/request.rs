@@ -21,8 +21,8 @@ pub type CallEachRequest<Reply = Payload> = Request<Vec<AgentId>, Reply>;
 /// An event that is published when it is awaited; the host then says who got it.
 pub type PublishRequest = Request<TopicId>;
 
-/// A message on its way to be sent: [`CallRequest`], [`CallEachRequest`], [`PublishRequest`] or
-/// [`SendRequest`](crate::SendRequest).
+/// A message on its way to be sent: [`CallRequest`], [`CallEachRequest`], [`PublishRequest`],
+/// [`DurablePublishRequest`](crate::DurablePublishRequest) or [`SendRequest`](crate::SendRequest).
 /// Nothing happens until it is awaited; what wants a future, such as `tokio::spawn`, takes its
 /// [`into_future`](IntoFuture::into_future).
 ///
@@ -33,7 +33,7 @@ pub type PublishRequest = Request<TopicId>;
 ///
 /// Dropping the future of a call gives the call up, and the host and the agent are told. Dropping the
 /// future of a publish or send takes the message back only as long as it was not written: one that is
-/// sent for later may have been accepted. Sent again under the same idempotency key it is accepted once.
+/// to be kept may have been accepted. Sent again under the same idempotency key it is accepted once.
 ///
 /// ```no_run
 /// # async fn example(client: parlour::Client) -> Result<(), parlour::Error> {
@@ -84,6 +84,14 @@ impl Origin {
         message: impl IntoPayload,
     ) -> PublishRequest {
         self.request(topic.into_topic_id(), message)
+    }
+
+    /// Gives the message an idempotency key, if it has none: under one it is accepted once, however
+    /// often it has to be sent.
+    pub(crate) fn with_key(mut self) -> Self {
+        let own = || ByteString::from(format!("{:032x}", fastrand::u128(..)));
+        self.header.idempotency_key.get_or_insert_with(own);
+        self
     }
 
     /// Says of an error whether it is the deadline of the message that others follow from that passed.
@@ -168,7 +176,7 @@ impl<To, Reply> Request<To, Reply> {
     }
 
     /// A name for the work, so that doing it twice can be avoided; at most 1,024 bytes. What is sent for
-    /// later is accepted once under one key, and gets one of its own if it has none.
+    /// later or published durably is accepted once under one key, and gets one of its own if it has none.
     pub fn idempotency_key(self, key: impl Into<ByteString>) -> Self {
         self.checked(|header, _| {
             header.idempotency_key = Some(short("idempotency key", key.into())?);
@@ -212,6 +220,12 @@ pub(crate) fn short(what: &str, text: ByteString) -> Result<ByteString, Error> {
 }
 
 impl<To> Request<To> {
+    /// The same for another kind of target.
+    pub(crate) fn to<Other>(self, other: impl FnOnce(To) -> Other) -> Request<Other> {
+        let Self { origin, parts, timeout, reply } = self;
+        Request { origin, parts: parts.map(|(to, payload)| (other(to), payload)), timeout, reply }
+    }
+
     /// Has replies decoded from JSON.
     ///
     /// ```no_run

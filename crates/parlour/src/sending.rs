@@ -79,12 +79,9 @@ impl<Reply: FromReply> IntoFuture for SendRequest<Reply> {
         let deadline = self.deadline();
         Box::pin(async move {
             let explain = self.origin.explain(deadline);
-            let Self { origin: Origin { handle, mut header, .. }, parts, .. } = self;
+            let Self { origin, parts, .. } = self;
             let (later, payload) = parts?;
-            // Under a key it is accepted once, however often it has to be sent.
-            header
-                .idempotency_key
-                .get_or_insert_with(|| ByteString::from(format!("{:032x}", fastrand::u128(..))));
+            let Origin { handle, header, .. } = origin.with_key();
             let accepted = handle.send(later, header, payload, deadline).await.map_err(explain)?;
             Ok(Sent::new(handle, accepted))
         })
@@ -120,7 +117,7 @@ pub struct Sent<Reply = Payload> {
     reply: PhantomData<fn() -> Reply>,
 }
 
-/// What the acceptance of a message promises.
+/// What the acceptance of a message or an event promises.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum Ack {
@@ -130,14 +127,20 @@ pub enum Ack {
     Durable,
 }
 
+impl Ack {
+    /// What a host calls it. One that is not known here promises at least that it is in memory.
+    pub(crate) fn read(name: &str) -> Self {
+        if name == "durable" { Self::Durable } else { Self::Memory }
+    }
+}
+
 impl<Reply: FromReply> Sent<Reply> {
     fn new(handle: Handle, accepted: AcceptedFrame) -> Self {
         Self {
             handle,
             id: accepted.delivery,
             conversation: accepted.conversation,
-            // One that is not known here promises at least this.
-            ack: if accepted.ack == "durable" { Ack::Durable } else { Ack::Memory },
+            ack: Ack::read(&accepted.ack),
             is_new: !accepted.known,
             reply: PhantomData,
         }

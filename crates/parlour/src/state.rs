@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use parlour_core::wire::{
     self, AcceptedFrame, DeliveryFrame, Done, EventFrame, Frame, Hello, MAX_TEXT, Outcome,
-    Register, Subscribe, Welcome,
+    PublishedFrame, Register, Subscribe, Welcome,
 };
 use parlour_core::{
     AgentType, Attempt, CallId, Event, Fault, FaultKind, Header, Payload, Registration, Reply,
@@ -75,6 +75,7 @@ pub(crate) struct State {
 pub(crate) enum Answered {
     Done(Done),
     Accepted(Box<AcceptedFrame>),
+    Published(Box<PublishedFrame>),
     Delivery(Box<DeliveryFrame>),
 }
 
@@ -328,6 +329,7 @@ impl State {
         let request = match &answer {
             Answered::Done(done) => done.request,
             Answered::Accepted(accepted) => accepted.request,
+            Answered::Published(published) => published.request,
             Answered::Delivery(delivery) => delivery.request,
         };
         if self.session.handle_reply(request, Ok(Payload::default())) {
@@ -494,11 +496,15 @@ impl State {
 
     /// Why the host would not take a request.
     fn refused(&self, frame: &Frame) -> Option<Fault> {
-        let for_later =
-            matches!(frame, Frame::Send(_) | Frame::Wait(_) | Frame::CancelDelivery { .. });
+        let for_later = match frame {
+            Frame::Publish(publish) => publish.ack.is_some(),
+            frame => {
+                matches!(frame, Frame::Send(_) | Frame::Wait(_) | Frame::CancelDelivery { .. })
+            }
+        };
         if for_later && !self.takes_deliveries {
-            let fault = Fault::new(FaultKind::Invalid, "this host keeps no messages for later");
-            return Some(fault.hint("start a newer host, or make a call"));
+            let fault = Fault::new(FaultKind::Invalid, "this host keeps nothing for later");
+            return Some(fault.hint("start a newer host, or do it now, in memory"));
         }
         payload(frame).and_then(|payload| self.refused_payload(payload))
     }
@@ -554,6 +560,9 @@ impl State {
             (Waiting::Send(answer), Ok(_), Some(Answered::Accepted(accepted))) => {
                 drop(answer.send(Ok(*accepted)));
             }
+            (Waiting::Publish(answer), Ok(_), Some(Answered::Published(published))) => {
+                drop(answer.send(Ok(*published)));
+            }
             (Waiting::Wait(answer), Ok(_), Some(Answered::Delivery(delivery))) => {
                 drop(answer.send(Ok(*delivery)));
             }
@@ -583,6 +592,7 @@ impl State {
             Waiting::Call(answer, _) => drop(answer.send(Err(error))),
             Waiting::Confirm(answer) => drop(answer.send(Err(error))),
             Waiting::Send(answer) => drop(answer.send(Err(error))),
+            Waiting::Publish(answer) => drop(answer.send(Err(error))),
             Waiting::Wait(answer) => drop(answer.send(Err(error))),
             Waiting::Subscribe(subscription, answer) => {
                 self.subscriptions.remove(&subscription.number);

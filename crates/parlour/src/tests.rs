@@ -5,6 +5,7 @@ mod client;
 mod handlers;
 mod limits;
 mod progress;
+mod publishing;
 mod resume;
 mod room;
 mod scripted;

@@ -229,7 +229,7 @@ fn id() -> DeliveryId {
 }
 
 /// Takes the next connection, and begins a session that ends with it, at a host that keeps messages.
-async fn begin(host: &mut Host) -> Peer {
+pub(super) async fn begin(host: &mut Host) -> Peer {
     let (mut peer, ..) = host.accept_hello().await;
     let Frame::Welcome(mut usual) = welcome() else { unreachable!() };
     usual.features = vec![DELIVERIES.into()];
@@ -237,7 +237,7 @@ async fn begin(host: &mut Host) -> Peer {
     peer
 }
 
-async fn connected() -> (Client, Peer, Host) {
+pub(super) async fn connected() -> (Client, Peer, Host) {
     let (dialer, mut host) = host();
     let (client, peer) = join(Client::builder(URL).connect_with(dialer), begin(&mut host)).await;
     (client.unwrap(), peer, host)
@@ -414,7 +414,7 @@ async fn what_a_host_cannot_mean_is_said_and_an_older_one_is_not_asked() {
     let client = client.unwrap();
     let error = client.send("a", "").await.unwrap_err();
     assert_eq!((error.kind(), error.may_have_run()), (ErrorKind::Fault(FaultKind::Invalid), false));
-    assert_eq!(error.to_string(), "this host keeps no messages for later");
+    assert_eq!(error.to_string(), "this host keeps nothing for later");
     // Nothing of it was sent.
     let script = async { peer.next_call().await };
     let call = client.call("a", "").timeout(Duration::from_secs(1)).into_future();

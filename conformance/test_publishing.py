@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 
 import pytest
 
 from parlour_v1 import Channel, Field, Kind, Session, frame
-from room import soon, worker
-from test_durable import ended
+from room import eventually, soon, worker
+from test_durable import ended, parlour
 from test_events import publish, subscribe, unsettled
 from test_rest import Events
 from test_text import Typist
@@ -201,3 +202,80 @@ async def test_a_session_that_goes_on_publishes_once(room, resumes):
         await owed(room, name, rounds)
     else:
         assert await soon(lambda: len(unsettled(room, name)) > rounds)
+
+
+# The command line
+
+
+def test_the_command_line_publishes_what_is_kept(kept):
+    room = kept()
+    publish = ("publish", "paid/shop", "7", "--durable", "--idempotency-key", "k")
+    lonely = parlour(room, "publish", "unheard/k", "x", "--durable")
+    assert "recipients 0" in lonely.stdout and "nobody has subscribed" in lonely.stderr
+    parlour(room, "subscriptions", "set", "mail", "paid", "mailer")
+    first = json.loads(parlour(room, *publish, "--json").stdout)
+    assert (first["ack"], first["recipients"], first["known"]) == ("durable", 1, False)
+    room.kill()
+    room = kept()
+    again = json.loads(parlour(room, *publish, "--output", "jsonl").stdout)
+    assert again == first | {"known": True}
+    shown = parlour(room, *publish)
+    lines = dict(line.split(maxsplit=1) for line in shown.stdout.splitlines())
+    assert lines == {"id": first["id"], "ack": "durable", "recipients": "1"}
+    assert "published before" in shown.stderr
+    other = parlour(room, *publish[:2], "8", *publish[3:], expect=5)
+    assert "idempotency key" in other.stderr
+    assert parlour(room, *publish, "--quiet").stderr == ""
+    parlour(room, "publish", "paid/shop", "7", "--idempotency-key", "k", expect=2)
+    script = 'test "$(cat)" = 7'
+    with worker(room.url, "mailer", "--", "sh", "-c", script):
+        eventually(lambda: room.metric("parlour_deliveries_completed_total") == 1)
+    # The control: one that need not be kept is owed to nobody.
+    assert parlour(room, "publish", "paid/shop", "7").stdout == "recipients 0\n"
+
+
+def test_the_command_line_keeps_subscriptions(kept):
+    room = kept()
+    run = lambda *args, expect=0: parlour(room, "subscriptions", *args, expect=expect)
+    empty = run("ls")
+    assert "NAME" in empty.stdout and "set --help" in empty.stderr
+    made = run("set", "audit", "order.*", "auditor", "--order", "strict")
+    lines = [line.split(maxsplit=1) for line in made.stdout.replace("agent type", "agent").splitlines()]
+    assert lines == [
+        ["name", "audit"], ["topics", "order.*"], ["agent", "auditor"], ["order", "strict"], ["lag", "0"]
+    ]  # fmt: skip
+    run("set", "mail", "order.paid", "mailer")
+    for topic in ("order.paid/k", "order.paid/k", "order.sent/k"):
+        parlour(room, "publish", topic, "x", "--durable")
+    eventually(lambda: json.loads(run("show", "audit", "--json").stdout)["lag"] == 3)
+    room.kill()
+    room = kept()
+    listed = [json.loads(line) for line in run("ls", "--output", "jsonl").stdout.splitlines()]
+    assert [(it["id"], it["lag"], it["order"]) for it in listed] == [
+        ("audit", 3, "strict"), ("mail", 2, "relaxed")
+    ]  # fmt: skip
+    assert all(it["oldest_ms"] > 0 for it in listed)
+    # Subscriptions of workers are not among them.
+    with worker(room.url, "auditor", "--", "sh", "-c", "exit 1"):
+        whole = json.loads(run("ls", "--json").stdout)
+    assert [it["id"] for it in whole["subscriptions"]] == ["audit", "mail"]
+    table = [line.split() for line in run("ls").stdout.splitlines()]
+    assert table[0] == ["NAME", "TOPICS", "AGENT", "TYPE", "ORDER", "LAG", "OLDEST"]
+    assert table[1][:5] == ["audit", "order.*", "auditor", "strict", "3"] and table[1][5][-1] == "s"
+    # It is changed for what comes, and what it was owed stays.
+    changed = json.loads(run("set", "mail", "order.sent", "mailer", "--json").stdout)
+    assert (changed["topic_type"], changed["lag"]) == ("order.sent", 2)
+    removed = run("rm", "mail")
+    assert removed.stdout == "mail is removed\n" and "2 have not ended" in removed.stderr
+    for args, code in {
+        ("show", "mail"): 3,
+        ("rm", "mail"): 3,
+        ("show", "no name"): 1,
+        ("set", "x", "no topic!", "a"): 2,
+        ("set", "x", "topic", "no agent"): 2,
+        ("set", "x", "topic", "a", "--order", "any"): 2,
+        ("set", "x", "topic"): 2,
+    }.items():
+        assert "error:" in run(*args, expect=code).stderr, args
+    gone = run("show", "mail", "--json", expect=3)
+    assert json.loads(gone.stderr)["kind"] == "not_found"

@@ -158,7 +158,11 @@ Examples:
     #[command(help_template = TEMPLATE, before_help = "\
 Examples:
   parlour publish news/today 'the kettle is on'
-  parlour publish orders.created/shop-1 @order.json --content-type application/json")]
+  parlour publish orders.created/shop-1 @order.json --content-type application/json
+  parlour publish orders.paid/shop-1 @order.json --durable --idempotency-key order-7
+
+With --durable it is kept until all have had it to whom it is owed: the agents that subscribe now,
+and the subscriptions that `parlour subscriptions ls` lists.")]
     Publish(Publish),
     /// Prints the events of a topic as they come, one JSON document per line
     #[command(help_template = TEMPLATE, before_help = "\
@@ -168,6 +172,18 @@ Examples:
   parlour subscribe news/today --count 1              one source, one event
   parlour subscribe news --output text")]
     Subscribe(Subscribe),
+    /// Keeps subscriptions that outlive their workers and the host, and says how far behind they are
+    #[command(help_template = TEMPLATE, before_help = "\
+Examples:
+  parlour subscriptions set mail orders.paid mailer   each `parlour publish orders.paid/… --durable`
+  parlour subscriptions set audit 'orders.*' auditor --order strict
+  parlour subscriptions ls
+  parlour subscriptions show mail
+  parlour subscriptions rm mail                       what it was owed before is still delivered
+
+LAG counts what is owed and has not been delivered, dead letters among it; OLDEST is for how long
+the first of that has waited.")]
+    Subscriptions(Subscriptions),
     /// Lists the agent types that workers serve now; and says how those get what was accepted for later
     #[command(help_template = TEMPLATE, before_help = "\
 Examples:
@@ -666,6 +682,12 @@ pub(crate) struct Publish {
     pub(crate) topic: String,
     #[command(flatten)]
     pub(crate) body: Body,
+    /// Keep it until all have had it to whom it is owed
+    #[arg(long)]
+    pub(crate) durable: bool,
+    /// Your name for the work: published again under it, it is accepted once
+    #[arg(long, value_name = "KEY", requires = "durable")]
+    pub(crate) idempotency_key: Option<String>,
     #[command(flatten)]
     pub(crate) client: Client,
 }
@@ -696,6 +718,72 @@ pub(crate) struct Subscribe {
     pub(crate) count: Option<u64>,
     #[command(flatten)]
     pub(crate) client: Client,
+}
+
+#[derive(Clone, Debug, Arguments)]
+pub(crate) struct Subscriptions {
+    #[command(subcommand)]
+    pub(crate) action: SubscriptionsAction,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum SubscriptionsAction {
+    /// Lists them, and how far behind each is
+    Ls {
+        #[command(flatten)]
+        client: Client,
+    },
+    /// Shows one
+    Show {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// Makes one, or changes it for the events that come
+    Set {
+        /// Its name, of your choice
+        name: String,
+        /// A topic type, or a beginning of one with `*` behind
+        pattern: String,
+        /// The type of the agents that get the events, each those of its own source
+        agent_type: String,
+        /// With `strict` an agent gets one event at a time, each when the one before has ended
+        #[arg(
+            long,
+            value_name = "relaxed|strict",
+            hide_possible_values = true,
+            default_value = "relaxed"
+        )]
+        order: Order,
+        #[command(flatten)]
+        client: Client,
+    },
+    /// Ends one: nothing more is owed to it
+    Rm {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        client: Client,
+    },
+}
+
+impl SubscriptionsAction {
+    /// Where the host is.
+    pub(crate) fn client(&self) -> &Client {
+        let (Self::Ls { client }
+        | Self::Show { client, .. }
+        | Self::Set { client, .. }
+        | Self::Rm { client, .. }) = self;
+        client
+    }
+}
+
+/// In which order an agent gets what it is owed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub(crate) enum Order {
+    Relaxed,
+    Strict,
 }
 
 #[derive(Debug, Arguments)]

@@ -57,6 +57,7 @@ fn run(verb: &Verb, output: &Output) -> Result<Code, Failure> {
         Verb::DeadLetters(args) => verbs::dead_letters::run(args, output),
         Verb::Publish(args) => verbs::publish::run(args, output),
         Verb::Subscribe(args) => verbs::subscribe::run(args, output),
+        Verb::Subscriptions(args) => verbs::subscriptions::run(args, output),
         Verb::Agents(args) => verbs::agents::run(args, output),
         Verb::Workers(args) => verbs::workers::run(args, output),
         Verb::Status(client) => verbs::status::run(client, output),

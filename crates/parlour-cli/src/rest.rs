@@ -95,6 +95,12 @@ impl Rest {
         self.document(Ask { body, ..Ask::new(Method::PATCH, path) }).await
     }
 
+    /// Has the host make what is at this path, or replace it.
+    pub(crate) async fn put(&self, path: &str, document: &Value) -> Result<Value, Failure> {
+        let body = document.to_string().into();
+        self.document(Ask { body, ..Ask::new(Method::PUT, path) }).await
+    }
+
     /// Has the host delete what is at this path.
     pub(crate) async fn delete(&self, path: &str) -> Result<Value, Failure> {
         self.document(Ask::new(Method::DELETE, path)).await

@@ -261,9 +261,18 @@ fn faults_are_explained_without_a_host() {
 
 #[test]
 fn help_begins_with_examples_and_completion_and_version_print() {
-    for verb in
-        ["demo", "serve", "worker", "call", "publish", "subscribe", "agents", "workers", "config"]
-    {
+    for verb in [
+        "demo",
+        "serve",
+        "worker",
+        "call",
+        "publish",
+        "subscribe",
+        "subscriptions",
+        "agents",
+        "workers",
+        "config",
+    ] {
         let text = parlour([verb, "--help"]).run().with_code(0).text().to_owned();
         let (examples, usage) = (text.find("Examples:").unwrap(), text.find("Usage:").unwrap());
         assert!(examples < usage, "{text}");

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use common::{PATIENCE, Room, until};
-use parlour::{Ack, Client, Cx, DeliveryId, PayloadExt, Worker};
+use parlour::{Ack, Agent, Client, Cx, DeliveryId, PayloadExt, Worker};
 use rustix::process::Signal;
 
 const KILLS: usize = 8;
@@ -82,6 +82,81 @@ async fn what_is_sent_while_the_host_is_killed_is_accepted_once_and_answered() {
         let sent = client.send("echo/0", "twice").idempotency_key(key).await.unwrap();
         sent.reply().await.unwrap();
     }
+    assert_eq!(seen.lock().unwrap()["twice"].len(), 2);
+    worker.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_published_while_the_host_is_killed_is_owed_once_and_delivered() {
+    let home = tempfile::tempdir().unwrap();
+    let data = home.path().join("data");
+    let data = data.to_str().unwrap();
+    let mut room = Room::kept_at("127.0.0.1:0", data);
+    let address = room.url.trim_start_matches("http://").to_owned();
+    room.parlour(["subscriptions", "set", "all", "tick.*", "clerk"]).run().with_code(0);
+
+    let client = Client::builder(&room.url).default_timeout(PATIENCE).connect().await.unwrap();
+    let (accepted, ends) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let publishers: Vec<_> = (0..SENDERS)
+        .map(|publisher| {
+            let (client, accepted, ends) = (client.clone(), accepted.clone(), ends.clone());
+            tokio::spawn(async move {
+                let (mut all, mut again) = (Vec::new(), 0);
+                while !ends.load(Relaxed) {
+                    let text = format!("{publisher} {}", all.len());
+                    let topic = format!("tick.{publisher}/k");
+                    let event = client.publish(topic, &*text).durable().await.unwrap();
+                    assert_eq!((event.ack, event.recipients), (Ack::Durable, 1));
+                    accepted.fetch_add(1, Relaxed);
+                    again += usize::from(!event.is_new);
+                    all.push(text);
+                }
+                (all, again)
+            })
+        })
+        .collect();
+    for _ in 0..KILLS {
+        let before = accepted.load(Relaxed);
+        until("acknowledgements", || accepted.load(Relaxed) > before + 20);
+        room.host.signal(Signal::KILL);
+        room.host.wait();
+        room = Room::kept_at(&address, data);
+    }
+    ends.store(true, Relaxed);
+    let (mut published, mut again) = (Vec::new(), 0);
+    for publisher in publishers {
+        let (texts, known) = publisher.await.unwrap();
+        published.extend(texts);
+        again += known;
+    }
+
+    // Nobody was there to hear of any of them.
+    let seen = Seen::default();
+    let notes = Arc::clone(&seen);
+    let clerk = Agent::stateless().on_event(move |cx: Cx, text: String| {
+        notes.lock().unwrap().entry(text).or_default().extend(cx.delivery());
+        async {}
+    });
+    let worker = Worker::builder(&room.url).agent("clerk", clerk).start().await.unwrap();
+    let lag = || {
+        let shown = room.parlour(["subscriptions", "show", "all", "--json"]).run().with_code(0);
+        shown.json()["lag"].as_u64().unwrap()
+    };
+    until("all to be delivered", || lag() == 0);
+    let heard = seen.lock().unwrap().clone();
+    assert_eq!(heard.len(), published.len(), "nothing was lost or invented");
+    for text in &published {
+        assert_eq!(heard[text].len(), 1, "{text}");
+    }
+    let count = published.len();
+    println!("{count} published over {KILLS} kills, {again} of them after a lost acknowledgement");
+
+    // The control: under two keys it is two events.
+    for key in ["one", "two"] {
+        let event = client.publish("tick.x/k", "twice").durable().idempotency_key(key);
+        assert!(event.await.unwrap().is_new);
+    }
+    until("both to be delivered", || lag() == 0);
     assert_eq!(seen.lock().unwrap()["twice"].len(), 2);
     worker.shutdown().await.unwrap();
 }

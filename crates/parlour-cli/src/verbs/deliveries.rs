@@ -189,7 +189,8 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
-fn duration(millis: u64) -> String {
+/// A time in the two largest of its units.
+pub(crate) fn duration(millis: u64) -> String {
     match millis / 1000 {
         seconds @ 0..60 => format!("{seconds}s"),
         seconds @ 60..3600 => format!("{}m{}s", seconds / 60, seconds % 60),

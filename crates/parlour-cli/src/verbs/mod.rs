@@ -15,6 +15,7 @@ pub(crate) mod send;
 pub(crate) mod serve;
 pub(crate) mod status;
 pub(crate) mod subscribe;
+pub(crate) mod subscriptions;
 pub(crate) mod verify;
 pub(crate) mod version;
 pub(crate) mod worker;

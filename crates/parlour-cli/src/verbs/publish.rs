@@ -1,6 +1,6 @@
-//! `parlour publish`: one event, and who got it.
+//! `parlour publish`: one event, and who got it or is owed it.
 
-use parlour::IntoTopicId;
+use parlour::{Ack, Client, IntoTopicId, PublishRequest};
 use serde_json::json;
 
 use crate::args::Publish;
@@ -18,8 +18,11 @@ async fn publish(args: &Publish, output: &Output) -> Result<Code, Failure> {
     let topic = args.topic.as_str().into_topic_id()?;
     let payload = body::read(&args.body).await?;
     let client = room::connect(&args.client, "publish").await?;
-    let event = client.publish(topic, payload);
-    let published = Handled::from_environment().precede(event).await;
+    let event = Handled::from_environment().precede(client.publish(topic, payload));
+    if args.durable {
+        return publish_durably(args, &client, event, output).await;
+    }
+    let published = event.await;
     client.close().await;
     let published = published?;
     let (recipients, dropped) = (published.recipients, &published.dropped);
@@ -37,4 +40,41 @@ async fn publish(args: &Publish, output: &Output) -> Result<Code, Failure> {
     let detail = format!("{} of those who want the event have a full queue", dropped.len());
     Err(Failure::new(Code::PartlyFailed, detail)
         .hint("they do not keep up: `parlour workers` shows what waits for them"))
+}
+
+async fn publish_durably(
+    args: &Publish,
+    client: &Client,
+    event: PublishRequest,
+    output: &Output,
+) -> Result<Code, Failure> {
+    let mut event = event.durable();
+    if let Some(key) = &args.idempotency_key {
+        event = event.idempotency_key(key.as_str());
+    }
+    let accepted = event.await;
+    client.close().await;
+    let accepted = accepted?;
+    let ack = if accepted.ack == Ack::Durable { "durable" } else { "memory" };
+    let (id, recipients) = (accepted.id.as_str(), accepted.recipients);
+    if output.mode() == Mode::Text {
+        output.line(&format!("id         {}", escape(id)))?;
+        output.line(&format!("ack        {ack}"))?;
+        output.line(&format!("recipients {recipients}"))?;
+    } else {
+        output.json(&json!({
+            "id": id,
+            "conversation": accepted.conversation.as_str(),
+            "ack": ack,
+            "recipients": recipients,
+            "known": !accepted.is_new,
+        }))?;
+    }
+    if !accepted.is_new {
+        output.note("it had been published before, under the same key");
+    }
+    if recipients == 0 {
+        output.note("nobody has subscribed; `parlour subscriptions set --help` says how to");
+    }
+    Ok(Code::Ok)
 }

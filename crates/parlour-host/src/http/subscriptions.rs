@@ -73,14 +73,16 @@ pub(crate) async fn put(
         if room.subscriptions.len() >= most && !room.subscriptions.contains_key(&of) {
             let detail = format!("there are {most} durable subscriptions");
             let fault = Fault::new(FaultKind::Overloaded, detail)
-                .hint("remove one with DELETE /v1/subscriptions/{name}, or raise the limit");
+                .hint("remove one with `parlour subscriptions rm`, or raise the limit");
             return Err(metrics.limit_met(config::durable::subscriptions, Some(most), fault));
         }
         room.subscriptions.insert(of, subscription);
         Ok(())
     });
     changed.await?;
-    let mut response = json_answer(&view(&name, &wanted, None, &app));
+    let lags = app.durable.lags().await?;
+    let lag = lags.iter().find(|lag| lag.name == name);
+    let mut response = json_answer(&view(&name, &wanted, lag, &app));
     *response.status_mut() = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok(response)
 }
@@ -153,5 +155,5 @@ fn parse(name: &str) -> Result<ByteString, Fault> {
 
 fn unknown(name: &str) -> Fault {
     Fault::new(FaultKind::NotFound, format!("there is no durable subscription {name}"))
-        .hint("GET /v1/subscriptions lists those that there are")
+        .hint("`parlour subscriptions ls` and GET /v1/subscriptions list those that there are")
 }

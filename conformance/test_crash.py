@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import sqlite3
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -160,5 +161,25 @@ def test_a_commit_that_is_damaged_is_noticed_and_nothing_is_made_of_it(tmp_path)
     try:
         assert look(room, name, expect=503)["kind"] == "unavailable"
         assert "damaged" in room.http("GET", "/readyz").body.decode()
+    finally:
+        room.kill()
+
+
+def test_a_commit_that_is_gone_is_not_taken_for_one_that_was_let_go(tmp_path):
+    data = tmp_path / "data"
+    room = Room(data=data)
+    with worker(room.url, "echo"):
+        # Of one agent, so that they are in one log.
+        words = ("first", "second", "third")
+        names = [ended(room, send(room, agent="echo/1", body=word.encode())["id"])["id"] for word in words]
+    assert room.stop() == 0
+    with sqlite3.connect(data / "parlour.db") as database:
+        said = "SELECT max(id) FROM commits WHERE instr(commit_bytes, CAST('second' AS BLOB))"
+        database.execute("DELETE FROM commits WHERE id = ?", database.execute(said).fetchone())
+    room = Room(data=data)
+    try:
+        told = look(room, names[1], expect=503)
+        assert told["kind"] == "unavailable" and "missing" in told["detail"]
+        assert [look(room, names[it])["state"] for it in (0, 2)] == ["completed", "completed"]
     finally:
         room.kill()

@@ -23,8 +23,8 @@ use std::time::Duration;
 use bytestring::ByteString;
 use parking_lot::Mutex;
 use parlour_core::durable::{
-    Accept, Accepted, Delivery, DeliveryId, Level, Message, PartitionId, RoomSettings, Settled,
-    State, Step, Tally, Timestamp,
+    Accept, Accepted, Delivery, DeliveryId, Level, Message, PartitionId, Position, RoomSettings,
+    Settled, State, Step, Tally, Timestamp,
 };
 use parlour_core::{AgentId, AgentType, Fault, FaultKind, Payload};
 use tokio::sync::{SetOnce, mpsc, oneshot, watch};
@@ -356,8 +356,15 @@ impl Durable {
         let view = view.get().ok_or_else(|| unknown(id))?;
         let place = view.find(id.partition, id.number).await.ok_or_else(|| unknown(id))?;
         let read = async {
-            let commit = backbone::commit_at(&**backbone, id.partition, place.position).await?;
-            Ok(commit.map(|commit| Settled::read(&commit, place.offset)).transpose()?)
+            let Some(commit) =
+                backbone::commit_at(&**backbone, id.partition, place.position).await?
+            else {
+                // It has been let go, if all before it have been.
+                let first = backbone.read(id.partition, Position(1), 1).await?;
+                let is_lost = first.first().is_some_and(|(first, _)| *first < place.position);
+                return if is_lost { Err(missing(place.position)) } else { Ok(None) };
+            };
+            Ok(Some(Settled::read(&commit, place.offset)?))
         };
         let settled = read.await.map_err(|error: BackboneError| refusal(&error))?;
         let settled = settled.ok_or_else(|| unknown(id))?;
@@ -493,6 +500,10 @@ fn ask<T>(inbox: &Inbox, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> one
     // An owner that is gone drops what it was asked.
     let _ = inbox.queue.send(input(answer));
     answered
+}
+
+fn missing(position: Position) -> BackboneError {
+    BackboneError::Damaged(format!("the commit {} is missing", position.0))
 }
 
 /// Nothing is known under this name.

@@ -97,7 +97,7 @@ impl Records {
 }
 
 impl Iterator for Records {
-    type Item = Result<(u32, Record, usize), Corrupt>;
+    type Item = Result<(u32, Record, u32), Corrupt>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.rest.is_empty() {
@@ -106,7 +106,7 @@ impl Iterator for Records {
         let offset = (self.length - self.rest.len()) as u32;
         let before = self.rest.len();
         let record = record::decode(&mut self.rest);
-        Some(record.map(|record| (offset, record, before - self.rest.len())))
+        Some(record.map(|record| (offset, record, (before - self.rest.len()) as u32)))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The life of one delivery.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use bytestring::ByteString;
 use thiserror::Error;
@@ -31,7 +32,7 @@ pub struct Delivery {
     /// Its name.
     pub id: DeliveryId,
     /// Whom it is for.
-    pub agent: AgentId,
+    pub agent: Arc<AgentId>,
     /// The conversation of its message.
     pub conversation: MessageId,
     /// Where it is in its life.
@@ -59,7 +60,7 @@ pub struct Delivery {
     /// Whether earlier ones of its agent, if they ask for this too, have to end before it begins.
     pub strict: bool,
     /// Of an event, the durable subscription that it is for.
-    pub subscription: Option<ByteString>,
+    pub subscription: Option<Arc<str>>,
     /// The generation in which the last attempt was dispatched.
     pub token: u64,
     /// The worker of the last attempt.
@@ -296,6 +297,19 @@ impl Change {
                 | Self::Discarded { .. }
         )
     }
+
+    /// As [`Delivery::detach`], as far as a step keeps its texts.
+    pub(super) fn detach(&mut self) {
+        match self {
+            Self::Dispatched { worker } => detach(worker),
+            Self::Processing { details } => detach(details),
+            _ => {}
+        }
+    }
+}
+
+fn detach(text: &mut ByteString) {
+    *text = ByteString::from(&**text);
 }
 
 impl Delivery {
@@ -380,12 +394,14 @@ impl Delivery {
         self.steps.iter().rev().find_map(|step| step.fault.as_ref())
     }
 
-    /// The same with texts in memory of their own, or of its agent's, for keeping it longer than what
-    /// it came in.
-    pub(super) fn kept(mut self, agent: &AgentId) -> Self {
-        self.agent = agent.clone();
+    /// Gives it texts in memory of their own, so that it can outlive what it was read from.
+    pub(super) fn detach(&mut self) {
         self.conversation = self.conversation.to_kept();
-        self
+        self.worker.as_mut().map(detach);
+        for step in &mut self.steps {
+            step.worker.as_mut().map(detach);
+            detach(&mut step.details);
+        }
     }
 
     /// Lets `change` happen to it.

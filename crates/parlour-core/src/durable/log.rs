@@ -8,6 +8,14 @@ use super::Position;
 /// given it one.
 pub(super) type Number = u64;
 
+/// Where a record is in the log: in which commit, behind how many bytes of it, and of how many bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Spot {
+    pub(super) commit: Number,
+    pub(super) offset: u32,
+    pub(super) weight: u32,
+}
+
 /// The commits from the oldest that is needed on.
 #[derive(Debug, Default)]
 pub(super) struct Log {

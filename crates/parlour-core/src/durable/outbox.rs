@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Timestamp;
-use super::log::Number;
+use super::log::Spot;
 use super::record::{Message, Owed};
 
 /// Events that have not been accepted yet by the partitions of all whom they are owed to.
@@ -22,10 +22,7 @@ pub(super) struct Outbox {
 
 #[derive(Debug)]
 pub(super) struct Owing {
-    /// In which commit it stands, behind how many bytes of it, and of how many bytes.
-    pub(super) commit: Number,
-    pub(super) offset: u32,
-    pub(super) weight: usize,
+    pub(super) spot: Spot,
     pub(super) message: Option<Arc<Message>>,
     /// Those whose partitions have not said that they have it.
     pub(super) left: BTreeMap<u32, Owed>,

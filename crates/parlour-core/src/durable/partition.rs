@@ -10,7 +10,7 @@ use bytestring::ByteString;
 use super::commit::{Commit, Place, Records, Scalars, Settled, Totals, header, write_header};
 use super::delivery::{Change, Delivery, Stale, State};
 use super::line::{Gate, Lines};
-use super::log::{Log, Number};
+use super::log::{Log, Number, Spot};
 use super::outbox::{Outbox, Owing};
 use super::record::{self, Corrupt, KeyEntry, Message, Owed, Reader, Record, Source};
 use super::{DeliveryId, PartitionId, Position, RetryPolicy, Timestamp};
@@ -40,7 +40,7 @@ pub struct Partition {
     /// What is owed of the events that were published here.
     outbox: Outbox,
     /// The deliveries of each durable subscription that have not ended, the earliest first.
-    subscriptions: BTreeMap<ByteString, BTreeSet<u64>>,
+    subscriptions: BTreeMap<Arc<str>, BTreeSet<u64>>,
     /// The commits from which the state is made.
     log: Log,
     /// Numbers of those that wait, are in flight, and are dead: of all, and by agent type.
@@ -86,20 +86,10 @@ pub struct Tally {
 #[derive(Debug)]
 struct Live {
     delivery: Delivery,
-    agent: Arc<AgentId>,
     message: Option<Arc<Message>>,
     /// Its entry among the timers.
     timer: Option<Timestamp>,
     spot: Spot,
-    /// Bytes of its record.
-    weight: usize,
-}
-
-/// Where a record is in the log: in which commit, and behind how many bytes of it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Spot {
-    commit: Number,
-    offset: u32,
 }
 
 /// Roughly what the record of a key takes.
@@ -131,7 +121,7 @@ pub struct Accept {
     /// Where it comes from, if a topic's log owes it, and for which durable subscription.
     pub source: Option<Source>,
     /// That subscription's name.
-    pub subscription: Option<ByteString>,
+    pub subscription: Option<Arc<str>>,
 }
 
 impl Accept {
@@ -213,7 +203,7 @@ pub struct Start {
     /// Which attempt it is.
     pub attempt: u32,
     /// Whom it is for.
-    pub agent: AgentId,
+    pub agent: Arc<AgentId>,
     /// At which worker.
     pub worker: WorkerId,
 }
@@ -272,8 +262,9 @@ impl Partition {
         self.log.place(position);
         self.log.end(commit.len());
         for found in Records::of(commit)? {
-            let (offset, record, weight) = found?;
-            self.apply(record, Spot { commit: number, offset }, weight, false)?;
+            let (offset, mut record, weight) = found?;
+            record.detach();
+            self.apply(record, Spot { commit: number, offset, weight }, false)?;
         }
         // A long log has many more than are remembered at any one time.
         self.forget_keys();
@@ -300,7 +291,7 @@ impl Partition {
         lost.sort_unstable_by_key(|live| live.delivery.id.number);
         let lost: Vec<_> = lost
             .iter()
-            .map(|it| (it.delivery.id, it.delivery.token, policy(&it.agent.agent_type)))
+            .map(|it| (it.delivery.id, it.delivery.token, policy(&it.delivery.agent.agent_type)))
             .collect();
         if crate::bug!("attempts_in_memory") {
             for live in self.deliveries.values_mut() {
@@ -332,11 +323,12 @@ impl Partition {
         };
         let now = self.scalars.time;
         let Accept { agent, message, strict, subscription, .. } = accept;
-        let conversation = message.header.conversation.clone();
+        // The message goes with what it came in; its conversation is kept.
+        let conversation = message.header.conversation.to_kept();
         let accepted = Accepted { id, conversation: conversation.clone(), is_new: true };
         let delivery = Delivery {
             id,
-            agent,
+            agent: Arc::new(agent),
             conversation: conversation.clone(),
             state: State::Accepted,
             generation: 1,
@@ -377,7 +369,8 @@ impl Partition {
         }
         let Publish { message, owed, key } = publish;
         let number = self.scalars.totals.published + 1;
-        let (id, conversation) = (message.header.id.clone(), message.header.conversation.clone());
+        let header = &message.header;
+        let (id, conversation) = (header.id.to_kept(), header.conversation.to_kept());
         let recipients = owed.len() as u32;
         let key = key.map(|(key, body, window)| KeyEntry {
             key,
@@ -561,8 +554,8 @@ impl Partition {
         let (number, owing) = self.outbox.poll()?;
         let owed = owing.left.iter().map(|(index, owed)| (*index, owed.clone())).collect();
         let message = owing.message.clone().ok_or_else(|| Place {
-            position: self.log.position(owing.commit),
-            offset: owing.offset,
+            position: self.log.position(owing.spot.commit),
+            offset: owing.spot.offset,
         });
         Some(Handover { number, message, owed })
     }
@@ -588,8 +581,8 @@ impl Partition {
         let oldest = self.log.oldest().filter(|(_, oldest)| *oldest == position);
         let Some((number, _)) = oldest else { return Ok(()) };
         for found in Records::of(commit)? {
-            let (offset, record, _) = found?;
-            let spot = Spot { commit: number, offset };
+            let (offset, record, weight) = found?;
+            let spot = Spot { commit: number, offset, weight };
             match record {
                 Record::Accepted { delivery, key, source, message } => {
                     self.carry_delivery(&delivery, &message, spot);
@@ -681,7 +674,7 @@ impl Partition {
 
     /// How many deliveries of each durable subscription have not ended, and since when the oldest is
     /// accepted.
-    pub fn subscriptions(&self) -> impl Iterator<Item = (&ByteString, usize, Timestamp)> {
+    pub fn subscriptions(&self) -> impl Iterator<Item = (&Arc<str>, usize, Timestamp)> {
         self.subscriptions.iter().filter_map(|(name, numbers)| {
             let oldest = self.get_by_number(*numbers.first()?)?;
             Some((name, numbers.len(), oldest.accepted_at))
@@ -792,7 +785,7 @@ impl Partition {
     /// Where the next record stands.
     fn spot(&mut self) -> Spot {
         self.open();
-        Spot { commit: self.log.newest(), offset: self.records.len() as u32 }
+        Spot { commit: self.log.newest(), offset: self.records.len() as u32, weight: 0 }
     }
 
     /// Writes that a delivery was changed, and changes it.
@@ -809,20 +802,15 @@ impl Partition {
 
     /// Writes a record that is not about what happens to a delivery, and applies it.
     fn write(&mut self, record: Record) {
-        let spot = self.spot();
+        let mut spot = self.spot();
         record::encode(&record, &mut self.records);
-        let weight = self.records.len() - spot.offset as usize;
+        spot.weight = self.records.len() as u32 - spot.offset;
         // What is written here follows from the state.
-        let _ = self.apply(record, spot, weight, true);
+        let _ = self.apply(record, spot, true);
     }
 
-    fn apply(
-        &mut self,
-        record: Record,
-        spot: Spot,
-        weight: usize,
-        keep: bool,
-    ) -> Result<(), Corrupt> {
+    /// `keep` says whether messages may stay in memory.
+    fn apply(&mut self, record: Record, spot: Spot, keep: bool) -> Result<(), Corrupt> {
         match record {
             Record::Accepted { delivery, key, source, message } => {
                 if delivery.id.number != self.scalars.totals.accepted + 1 {
@@ -835,7 +823,7 @@ impl Partition {
                 if let Some(source) = source {
                     self.set_source(source, spot.commit);
                 }
-                self.insert(*delivery, keep.then_some(message), spot, weight);
+                self.insert(*delivery, keep.then_some(message), spot);
             }
             Record::Changed { number, change } => self.apply_change(number, change, spot),
             Record::Settled { delivery, change } => {
@@ -844,17 +832,14 @@ impl Partition {
             Record::Carried { delivery, .. } => {
                 match self.deliveries.get_mut(&delivery.id.number) {
                     Some(live) => {
-                        let (old, old_weight) = (live.spot.commit, live.weight);
-                        (live.spot, live.weight) = (spot, weight);
-                        let (agent, state) = (live.agent.clone(), live.delivery.state);
-                        self.count(&agent.agent_type, state, old_weight, false);
-                        self.count(&agent.agent_type, state, weight, true);
-                        self.live_bytes += weight;
-                        self.live_bytes -= old_weight;
-                        self.log.hold(spot.commit);
-                        self.log.release(old);
+                        let old = std::mem::replace(&mut live.spot, spot);
+                        let (agent, state) = (live.delivery.agent.clone(), live.delivery.state);
+                        self.count(&agent.agent_type, state, old, false);
+                        self.count(&agent.agent_type, state, spot, true);
+                        self.hold(spot);
+                        self.release(old);
                     }
-                    None => self.insert(*delivery, None, spot, weight),
+                    None => self.insert(*delivery, None, spot),
                 }
             }
             Record::KeyCarried(key) => self.set_key(key, spot.commit),
@@ -868,11 +853,11 @@ impl Partition {
                     self.set_key(key, spot.commit);
                 }
                 if !owed.is_empty() {
-                    self.owe(number, owed, keep.then_some(message), spot, weight);
+                    self.owe(number, owed, keep.then_some(message), spot);
                 }
             }
             Record::OwedCarried { number, owed, message } => {
-                self.owe(number, owed, keep.then_some(message), spot, weight);
+                self.owe(number, owed, keep.then_some(message), spot);
             }
             Record::Passed { number } => {
                 for owing in self.outbox.pass(number) {
@@ -889,14 +874,11 @@ impl Partition {
         owed: Vec<(u32, Owed)>,
         message: Option<Box<Message>>,
         spot: Spot,
-        weight: usize,
     ) {
         let message = self.keep(message);
-        let Spot { commit, offset } = spot;
         let left = owed.into_iter().collect();
-        self.log.hold(commit);
-        self.live_bytes += weight;
-        let owing = Owing { commit, offset, weight, message, left };
+        self.hold(spot);
+        let owing = Owing { spot, message, left };
         if let Some(old) = self.outbox.insert(number, owing) {
             self.forget(&old);
         }
@@ -904,8 +886,19 @@ impl Partition {
 
     fn forget(&mut self, owing: &Owing) {
         self.loaded -= owing.message.as_ref().map_or(0, |message| message.weight());
-        self.live_bytes -= owing.weight;
-        self.log.release(owing.commit);
+        self.release(owing.spot);
+    }
+
+    /// The state needs this record.
+    fn hold(&mut self, spot: Spot) {
+        self.live_bytes += spot.weight as usize;
+        self.log.hold(spot.commit);
+    }
+
+    /// It does so no more.
+    fn release(&mut self, spot: Spot) {
+        self.live_bytes -= spot.weight as usize;
+        self.log.release(spot.commit);
     }
 
     /// Holds a message in memory, if there is room.
@@ -915,15 +908,9 @@ impl Partition {
         message.map(|message| Arc::new(*message))
     }
 
-    fn insert(
-        &mut self,
-        delivery: Delivery,
-        message: Option<Box<Message>>,
-        spot: Spot,
-        weight: usize,
-    ) {
+    fn insert(&mut self, mut delivery: Delivery, message: Option<Box<Message>>, spot: Spot) {
         let agent = self.lines.agent(&delivery.agent);
-        let mut delivery = delivery.kept(&agent);
+        delivery.agent = agent.clone();
         if message.is_none() && crate::bug!("schedules_in_memory") {
             delivery.next_attempt_at = None;
         }
@@ -931,14 +918,13 @@ impl Partition {
         if delivery.strict && delivery.state != State::Dead {
             self.lines.enter(&agent, number);
         }
-        self.count(&agent.agent_type, delivery.state, weight, true);
+        self.count(&agent.agent_type, delivery.state, spot, true);
         if let Some(name) = &delivery.subscription {
             self.subscriptions.entry(name.clone()).or_default().insert(number);
         }
         let message = self.keep(message);
-        self.log.hold(spot.commit);
-        self.live_bytes += weight;
-        let live = Live { delivery, agent, message, timer: None, spot, weight };
+        self.hold(spot);
+        let live = Live { delivery, message, timer: None, spot };
         self.deliveries.insert(number, Box::new(live));
         self.queue(number);
     }
@@ -954,10 +940,10 @@ impl Partition {
         }
         live.delivery.apply(&change, time);
         let after = live.delivery.state;
-        let agent = live.agent.clone();
+        let agent = live.delivery.agent.clone();
         let is_strict = live.delivery.strict;
-        let weight = live.weight;
-        self.count(&agent.agent_type, before, weight, false);
+        let record = live.spot;
+        self.count(&agent.agent_type, before, record, false);
         self.changed.push(number);
         if before.is_waiting() {
             self.lines.unready(&agent, number);
@@ -973,8 +959,7 @@ impl Partition {
             // It was there a moment ago.
             if let Some(live) = self.deliveries.remove(&number) {
                 self.loaded -= live.message.as_ref().map_or(0, |message| message.weight());
-                self.live_bytes -= live.weight;
-                self.log.release(live.spot.commit);
+                self.release(record);
                 if let Some(name) = &live.delivery.subscription
                     && let Some(numbers) = self.subscriptions.get_mut(name)
                 {
@@ -986,7 +971,7 @@ impl Partition {
                 self.settled.push(Settled::new(spot.offset, live.delivery, change));
             }
         } else {
-            self.count(&agent.agent_type, after, weight, true);
+            self.count(&agent.agent_type, after, record, true);
             self.queue(number);
         }
         if let Some(next) = next {
@@ -994,8 +979,8 @@ impl Partition {
         }
     }
 
-    /// Counts a delivery of this type and weight, which is in a state or is not any more.
-    fn count(&mut self, agent_type: &AgentType, state: State, weight: usize, is_in: bool) {
+    /// Counts a delivery of this type and record, which is in a state or is not any more.
+    fn count(&mut self, agent_type: &AgentType, state: State, record: Spot, is_in: bool) {
         if !self.tallies.contains_key(agent_type) {
             self.tallies.insert(agent_type.clone(), Tally::default());
         }
@@ -1011,7 +996,7 @@ impl Partition {
             }
         }
         if state == State::Dead {
-            let weight = weight as u64;
+            let weight = u64::from(record.weight);
             tally.dead_bytes =
                 if is_in { tally.dead_bytes + weight } else { tally.dead_bytes - weight };
         }
@@ -1026,8 +1011,8 @@ impl Partition {
             self.timers.extend(live.timer.map(|at| (at, number)));
         }
         let is_due = live.delivery.is_due(now);
-        if is_due && (!live.delivery.strict || self.lines.is_first(&live.agent, number)) {
-            let agent = live.agent.clone();
+        if is_due && (!live.delivery.strict || self.lines.is_first(&live.delivery.agent, number)) {
+            let agent = live.delivery.agent.clone();
             self.lines.ready(&agent, number);
         }
     }
@@ -1085,10 +1070,7 @@ impl Partition {
 
     fn carry_owed(&mut self, number: u64, message: &Message, spot: Spot) {
         let owing = self.outbox.get(number);
-        let Some(owing) = owing.filter(|it| (it.commit, it.offset) == (spot.commit, spot.offset))
-        else {
-            return;
-        };
+        let Some(owing) = owing.filter(|it| it.spot == spot) else { return };
         let owed = owing.left.iter().map(|(index, owed)| (*index, owed.clone())).collect();
         self.write(Record::OwedCarried { number, owed, message: Box::new(message.clone()) });
     }

@@ -1,5 +1,7 @@
 //! What a log says, and its bytes. `docs/storage.md` describes them.
 
+use std::sync::Arc;
+
 use bytes::{Buf, Bytes};
 use bytestring::ByteString;
 use thiserror::Error;
@@ -110,6 +112,44 @@ pub enum Record {
     },
 }
 
+impl Record {
+    /// Gives what is kept of it texts in memory of their own, so that the commit that it was read from
+    /// can go. Its message is not kept.
+    pub(super) fn detach(&mut self) {
+        match self {
+            Self::Accepted { delivery, key, .. } => {
+                delivery.detach();
+                key.iter_mut().for_each(KeyEntry::detach);
+            }
+            Self::Changed { change, .. } => change.detach(),
+            Self::Carried { delivery, .. } => delivery.detach(),
+            Self::KeyCarried(key) => key.detach(),
+            Self::Published { owed, key, .. } => {
+                owed.iter_mut().for_each(|(_, owed)| owed.detach());
+                key.iter_mut().for_each(KeyEntry::detach);
+            }
+            Self::OwedCarried { owed, .. } => owed.iter_mut().for_each(|(_, owed)| owed.detach()),
+            Self::Settled { .. } | Self::SourceCarried(_) | Self::Passed { .. } => {}
+        }
+    }
+}
+
+impl Owed {
+    fn detach(&mut self) {
+        let AgentId { agent_type, key } = &self.agent;
+        self.agent = AgentId::new(agent_type.to_kept(), key.to_kept());
+    }
+}
+
+impl KeyEntry {
+    fn detach(&mut self) {
+        self.conversation = self.conversation.to_kept();
+        if let Some((id, _)) = &mut self.event {
+            *id = id.to_kept();
+        }
+    }
+}
+
 /// Whom an event is owed to.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[expect(clippy::exhaustive_structs, reason = "the log has these and no others")]
@@ -117,7 +157,7 @@ pub struct Owed {
     /// The agent.
     pub agent: AgentId,
     /// The durable subscription that it is owed for, by its name; none for that of a worker.
-    pub subscription: Option<ByteString>,
+    pub subscription: Option<Arc<str>>,
 }
 
 /// What is remembered of a message that was accepted under an idempotency key.
@@ -596,7 +636,8 @@ impl Reader {
             .map(|_| {
                 let index = self.small()?;
                 let agent = self.agent()?;
-                Ok((index, Owed { agent, subscription: self.option(Self::text)? }))
+                let subscription = self.option(Self::text)?.map(|name| Arc::from(&*name));
+                Ok((index, Owed { agent, subscription }))
             })
             .collect()
     }
@@ -612,7 +653,7 @@ impl Reader {
     fn new_delivery(&mut self) -> Result<Delivery, Corrupt> {
         Ok(Delivery {
             id: self.id()?,
-            agent: self.agent()?,
+            agent: Arc::new(self.agent()?),
             conversation: self.message_id()?,
             accepted_at: Timestamp(self.number()?),
             next_attempt_at: self.time()?,
@@ -620,7 +661,7 @@ impl Reader {
             max_attempts: self.small()?,
             max_lost: self.small()?,
             strict: self.flag()?,
-            subscription: self.option(Self::text)?,
+            subscription: self.option(Self::text)?.map(|name| Arc::from(&*name)),
             state: State::Accepted,
             generation: 1,
             attempt: 0,

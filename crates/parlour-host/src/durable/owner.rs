@@ -230,7 +230,7 @@ impl Owner {
         let now = Instant::now();
         let call = Call {
             header: message.header.clone(),
-            target: agent,
+            target: AgentId::clone(&agent),
             deadline: (now + timeout).into_std(),
             progress: true,
             attempt: Some(Attempt { delivery: id, number: attempt }),

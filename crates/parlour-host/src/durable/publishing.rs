@@ -1,5 +1,7 @@
 //! An event as a door was given it, until it is published.
 
+use std::sync::Arc;
+
 use parlour_core::durable::{Message, MessageKind, Owed, Publish, Published};
 use parlour_core::{AgentId, Fault, FaultKind, Header, Payload, TopicId};
 
@@ -69,7 +71,7 @@ impl Durable {
         let room = self.room_so_far();
         let named = room.subscribed(&topic.topic_type).map(|(name, it)| Owed {
             agent: AgentId::new(it.agent_type.clone(), topic.source.clone()),
-            subscription: Some(name.clone()),
+            subscription: Some(Arc::from(&**name)),
         });
         let mut owed: Vec<_> = named.collect();
         for agent in self.0.exchange.directory().subscribed(topic) {

@@ -81,7 +81,7 @@ pub(crate) async fn put(
     });
     changed.await?;
     let lags = app.durable.lags().await?;
-    let lag = lags.iter().find(|lag| lag.name == name);
+    let lag = lags.iter().find(|lag| *lag.name == *name);
     let mut response = json_answer(&view(&name, &wanted, lag, &app));
     *response.status_mut() = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok(response)
@@ -93,7 +93,7 @@ pub(crate) async fn one(State(app): State<App>, Segments(name): Segments<String>
     let room = app.durable.room().await?;
     let wanted = room.subscriptions.get(&name).ok_or_else(|| unknown(&name))?;
     let lags = app.durable.lags().await?;
-    let lag = lags.iter().find(|lag| lag.name == name);
+    let lag = lags.iter().find(|lag| *lag.name == *name);
     Ok(json_answer(&view(&name, wanted, lag, &app)))
 }
 
@@ -108,7 +108,7 @@ pub(crate) async fn delete(State(app): State<App>, Segments(name): Segments<Stri
     });
     changed.await?;
     let lags = app.durable.lags().await?;
-    let lag = lags.iter().find(|lag| lag.name == name);
+    let lag = lags.iter().find(|lag| *lag.name == *name);
     Ok(json_answer(&view(&name, &wanted, lag, &app)))
 }
 
@@ -118,7 +118,7 @@ pub(super) async fn all(app: &App) -> Result<Vec<Value>, Fault> {
     let all = room
         .subscriptions
         .iter()
-        .map(|(name, it)| view(name, it, lags.iter().find(|lag| lag.name == *name), app));
+        .map(|(name, it)| view(name, it, lags.iter().find(|lag| *lag.name == **name), app));
     Ok(all.collect())
 }
 

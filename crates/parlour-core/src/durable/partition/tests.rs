@@ -142,7 +142,9 @@ impl Owner {
         let base = Partition::base(last).unwrap();
         partition.begin(base);
         for (position, commit) in self.log.range(base.next()..) {
-            partition.replay(*position, commit).unwrap();
+            let read = Bytes::copy_from_slice(commit);
+            partition.replay(*position, &read).unwrap();
+            assert!(read.is_unique(), "a commit stays in memory for as long as what it says");
         }
         partition
     }
@@ -205,10 +207,10 @@ fn check(owner: &Owner) {
     }
     let mut tallies = BTreeMap::<_, Tally>::new();
     for live in partition.deliveries.values() {
-        let tally = tallies.entry(live.agent.agent_type.clone()).or_default();
+        let tally = tallies.entry(live.delivery.agent.agent_type.clone()).or_default();
         *tally.standing.of(live.delivery.state) += 1;
         if live.delivery.state == State::Dead {
-            tally.dead_bytes += live.weight as u64;
+            tally.dead_bytes += u64::from(live.spot.weight);
         }
     }
     let kept = partition.tallies.iter().filter(|(_, tally)| **tally != Tally::default());

@@ -52,7 +52,7 @@ pub(crate) enum Input {
 /// How far behind a durable subscription is.
 #[derive(Clone, Debug)]
 pub(crate) struct Lag {
-    pub(crate) name: ByteString,
+    pub(crate) name: Arc<str>,
     /// How many of its deliveries have not ended.
     pub(crate) unsettled: usize,
     /// When the oldest was accepted.

@@ -1,7 +1,8 @@
 //! The events that a partition's log owes.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-use bytestring::ByteString;
 use parlour_core::Fault;
 use parlour_core::durable::{Accept, Handover, Owed, Position, Publish, Source};
 
@@ -32,7 +33,7 @@ impl Owner {
             let message = self.load(message).await?;
             let room = self.durable.room_so_far();
             for (index, Owed { agent, subscription }) in owed {
-                let named = subscription.as_ref().and_then(|name| room.subscriptions.get(name));
+                let named = subscription.as_deref().and_then(|name| room.subscriptions.get(name));
                 let source = Source { partition: self.id, number, index };
                 let inbox = self.durable.inbox(self.durable.partition_of(&agent));
                 let mut accept = Accept::new(agent, (*message).clone());
@@ -62,7 +63,7 @@ impl Owner {
 
     /// How far behind each durable subscription is that has something which has not ended.
     pub(super) fn lags(&self) -> Vec<Lag> {
-        let lag = |(name, unsettled, oldest): (&ByteString, _, _)| Lag {
+        let lag = |(name, unsettled, oldest): (&Arc<str>, _, _)| Lag {
             name: name.clone(),
             unsettled,
             oldest,

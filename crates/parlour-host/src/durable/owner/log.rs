@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
 use super::super::follow::Tail;
+use super::super::missing;
 use super::{Answered, Owner};
 use crate::backbone::{self, BackboneError, Replay};
 
@@ -219,9 +220,7 @@ impl Owner {
             return Ok(commit.clone());
         }
         let found = backbone::commit_at(&*self.durable.0.backbone, self.id, position).await?;
-        let commit = found.ok_or_else(|| {
-            BackboneError::Damaged(format!("the commit {} is missing", position.0))
-        })?;
+        let commit = found.ok_or_else(|| missing(position))?;
         self.read = Some((position, commit.clone()));
         Ok(commit)
     }

@@ -194,12 +194,22 @@ def against(fsync: tuple[float, float], raw: tuple[float, float] | None = None) 
 
 
 def lives() -> Load:
-    # As many are kept as were settled before, and not just as many as the default has room for.
-    side = Side("Parlour, REST, 512×1", PARLOUR_DISK,
-                ("life", "--door", "rest", "--connections", "512", "--kept", "1000000"))  # fmt: skip
-    return Load("life-8x64", "whole lives, 8×64, 10⁶ settled kept", (side,), unit="lives",
-                per_second=(40_000, 100_000), patience=900,
-                settings=("--set", "durable.retention_bytes=16GiB"))  # fmt: skip
+    side = ("life", "--door", "v1", *shape(8, 64), *KEPT)
+    sides = (Side("Parlour", PARLOUR_DISK, side),
+             Side("Parlour, several frames a message", PARLOUR_DISK, (*side, "--coalesce")))  # fmt: skip
+    return Load("life-8x64", "whole lives, 8×64, 10⁶ settled kept", sides, unit="lives",
+                per_second=(40_000, 100_000), patience=900, settings=ROOM_FOR_KEPT)  # fmt: skip
+
+
+def lives_over_rest() -> Load:
+    side = Side("Parlour, REST, 512×1", PARLOUR_DISK, ("life", "--door", "rest", *shape(512, 1), *KEPT))
+    return Load("life-512x1", "whole lives over REST, 10⁶ settled kept", (side,), unit="lives",
+                patience=900, settings=ROOM_FOR_KEPT)  # fmt: skip
+
+
+# As many are kept as were settled before, and not just as many as the default has room for.
+KEPT = ("--kept", "1000000")
+ROOM_FOR_KEPT = ("--set", "durable.retention_bytes=16GiB")
 
 
 def reopening() -> Load:
@@ -208,7 +218,8 @@ def reopening() -> Load:
 
 
 def beside() -> Load:
-    side = Side("Parlour", PARLOUR_DISK, ("beside", "--door", "rest", *shape(8, 1)))
+    side = Side("Parlour", PARLOUR_DISK,
+                ("beside", *shape(8, 1), "--senders", "8", "--sending", "64"))  # fmt: skip
     return Load("beside", "plain calls, 8×1, beside half the durable rate", (side,), unit="times",
                 most=(2.0, 1.3))  # fmt: skip
 
@@ -258,6 +269,7 @@ LOADS = [
     accepts(8, 64, wanted=against((20, 40))),
     accepts(8, 64, key=True, wanted=against((12, 30))),
     lives(),
+    lives_over_rest(),
     reopening(),
     beside(),
     libraries(64, {"async-nats": (1.0, 1.5)}),

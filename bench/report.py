@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import operator
 import os
 import platform
 import re
@@ -146,18 +147,13 @@ def ratios(load: Load, side: Side, results: Results) -> list[str]:
     if not ours.are_there:
         return [f"| {load.title} | {side.name} | missing: {tidy(ours.missing)} | | | | |"]
     value = figure(load, ours)
-    rows = []
-    if load.most:
-        least, aim = load.most
-        verdict = "aim met" if value <= aim else "met" if value <= least else "**not met**"
-        figure_shown = emphasis(shown(load, value), ours)
-        rows.append(f"| {load.title} | {side.name} | {figure_shown} | | {least:,} | {aim:,} | {verdict} |")
-        return rows
-    if load.per_second:
-        least, aim = load.per_second
-        verdict = "aim met" if value >= aim else "met" if value >= least else "**not met**"
+    if limits := load.most or load.per_second:
+        least, aim = limits
+        reaches = operator.le if load.most else operator.ge
+        verdict = "aim met" if reaches(value, aim) else "met" if reaches(value, least) else "**not met**"
         figure_shown = emphasis(shown(load, value), ours)
         return [f"| {load.title} | {side.name} | {figure_shown} | | {least:,} | {aim:,} | {verdict} |"]
+    rows = []
     for other in load.sides:
         theirs = results[load, other]
         if other.is_ours or not theirs.are_there or not figure(load, theirs):

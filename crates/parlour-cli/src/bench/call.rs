@@ -2,15 +2,14 @@
 
 use std::ops::Range;
 
-use parlour_core::{AgentId, AgentType, ByteString, Bytes, Key, Payload};
-use serde::Serialize;
+use parlour_core::{AgentId, AgentType, Key, Payload};
 
 use super::load::Load;
-use super::measure::{Measured, measure};
+use super::measure::measure;
 use super::setup::Host;
-use super::{CallArgs, Door, agent_type, dialect, native, nats, process, raw, web};
+use super::{CallArgs, Door, agent_type, dialect, native, nats, raw, usage, web};
 use crate::exit::{Code, Failure};
-use crate::output::{Mode, Output};
+use crate::output::Output;
 
 /// Read buffers: a worker's takes what all callers send at once.
 const CALLER_BUFFER: usize = 16 << 10;
@@ -19,56 +18,24 @@ const WORKER_BUFFER: usize = 256 << 10;
 /// One connection may register so many types, unless its host is told otherwise.
 const TYPES_PER_CONNECTION: usize = 1000;
 
-#[derive(Debug, Serialize)]
-struct Report {
-    door: Door,
-    connections: usize,
-    in_flight: usize,
-    workers: usize,
-    payload: usize,
-    coalesce: bool,
-    #[serde(flatten)]
-    measured: Measured,
-}
-
 pub(super) fn run(args: &CallArgs, output: &Output) -> Result<Code, Failure> {
     check(args)?;
     let types = args.types.div_ceil(TYPES_PER_CONNECTION);
-    process::allow_files((args.connections + args.workers + types + 64) as u64);
-    let host = Host::parse(&args.target.url)?;
+    let host = args.target.host(args.requests.connections + args.workers + types)?;
     let load = connect(args, &host)?;
-    let report = Report {
-        door: args.target.door,
-        connections: args.connections,
-        in_flight: args.in_flight,
-        workers: args.workers,
-        payload: args.payload,
-        coalesce: args.coalesce,
-        measured: measure(load, &args.target, &args.time)?,
-    };
-    match output.mode() {
-        Mode::Text => output.data(report.measured.text("calls").as_bytes())?,
-        Mode::Json | Mode::Jsonl => output.json(&report)?,
-    }
-    Ok(report.measured.code())
+    measure(load, &args.target, &args.time)?.report(args, "calls", output)
 }
 
 fn check(args: &CallArgs) -> Result<(), Failure> {
-    let wrong = |detail: &str| Err(Failure::new(Code::Usage, detail));
     let door = args.target.door;
+    args.target.carries(args.requests.in_flight)?;
     match door {
-        Door::Rpc | Door::Rest if args.in_flight != 1 => {
-            wrong("HTTP/1.1 carries one call at a time on a connection: use --in-flight 1")
-        }
         Door::Rpc | Door::Dialect | Door::Nats if args.workers != 1 => {
-            wrong("through this door one worker serves a type: use --workers 1")
+            usage("through this door one worker serves a type: use --workers 1")
         }
-        _ if args.coalesce && door != Door::V1 => {
-            wrong("only parlour.v1 has several frames in a message: leave out --coalesce")
-        }
-        _ if args.keys.is_some() && door != Door::V1 => wrong("--keys is for --door v1"),
+        _ if args.keys.is_some() && door != Door::V1 => usage("--keys is for --door v1"),
         _ if args.types > 0 && !matches!(door, Door::V1 | Door::Rest) => {
-            wrong("--types is for --door v1 and rest")
+            usage("--types is for --door v1 and rest")
         }
         _ => Ok(()),
     }
@@ -78,11 +45,7 @@ fn connect(args: &CallArgs, host: &Host) -> Result<Load, Failure> {
     let mut load = Load::new()?;
     let agent_type = agent_type("bench")?;
     let text = "x".repeat(args.payload);
-    let payload = Payload {
-        content_type: ByteString::from_static("text/plain"),
-        bytes: Bytes::from(text.clone()),
-        ..Payload::default()
-    };
+    let payload = Payload::text(&text);
     let name = agent_type.as_str();
     others(args, host, &mut load)?;
     let mut worker_slots = Vec::new();
@@ -91,7 +54,7 @@ fn connect(args: &CallArgs, host: &Host) -> Result<Load, Failure> {
             for _ in 0..args.workers {
                 let mut link = host.native(name, WORKER_BUFFER)?;
                 link.register([&agent_type])?;
-                load.add(link, native::Worker::new(&payload, args.coalesce))?;
+                load.add(link, native::Worker::new(&payload, args.target.coalesce))?;
             }
         }
         Door::Dialect | Door::Rpc => {
@@ -112,18 +75,19 @@ fn connect(args: &CallArgs, host: &Host) -> Result<Load, Failure> {
             }
         }
     }
-    for number in 0..args.connections {
+    for number in 0..args.requests.connections {
         let target = AgentId::new(agent_type.clone(), Key::parse(number.to_string())?);
         match args.target.door {
             Door::V1 => {
                 let keys = keys(args, number);
-                let caller = native::Caller::calls(&agent_type, keys, &payload, args.in_flight)?;
-                let caller = caller.coalesce(args.coalesce);
+                let caller =
+                    native::Caller::calls(&agent_type, keys, &payload, args.requests.in_flight)?;
+                let caller = caller.coalesce(args.target.coalesce);
                 load.add(host.native(name, CALLER_BUFFER)?, caller)?;
             }
             Door::Dialect => {
                 let link = host.dialect(&format!("{name}-caller-{number}"), CALLER_BUFFER)?;
-                load.add(link, dialect::Caller::new(&target, &text, args.in_flight))?;
+                load.add(link, dialect::Caller::new(&target, &text, args.requests.in_flight))?;
             }
             Door::Rpc => {
                 // Like one program with a pool of connections.
@@ -138,11 +102,17 @@ fn connect(args: &CallArgs, host: &Host) -> Result<Load, Failure> {
             Door::Nats => {
                 let link = host.nats(&nats::caller_subscription(number), CALLER_BUFFER)?;
                 let subject = format!("{name}.{number}");
-                load.add(link, nats::Caller::new(&subject, number, &text, args.in_flight))?;
+                load.add(
+                    link,
+                    nats::Caller::new(&subject, number, &text, args.requests.in_flight),
+                )?;
             }
             Door::Raw => {
                 let (link, _) = host.raw(CALLER_BUFFER)?;
-                load.add(link, raw::Caller::new(worker_slots.clone(), &text, args.in_flight))?;
+                load.add(
+                    link,
+                    raw::Caller::new(worker_slots.clone(), &text, args.requests.in_flight),
+                )?;
             }
         }
     }
@@ -163,7 +133,7 @@ fn others(args: &CallArgs, host: &Host, load: &mut Load) -> Result<(), Failure> 
 
 /// The keys that a connection calls: one each, or its share of all.
 fn keys(args: &CallArgs, number: usize) -> Range<usize> {
-    let keys = args.keys.unwrap_or(args.connections);
-    let from = number * keys / args.connections;
-    from..((number + 1) * keys / args.connections).max(from + 1)
+    let keys = args.keys.unwrap_or(args.requests.connections);
+    let from = number * keys / args.requests.connections;
+    from..((number + 1) * keys / args.requests.connections).max(from + 1)
 }

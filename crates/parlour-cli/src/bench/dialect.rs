@@ -9,7 +9,7 @@ use parlour_core::AgentId;
 use super::digits::{self, DIGITS};
 use super::input::Input;
 use super::peer::{Finder, Peer};
-use super::tally::{Slots, Tally};
+use super::tally::{Slots, Tally, Turns};
 use super::websocket::{self, TEXT};
 
 /// Makes calls over its own WebSocket.
@@ -58,13 +58,8 @@ impl Peer for Caller {
         self.slots.begin(tally).for_each(|id| self.request(id, output));
     }
 
-    fn hear(
-        &mut self,
-        input: &mut Input,
-        tally: &mut Tally,
-        output: &mut Vec<u8>,
-    ) -> io::Result<()> {
-        websocket::messages(input, output, |message, output| {
+    fn hear(&mut self, input: &mut Input, tally: &mut Tally, out: &mut Vec<u8>) -> io::Result<()> {
+        websocket::messages(input, out, |message, out| {
             let number = self.number.quoted(message).and_then(digits::read);
             let Some(id) = number else {
                 tally.stray(message);
@@ -74,7 +69,7 @@ impl Peer for Caller {
                 self.no_error.after(message).is_some() && self.data.after(message).is_some();
             let what = if is_well { Ok(()) } else { Err(message) };
             if let Some(id) = self.slots.answer(id, what, tally) {
-                self.request(id, output);
+                self.request(id, out);
             }
             Ok(())
         })
@@ -100,13 +95,8 @@ impl Worker {
 }
 
 impl Peer for Worker {
-    fn hear(
-        &mut self,
-        input: &mut Input,
-        tally: &mut Tally,
-        output: &mut Vec<u8>,
-    ) -> io::Result<()> {
-        websocket::messages(input, output, |message, output| {
+    fn hear(&mut self, input: &mut Input, tally: &mut Tally, out: &mut Vec<u8>) -> io::Result<()> {
+        websocket::messages(input, out, |message, out| {
             let number = self.number.quoted(message);
             let (Some(number), Some(data)) = (number, self.data.quoted(message)) else {
                 tally.stray(message);
@@ -121,8 +111,8 @@ impl Peer for Worker {
                 self.sender.quoted(message).unwrap_or_default(),
                 br#""}"#,
             ];
-            websocket::header(TEXT, parts.iter().map(|part| part.len()).sum(), output);
-            parts.iter().for_each(|part| output.extend_from_slice(part));
+            websocket::header(TEXT, parts.iter().map(|part| part.len()).sum(), out);
+            parts.iter().for_each(|part| out.extend_from_slice(part));
             Ok(())
         })
     }

@@ -4,17 +4,16 @@ use std::io;
 use std::time::Instant;
 
 use parlour_core::{Bytes, Payload, TopicId, TopicType};
-use serde::Serialize;
 
 use super::input::Input;
 use super::load::Load;
-use super::measure::{Measured, measure};
+use super::measure::measure;
 use super::peer::Peer;
 use super::setup::Host;
 use super::tally::Tally;
-use super::{Door, FanoutArgs, native, nats, process, raw};
+use super::{Door, FanoutArgs, native, nats, raw, usage};
 use crate::exit::{Code, Failure};
-use crate::output::{Mode, Output};
+use crate::output::Output;
 
 /// An event's payload begins with its number, in so many bytes.
 pub(super) const NUMBER: usize = size_of::<u64>();
@@ -29,7 +28,10 @@ pub(super) struct Batch {
 }
 
 /// Takes what is whole, and gives the payload of each event to the last argument.
-type Events = fn(&mut Input, &mut Vec<u8>, &mut dyn FnMut(&[u8])) -> io::Result<()>;
+type Events = fn(&mut Input, &mut Vec<u8>, Take<'_>) -> io::Result<()>;
+
+/// Takes the payload of an event.
+pub(super) type Take<'a> = &'a mut dyn FnMut(&[u8]);
 
 /// Publishes a batch, and the next when all of it has arrived everywhere.
 #[derive(Debug)]
@@ -69,13 +71,8 @@ impl Peer for Publisher {
         }
     }
 
-    fn hear(
-        &mut self,
-        input: &mut Input,
-        tally: &mut Tally,
-        output: &mut Vec<u8>,
-    ) -> io::Result<()> {
-        (self.events)(input, output, &mut |payload| tally.stray(payload))
+    fn hear(&mut self, input: &mut Input, tally: &mut Tally, out: &mut Vec<u8>) -> io::Result<()> {
+        (self.events)(input, out, &mut |payload| tally.stray(payload))
     }
 }
 
@@ -88,13 +85,8 @@ struct Subscriber {
 }
 
 impl Peer for Subscriber {
-    fn hear(
-        &mut self,
-        input: &mut Input,
-        tally: &mut Tally,
-        output: &mut Vec<u8>,
-    ) -> io::Result<()> {
-        (self.events)(input, output, &mut |payload| {
+    fn hear(&mut self, input: &mut Input, tally: &mut Tally, out: &mut Vec<u8>) -> io::Result<()> {
+        (self.events)(input, out, &mut |payload| {
             let number = payload.first_chunk::<NUMBER>().map(|bytes| u64::from_be_bytes(*bytes));
             if number == Some(self.next) && payload.len() == self.payload {
                 tally.delivered();
@@ -106,37 +98,13 @@ impl Peer for Subscriber {
     }
 }
 
-#[derive(Debug, Serialize)]
-struct Report {
-    door: Door,
-    subscribers: usize,
-    batch: usize,
-    payload: usize,
-    /// Deliveries, each one event to one subscriber.
-    #[serde(flatten)]
-    measured: Measured,
-}
-
 pub(super) fn run(args: &FanoutArgs, output: &Output) -> Result<Code, Failure> {
     let (Door::V1 | Door::Nats | Door::Raw) = args.target.door else {
-        return Err(Failure::new(Code::Usage, "events go to subscribers by v1, nats and raw"));
+        return usage("events go to subscribers by v1, nats and raw");
     };
-    process::allow_files((args.subscribers + 64) as u64);
-    let host = Host::parse(&args.target.url)?;
+    let host = args.target.host(args.subscribers)?;
     let load = connect(args, &host)?;
-    let measured = measure(load, &args.target, &args.time)?;
-    let report = Report {
-        door: args.target.door,
-        subscribers: args.subscribers,
-        batch: args.batch,
-        payload: args.payload,
-        measured,
-    };
-    match output.mode() {
-        Mode::Text => output.data(report.measured.text("deliveries").as_bytes())?,
-        Mode::Json | Mode::Jsonl => output.json(&report)?,
-    }
-    Ok(report.measured.code())
+    measure(load, &args.target, &args.time)?.report(args, "deliveries", output)
 }
 
 fn connect(args: &FanoutArgs, host: &Host) -> Result<Load, Failure> {
@@ -167,7 +135,7 @@ fn connect(args: &FanoutArgs, host: &Host) -> Result<Load, Failure> {
         _ => {
             let topic = TopicId::new(topic_type, parlour_core::Key::parse("bench")?);
             let payload = Payload { bytes: Bytes::from(payload), ..Payload::default() };
-            let batch = native::publishes(topic, payload, args.batch, args.coalesce);
+            let batch = native::publishes(topic, payload, args.batch, args.target.coalesce);
             (host.native("bench", BUFFER)?, batch)
         }
     };

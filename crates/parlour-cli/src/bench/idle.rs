@@ -10,7 +10,7 @@ use super::peer::Peer;
 use super::process::{self, Process};
 use super::setup::Host;
 use super::tally::{Tally, now};
-use super::{Door, IdleArgs, agent_type, dialect, native, nats, raw};
+use super::{Door, IdleArgs, agent_type, dialect, native, nats, raw, usage};
 use crate::exit::{Code, Failure};
 use crate::output::{Mode, Output};
 
@@ -44,17 +44,16 @@ struct Reconnect {
 
 pub(super) fn run(args: &IdleArgs, output: &Output) -> Result<Code, Failure> {
     let Some(pid) = args.target.host_pid else {
-        return Err(Failure::new(Code::Usage, "--host-pid says whose memory to look at"));
+        return usage("--host-pid says whose memory to look at");
     };
     let door = args.target.door;
     if args.reconnect && !matches!(door, Door::V1 | Door::Nats | Door::Raw) {
-        return Err(Failure::new(Code::Usage, "--reconnect is for --door v1, nats and raw"));
+        return usage("--reconnect is for --door v1, nats and raw");
     }
     if let Some(cpu) = args.target.pin {
         process::pin(cpu)?;
     }
-    process::allow_files((args.workers + 64) as u64);
-    let host = Host::parse(&args.target.url)?;
+    let host = args.target.host(args.workers)?;
     let host_process = Process::Pid(pid);
 
     // What the first connection brings into memory is no cost of a worker.

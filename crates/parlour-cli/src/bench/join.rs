@@ -77,26 +77,21 @@ impl Peer for Joiner {
         }
     }
 
-    fn hear(
-        &mut self,
-        input: &mut Input,
-        tally: &mut Tally,
-        output: &mut Vec<u8>,
-    ) -> io::Result<()> {
+    fn hear(&mut self, input: &mut Input, tally: &mut Tally, out: &mut Vec<u8>) -> io::Result<()> {
         while let Some(step) = self.steps.front() {
-            if !(step.hear)(input, output)? {
+            if !(step.hear)(input, out)? {
                 return Ok(());
             }
             self.steps.pop_front();
             match self.steps.front() {
-                Some(next) => output.extend_from_slice(&next.say),
+                Some(next) => out.extend_from_slice(&next.say),
                 None => {
                     tally.delivered();
                     tally.took(self.began);
                 }
             }
         }
-        self.worker.hear(input, tally, output)
+        self.worker.hear(input, tally, out)
     }
 }
 

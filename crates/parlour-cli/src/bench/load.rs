@@ -33,6 +33,8 @@ struct Pace {
     began: Instant,
     woken: u64,
     places: Range<usize>,
+    /// How often each is woken at once at the most.
+    most: usize,
 }
 
 /// How often it is looked who is to be woken, where nothing else happens.
@@ -100,9 +102,10 @@ impl Load {
         self.connections.len()
     }
 
-    /// From now on wakes the connections at these places in turns, so many a second.
-    pub(super) fn pace(&mut self, places: Range<usize>, per_second: f64) {
-        self.pace = Some(Pace { per_second, began: now(), woken: 0, places });
+    /// From now on wakes the connections at these places in turns, so many a second, and each `most`
+    /// times at once.
+    pub(super) fn pace(&mut self, places: Range<usize>, most: usize, per_second: f64) {
+        self.pace = Some(Pace { per_second, began: now(), woken: 0, places, most });
     }
 
     /// Drops all connections.
@@ -174,8 +177,8 @@ impl Pace {
     fn wake(&mut self, woken: &mut Vec<usize>) {
         let due = now().saturating_duration_since(self.began).as_secs_f64() * self.per_second;
         let count = self.places.len() as u64;
-        // Each once at the most: who is behind by more than that has been late all along.
-        for number in self.woken..(due as u64).min(self.woken + count) {
+        // No more than they may have in flight: who is behind by more has been late all along.
+        for number in self.woken..(due as u64).min(self.woken + count * self.most as u64) {
             woken.push(self.places.start + (number % count) as usize);
         }
         self.woken = self.woken.max(due as u64);

@@ -10,6 +10,7 @@ use super::process::{self, Process};
 use super::tally::Tally;
 use super::{TargetArgs, TimeArgs};
 use crate::exit::{Code, Failure};
+use crate::output::{Mode, Output};
 
 /// How long calls that are in flight at the end are waited for.
 const LAST_ANSWERS: Duration = Duration::from_secs(25);
@@ -103,7 +104,31 @@ fn share(before: Duration, after: Duration, time: Duration) -> f64 {
     after.saturating_sub(before).as_secs_f64() / time.as_secs_f64()
 }
 
+/// What a load was, and what came of it.
+#[derive(Serialize)]
+struct Report<'a, S> {
+    #[serde(flatten)]
+    shape: &'a S,
+    #[serde(flatten)]
+    measured: &'a Measured,
+}
+
 impl Measured {
+    /// Says what came of a load of this shape, and how the process is to end; `what` is what was
+    /// counted, in the plural.
+    pub(super) fn report(
+        &self,
+        shape: &impl Serialize,
+        what: &str,
+        output: &Output,
+    ) -> Result<Code, Failure> {
+        match output.mode() {
+            Mode::Text => output.data(self.text(what).as_bytes())?,
+            Mode::Json | Mode::Jsonl => output.json(&Report { shape, measured: self })?,
+        }
+        Ok(self.code())
+    }
+
     /// How it went, as the process is to say it.
     pub(super) fn code(&self) -> Code {
         match self.errors + self.unanswered + self.strays {

@@ -36,6 +36,7 @@ use std::time::Duration;
 use parlour_core::AgentType;
 use serde::Serialize;
 
+use self::setup::Host;
 use crate::args::{duration, setting};
 use crate::exit::{Code, Failure};
 use crate::output::Output;
@@ -55,7 +56,7 @@ enum Action {
     Publish(PublishArgs),
     /// Has messages accepted for later, each acknowledged once it is on the disk
     Accept(AcceptArgs),
-    /// Has messages accepted, delivered and answered, the next when the last is over
+    /// Has messages accepted, delivered and answered, the next to an agent when the last is over
     Life(LifeArgs),
     /// Makes calls, alone and beside messages that are accepted at half the rate the host is capable of
     Beside(BesideArgs),
@@ -85,41 +86,42 @@ enum Door {
     Raw,
 }
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Serialize, clap::Args)]
 struct TargetArgs {
     /// Where the host is
     #[arg(long, env = "PARLOUR_URL", default_value = "http://127.0.0.1:9000")]
+    #[serde(skip)]
     url: String,
     /// How the host is spoken to
     #[arg(long, value_name = "DOOR", default_value = "v1")]
     door: Door,
+    /// Put what is written at once into one WebSocket message (v1)
+    #[arg(long)]
+    coalesce: bool,
     /// Process of the host, to say what it uses
     #[arg(long, value_name = "PID")]
+    #[serde(skip)]
     host_pid: Option<u32>,
     /// Processor to keep the driver on
     #[arg(long, value_name = "CPU")]
+    #[serde(skip)]
     pin: Option<usize>,
 }
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Serialize, clap::Args)]
 struct CallArgs {
     #[command(flatten)]
+    #[serde(flatten)]
     target: TargetArgs,
-    /// Connections that make calls
-    #[arg(long, value_name = "C", default_value_t = 8, value_parser = count(1100))]
-    connections: usize,
-    /// Calls in flight on each
-    #[arg(long, value_name = "K", default_value_t = 1, value_parser = count(10_000))]
-    in_flight: usize,
+    #[command(flatten)]
+    #[serde(flatten)]
+    requests: RequestArgs,
     /// Connections that answer them
     #[arg(long, value_name = "W", default_value_t = 1, value_parser = count(1100))]
     workers: usize,
     /// Size of each payload in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 100, value_parser = count(1 << 20))]
     payload: usize,
-    /// Put what is written at once into one WebSocket message (v1)
-    #[arg(long)]
-    coalesce: bool,
     /// Agents that are called, by key, shared out among the connections (v1) [default: C]
     #[arg(long, value_name = "N", value_parser = count(99_999))]
     keys: Option<usize>,
@@ -127,62 +129,56 @@ struct CallArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     types: usize,
     #[command(flatten)]
+    #[serde(skip)]
     time: TimeArgs,
 }
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Serialize, clap::Args)]
 struct PublishArgs {
     #[command(flatten)]
+    #[serde(flatten)]
     target: TargetArgs,
-    /// Connections that publish
-    #[arg(long, value_name = "C", default_value_t = 8, value_parser = count(1100))]
-    connections: usize,
-    /// Events on each that are not yet acknowledged
-    #[arg(long, value_name = "K", default_value_t = 1, value_parser = count(10_000))]
-    in_flight: usize,
+    #[command(flatten)]
+    #[serde(flatten)]
+    requests: RequestArgs,
     /// Connections that take every event
     #[arg(long, value_name = "S", default_value_t = 1, value_parser = count(10_000))]
     subscribers: usize,
     /// Size of each payload in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 100, value_parser = count(1 << 20))]
     payload: usize,
-    /// Put what is written at once into one WebSocket message (v1)
-    #[arg(long)]
-    coalesce: bool,
     #[command(flatten)]
+    #[serde(skip)]
     time: TimeArgs,
 }
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Serialize, clap::Args)]
 struct AcceptArgs {
     #[command(flatten)]
+    #[serde(flatten)]
     target: TargetArgs,
-    /// Connections that send messages
-    #[arg(long, value_name = "C", default_value_t = 8, value_parser = count(4096))]
-    connections: usize,
-    /// Messages on each that are not yet acknowledged
-    #[arg(long, value_name = "K", default_value_t = 1, value_parser = count(10_000))]
-    in_flight: usize,
+    #[command(flatten)]
+    #[serde(flatten)]
+    requests: RequestArgs,
     /// Size of each payload in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = count(1 << 20))]
     payload: usize,
     /// Give each message an idempotency key (v1, rest), or a message id (nats)
     #[arg(long)]
     idempotency_key: bool,
-    /// Put what is written at once into one WebSocket message (v1)
-    #[arg(long)]
-    coalesce: bool,
     #[command(flatten)]
+    #[serde(skip)]
     time: TimeArgs,
 }
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Serialize, clap::Args)]
 struct LifeArgs {
     #[command(flatten)]
+    #[serde(flatten)]
     target: TargetArgs,
-    /// Connections that send messages, one at a time each
-    #[arg(long, value_name = "C", default_value_t = 64, value_parser = count(4096))]
-    connections: usize,
+    #[command(flatten)]
+    #[serde(flatten)]
+    requests: RequestArgs,
     /// Connections that take and answer them
     #[arg(long, value_name = "W", default_value_t = 1, value_parser = count(1100))]
     workers: usize,
@@ -193,26 +189,29 @@ struct LifeArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     kept: u64,
     #[command(flatten)]
+    #[serde(skip)]
     time: TimeArgs,
 }
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Serialize, clap::Args)]
 struct BesideArgs {
     #[command(flatten)]
+    #[serde(flatten)]
     target: TargetArgs,
-    /// Connections that make calls
-    #[arg(long, value_name = "C", default_value_t = 8, value_parser = count(1100))]
-    connections: usize,
-    /// Calls in flight on each
-    #[arg(long, value_name = "K", default_value_t = 1, value_parser = count(10_000))]
-    in_flight: usize,
-    /// Connections that send messages, one at a time each
-    #[arg(long, value_name = "S", default_value_t = 512, value_parser = count(4096))]
+    #[command(flatten)]
+    #[serde(flatten)]
+    requests: RequestArgs,
+    /// Connections that send messages
+    #[arg(long, value_name = "S", default_value_t = 8, value_parser = count(4096))]
     senders: usize,
+    /// Messages on each that are not yet acknowledged
+    #[arg(long, value_name = "M", default_value_t = 1, value_parser = count(10_000))]
+    sending: usize,
     /// Size of each payload in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = count(1 << 20))]
     payload: usize,
     #[command(flatten)]
+    #[serde(skip)]
     time: TimeArgs,
 }
 
@@ -232,9 +231,10 @@ struct ReopenArgs {
     set: Vec<(String, String)>,
 }
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Serialize, clap::Args)]
 struct FanoutArgs {
     #[command(flatten)]
+    #[serde(flatten)]
     target: TargetArgs,
     /// Connections that take every event
     #[arg(long, value_name = "S", default_value_t = 100, value_parser = count(10_000))]
@@ -245,11 +245,19 @@ struct FanoutArgs {
     /// Size of each payload in bytes, of which an event's number takes eight
     #[arg(long, value_name = "BYTES", default_value_t = 100, value_parser = payload)]
     payload: usize,
-    /// Put what is written at once into one WebSocket message (v1)
-    #[arg(long)]
-    coalesce: bool,
     #[command(flatten)]
+    #[serde(skip)]
     time: TimeArgs,
+}
+
+#[derive(Debug, Serialize, clap::Args)]
+struct RequestArgs {
+    /// Connections that call, publish or send
+    #[arg(long, value_name = "C", default_value_t = 8, value_parser = count(4096))]
+    connections: usize,
+    /// Calls, events or messages on each that are not over yet
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = count(10_000))]
+    in_flight: usize,
 }
 
 #[derive(Debug, clap::Args)]
@@ -293,6 +301,40 @@ pub(crate) fn run(args: &Args, output: &Output) -> Result<Code, Failure> {
         Action::Fanout(args) => fanout::run(args, output),
         Action::Idle(args) => idle::run(args, output),
     }
+}
+
+impl TargetArgs {
+    /// The host, for so many connections to it.
+    fn host(&self, connections: usize) -> Result<Host, Failure> {
+        if self.coalesce && self.door != Door::V1 {
+            return usage("only parlour.v1 has several frames in a message: leave out --coalesce");
+        }
+        process::allow_files((connections + 64) as u64);
+        Host::parse(&self.url)
+    }
+
+    /// Whether a connection carries so many requests at a time.
+    fn carries(&self, in_flight: usize) -> Result<(), Failure> {
+        if matches!(self.door, Door::Rpc | Door::Rest) && in_flight != 1 {
+            return usage(
+                "HTTP/1.1 carries one request at a time on a connection: have one in flight",
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether what is behind this door has messages accepted for later, so many at a time.
+    fn keeps(&self, in_flight: usize) -> Result<(), Failure> {
+        if !matches!(self.door, Door::V1 | Door::Rest) {
+            return usage("messages are accepted for later by --door v1 and rest");
+        }
+        self.carries(in_flight)
+    }
+}
+
+/// The failure of a command that asks for what there is not.
+fn usage<T>(detail: &str) -> Result<T, Failure> {
+    Err(Failure::new(Code::Usage, detail))
 }
 
 /// An agent type that no other run uses.

@@ -9,11 +9,11 @@ use parlour_core::wire::{self, CallFrame, Done, Frame, HeaderFields, PublishFram
 use parlour_core::{AgentId, AgentType, CallId, InvalidName, Key, Payload, TopicId};
 
 use super::digits::{self, DIGITS};
-use super::fanout::Batch;
+use super::fanout::{Batch, Take};
 use super::input::Input;
 use super::life::Lives;
 use super::peer::{Finder, Peer};
-use super::tally::{FIRST_ID, Slots, Tally};
+use super::tally::{FIRST_ID, Slots, Tally, Turns};
 use super::web::MARK;
 use super::websocket::{self, BINARY};
 
@@ -36,21 +36,27 @@ const ID: u8 = 1 << 3;
 /// As many bytes of frames as are put into one message, where several are.
 const MESSAGE: usize = 64 << 10;
 
-/// Agents have keys of this many digits.
-const KEY_DIGITS: usize = 5;
+/// Stands where the key of an agent is to be, which has as many digits.
+const ANY_KEY: &str = "?????";
 
 /// Makes calls, publishes events that are acknowledged, or sends messages that are kept.
 #[derive(Debug)]
 pub(super) struct Caller {
-    slots: Slots,
+    turns: Box<dyn Turns>,
     expects: Expects,
-    /// A request, and where in it its number stands.
+    request: Request,
+}
+
+/// What a caller asks for over and over.
+#[derive(Debug)]
+struct Request {
     frame: Vec<u8>,
+    /// Where in the frame the number of a request stands.
     number_at: usize,
-    /// Where the key of a called agent stands, and which keys there are.
+    /// Where the key of an agent stands, and which keys there are.
     key_at: Option<usize>,
     keys: Range<usize>,
-    /// Where the number of a message stands in its idempotency key.
+    /// Where the number stands again, as text.
     mark_at: Option<usize>,
     packer: Packer,
 }
@@ -79,10 +85,9 @@ impl Caller {
         payload: &Payload,
         in_flight: usize,
     ) -> Result<Self, InvalidName> {
-        let placeholder = "~".repeat(KEY_DIGITS);
         let frame = message(&Frame::from(CallFrame {
             id: CallId(FIRST_ID),
-            target: AgentId::new(agent_type.clone(), Key::parse(placeholder.clone())?),
+            target: AgentId::new(agent_type.clone(), Key::parse(ANY_KEY)?),
             timeout: None,
             progress: false,
             resent: false,
@@ -91,9 +96,9 @@ impl Caller {
             header: HeaderFields::default(),
             payload: payload.clone(),
         }));
-        let key_at = frame.windows(KEY_DIGITS).position(|part| part == placeholder.as_bytes());
         let expects = Expects::Reply { payload: payload.bytes.len() };
-        Ok(Self { key_at, keys, ..Self::new(&frame, expects, in_flight) })
+        let turns = Box::new(Slots::new(in_flight));
+        Ok(Self { turns, expects, request: Request::new(&frame).to(keys) })
     }
 
     /// Publishes events to a topic that so many subscribe to.
@@ -114,21 +119,24 @@ impl Caller {
         let done = message(&Frame::Done(done));
         // The kind, a length of one byte, the tag of the number, the number; a payload's length.
         let header = done[4..done.len() - 1].to_vec();
-        Self::new(&frame, Expects::Done { header }, in_flight)
+        let turns = Box::new(Slots::new(in_flight));
+        Self { turns, expects: Expects::Done { header }, request: Request::new(&frame) }
     }
 
-    /// Sends messages to an agent, each under a key of its own if there is something for keys to begin
-    /// with.
+    /// Sends messages to the agents of these keys, in turns, each under an idempotency key of its own if
+    /// there is something for those to begin with. The number of each also stands where the [`MARK`] is
+    /// in the payload.
     pub(super) fn sends(
-        target: AgentId,
+        agent_type: &AgentType,
+        keys: Range<usize>,
         payload: Payload,
-        keys: Option<&str>,
-        in_flight: usize,
-    ) -> Self {
-        let idempotency_key = keys.map(|keys| format!("{keys}{MARK}").into());
+        idempotency_keys: Option<&str>,
+        turns: Box<dyn Turns>,
+    ) -> Result<Self, InvalidName> {
+        let idempotency_key = idempotency_keys.map(|keys| format!("{keys}{MARK}").into());
         let frame = message(&Frame::from(SendFrame {
             request: CallId(FIRST_ID),
-            target,
+            target: AgentId::new(agent_type.clone(), Key::parse(ANY_KEY)?),
             delay: None,
             deliver_at: None,
             ttl: None,
@@ -136,28 +144,33 @@ impl Caller {
             header: HeaderFields { idempotency_key, ..HeaderFields::default() },
             payload,
         }));
-        let mark_at = frame.windows(DIGITS).position(|part| part == MARK.as_bytes());
-        let ack = Finder::new(&b"\x07durable"[..]);
-        Self { mark_at, ..Self::new(&frame, Expects::Durable { ack }, in_flight) }
-    }
-
-    fn new(frame: &[u8], expects: Expects, in_flight: usize) -> Self {
-        // The frame's kind, the length of its header, the tag of the number.
-        let length_of_length = frame[1..].iter().take_while(|&&byte| byte >= 0x80).count() + 1;
-        let number_at = 1 + length_of_length + 1;
-        let frame = frame.to_vec();
-        let (slots, packer) = (Slots::new(in_flight), Packer::default());
-        let (key_at, mark_at) = (None, None);
-        Self { slots, expects, frame, number_at, key_at, keys: 0..1, mark_at, packer }
+        let expects = Expects::Durable { ack: Finder::new(&b"\x07durable"[..]) };
+        let mark_at = position(&frame, MARK);
+        Ok(Self { turns, expects, request: Request { mark_at, ..Request::new(&frame).to(keys) } })
     }
 
     /// Whether what is written at once goes into one message, rather than each request into its own.
     pub(super) fn coalesce(mut self, coalesce: bool) -> Self {
-        self.packer.coalesce = coalesce;
+        self.request.packer.coalesce = coalesce;
         self
     }
+}
 
-    fn request(&mut self, id: u64, output: &mut Vec<u8>) {
+impl Request {
+    fn new(frame: &[u8]) -> Self {
+        // The frame's kind, the length of its header, the tag of the number.
+        let length_of_length = frame[1..].iter().take_while(|&&byte| byte >= 0x80).count() + 1;
+        let number_at = 1 + length_of_length + 1;
+        let (frame, packer) = (frame.to_vec(), Packer::default());
+        Self { frame, number_at, key_at: None, keys: 0..1, mark_at: None, packer }
+    }
+
+    /// One to the agents of these keys, in turns.
+    fn to(self, keys: Range<usize>) -> Self {
+        Self { key_at: position(&self.frame, ANY_KEY), keys, ..self }
+    }
+
+    fn put(&mut self, id: u64, output: &mut Vec<u8>) {
         let out = self.packer.room(self.frame.len(), output);
         let start = out.len();
         out.extend_from_slice(&self.frame);
@@ -168,12 +181,16 @@ impl Caller {
         }
         if let Some(at) = self.key_at {
             let key = self.keys.start + id as usize % self.keys.len();
-            digits::put(key as u64, &mut frame[at..at + KEY_DIGITS]);
+            digits::put(key as u64, &mut frame[at..at + ANY_KEY.len()]);
         }
         if let Some(at) = self.mark_at {
             digits::put(id, &mut frame[at..at + DIGITS]);
         }
     }
+}
+
+fn position(frame: &[u8], text: &str) -> Option<usize> {
+    frame.windows(text.len()).position(|part| part == text.as_bytes())
 }
 
 impl Expects {
@@ -188,32 +205,32 @@ impl Expects {
 }
 
 impl Peer for Caller {
-    fn begin(&mut self, tally: &mut Tally, output: &mut Vec<u8>) {
-        self.slots.begin(tally).for_each(|id| self.request(id, output));
-        self.packer.finish(output);
+    fn begin(&mut self, tally: &mut Tally, out: &mut Vec<u8>) {
+        self.turns.begin(tally).for_each(|id| self.request.put(id, out));
+        self.request.packer.finish(out);
     }
 
-    fn hear(
-        &mut self,
-        input: &mut Input,
-        tally: &mut Tally,
-        output: &mut Vec<u8>,
-    ) -> io::Result<()> {
-        websocket::messages(input, output, |message, output| {
+    fn prompt(&mut self, tally: &mut Tally, out: &mut Vec<u8>) {
+        self.turns.woken(tally, &mut |id| self.request.put(id, out));
+        self.request.packer.finish(out);
+    }
+
+    fn hear(&mut self, input: &mut Input, tally: &mut Tally, out: &mut Vec<u8>) -> io::Result<()> {
+        websocket::messages(input, out, |message, out| {
             frames(message, |kind, header, payload| match kind {
                 kind::REPLY | kind::FAULT | kind::DONE | kind::ACCEPTED => {
                     let Some((id, _, rest)) = number(header) else { return Err(broken()) };
                     let is_well = self.expects.are_met(kind, rest, payload);
                     let what = if is_well { Ok(()) } else { Err(header) };
-                    if let Some(id) = self.slots.answer(id, what, tally) {
-                        self.request(id, output);
+                    if let Some(id) = self.turns.answer(id, what, tally) {
+                        self.request.put(id, out);
                     }
                     Ok(())
                 }
-                _ => other(kind, header, output),
+                _ => other(kind, header, out),
             })
         })?;
-        self.packer.finish(output);
+        self.request.packer.finish(out);
         Ok(())
     }
 }
@@ -275,13 +292,8 @@ impl Worker {
 }
 
 impl Peer for Worker {
-    fn hear(
-        &mut self,
-        input: &mut Input,
-        tally: &mut Tally,
-        output: &mut Vec<u8>,
-    ) -> io::Result<()> {
-        websocket::messages(input, output, |message, output| {
+    fn hear(&mut self, input: &mut Input, tally: &mut Tally, out: &mut Vec<u8>) -> io::Result<()> {
+        websocket::messages(input, out, |message, out| {
             frames(message, |kind, header, payload| match kind {
                 kind::CALL => {
                     let Some((_, id, _)) = number(header) else { return Err(broken()) };
@@ -293,7 +305,7 @@ impl Peer for Worker {
                     let parts = [id, &self.content_type];
                     let header: usize = parts.iter().map(|part| part.len()).sum::<usize>() + 1;
                     let lengths = varint_length(header) + varint_length(payload.len());
-                    let out = self.packer.room(1 + lengths + header + payload.len(), output);
+                    let out = self.packer.room(1 + lengths + header + payload.len(), out);
                     out.push(kind::REPLY);
                     put_varint(header, out);
                     out.push(ID);
@@ -302,10 +314,10 @@ impl Peer for Worker {
                     out.extend_from_slice(payload);
                     Ok(())
                 }
-                _ => other(kind, header, output),
+                _ => other(kind, header, out),
             })
         })?;
-        self.packer.finish(output);
+        self.packer.finish(out);
         Ok(())
     }
 }
@@ -333,18 +345,14 @@ pub(super) fn publishes(topic: TopicId, payload: Payload, batch: usize, coalesce
 }
 
 /// Gives the payload of every event to `take`.
-pub(super) fn events(
-    input: &mut Input,
-    output: &mut Vec<u8>,
-    take: &mut dyn FnMut(&[u8]),
-) -> io::Result<()> {
-    websocket::messages(input, output, |message, output| {
+pub(super) fn events(input: &mut Input, out: &mut Vec<u8>, take: Take<'_>) -> io::Result<()> {
+    websocket::messages(input, out, |message, out| {
         frames(message, |kind, header, payload| match kind {
             kind::EVENT => {
                 take(payload);
                 Ok(())
             }
-            _ => other(kind, header, output),
+            _ => other(kind, header, out),
         })
     })
 }
@@ -477,9 +485,10 @@ mod tests {
 
     #[test]
     fn a_message_that_is_not_on_the_disk_is_an_error_and_each_has_a_key_of_its_own() {
-        let target = AgentId::parse("bench/1").unwrap();
+        let (agent_type, payload) = (AgentType::parse("bench").unwrap(), Payload::text("hello"));
         let mut tally = Tally::new();
-        let mut sender = Caller::sends(target, Payload::text("hello"), Some("run-"), 1);
+        let turns = Box::new(Slots::new(1));
+        let mut sender = Caller::sends(&agent_type, 1..2, payload, Some("run-"), turns).unwrap();
         let mut output = Vec::new();
         sender.begin(&mut tally, &mut output);
         for (ack, id) in ["durable", "memory", "durable"].into_iter().zip(FIRST_ID..) {

@@ -6,10 +6,10 @@ use std::io;
 use parlour_core::AgentType;
 
 use super::digits::{self, DIGITS};
-use super::fanout::Batch;
+use super::fanout::{Batch, Take};
 use super::input::Input;
 use super::peer::Peer;
-use super::tally::{Slots, Tally};
+use super::tally::{Slots, Tally, Turns};
 
 /// What a client says about itself. With headers, a call that nobody serves is answered at once.
 pub(super) const CONNECT: &str = concat!(
@@ -118,13 +118,8 @@ impl Peer for Caller {
         self.slots.begin(tally).for_each(|id| self.request(id, output));
     }
 
-    fn hear(
-        &mut self,
-        input: &mut Input,
-        tally: &mut Tally,
-        output: &mut Vec<u8>,
-    ) -> io::Result<()> {
-        messages(input, output, |message, output| {
+    fn hear(&mut self, input: &mut Input, tally: &mut Tally, out: &mut Vec<u8>) -> io::Result<()> {
+        messages(input, out, |message, out| {
             let number = message.subject.last_chunk::<DIGITS>();
             let number = number.and_then(|digits| digits::read(digits));
             let Some(id) = number else {
@@ -134,7 +129,7 @@ impl Peer for Caller {
             let is_well = !message.has_headers && self.expects.are_met(message.payload);
             let what = if is_well { Ok(()) } else { Err(message.payload) };
             if let Some(id) = self.slots.answer(id, what, tally) {
-                self.request(id, output);
+                self.request(id, out);
             }
         })
     }
@@ -145,24 +140,19 @@ impl Peer for Caller {
 pub(super) struct Worker;
 
 impl Peer for Worker {
-    fn hear(
-        &mut self,
-        input: &mut Input,
-        tally: &mut Tally,
-        output: &mut Vec<u8>,
-    ) -> io::Result<()> {
-        messages(input, output, |message, output| {
+    fn hear(&mut self, input: &mut Input, tally: &mut Tally, out: &mut Vec<u8>) -> io::Result<()> {
+        messages(input, out, |message, out| {
             let Some(reply_to) = message.reply_to else {
                 tally.stray(message.subject);
                 return;
             };
-            output.extend_from_slice(b"PUB ");
-            output.extend_from_slice(reply_to);
-            output.push(b' ');
-            put_length(message.payload.len(), output);
-            output.extend_from_slice(b"\r\n");
-            output.extend_from_slice(message.payload);
-            output.extend_from_slice(b"\r\n");
+            out.extend_from_slice(b"PUB ");
+            out.extend_from_slice(reply_to);
+            out.push(b' ');
+            put_length(message.payload.len(), out);
+            out.extend_from_slice(b"\r\n");
+            out.extend_from_slice(message.payload);
+            out.extend_from_slice(b"\r\n");
         })
     }
 }
@@ -218,12 +208,8 @@ pub(super) fn publishes(subject: &str, payload: &[u8], batch: usize) -> Batch {
 }
 
 /// Gives the payload of every message to `take`.
-pub(super) fn events(
-    input: &mut Input,
-    output: &mut Vec<u8>,
-    take: &mut dyn FnMut(&[u8]),
-) -> io::Result<()> {
-    messages(input, output, |message, _| take(message.payload))
+pub(super) fn events(input: &mut Input, out: &mut Vec<u8>, take: Take<'_>) -> io::Result<()> {
+    messages(input, out, |message, _| take(message.payload))
 }
 
 /// Gives each message that is whole in `input` to `take`. Pings are answered into `output`.

@@ -15,12 +15,7 @@ pub(super) trait Peer {
     fn prompt(&mut self, _tally: &mut Tally, _output: &mut Vec<u8>) {}
 
     /// Takes what is whole in `input`, and says what follows from it. An error is the end of the run.
-    fn hear(
-        &mut self,
-        input: &mut Input,
-        tally: &mut Tally,
-        output: &mut Vec<u8>,
-    ) -> io::Result<()>;
+    fn hear(&mut self, input: &mut Input, tally: &mut Tally, out: &mut Vec<u8>) -> io::Result<()>;
 }
 
 impl Peer for Box<dyn Peer> {
@@ -32,13 +27,8 @@ impl Peer for Box<dyn Peer> {
         (**self).prompt(tally, output);
     }
 
-    fn hear(
-        &mut self,
-        input: &mut Input,
-        tally: &mut Tally,
-        output: &mut Vec<u8>,
-    ) -> io::Result<()> {
-        (**self).hear(input, tally, output)
+    fn hear(&mut self, input: &mut Input, tally: &mut Tally, out: &mut Vec<u8>) -> io::Result<()> {
+        (**self).hear(input, tally, out)
     }
 }
 

@@ -3,10 +3,10 @@
 
 use std::io;
 
-use super::fanout::{Batch, NUMBER};
+use super::fanout::{Batch, NUMBER, Take};
 use super::input::Input;
 use super::peer::Peer;
-use super::tally::{Slots, Tally};
+use super::tally::{Slots, Tally, Turns};
 use super::websocket::{self, BINARY};
 
 /// A slot is a number of this many bytes. It arrives as that of the connection that sent the message.
@@ -56,13 +56,8 @@ impl Peer for Caller {
         self.slots.begin(tally).for_each(|id| self.call(id, output));
     }
 
-    fn hear(
-        &mut self,
-        input: &mut Input,
-        tally: &mut Tally,
-        output: &mut Vec<u8>,
-    ) -> io::Result<()> {
-        websocket::messages(input, output, |message, output| {
+    fn hear(&mut self, input: &mut Input, tally: &mut Tally, out: &mut Vec<u8>) -> io::Result<()> {
+        websocket::messages(input, out, |message, out| {
             let number = message.get(SLOT..).and_then(<[u8]>::first_chunk::<NUMBER>);
             let Some(number) = number else {
                 tally.stray(message);
@@ -70,7 +65,7 @@ impl Peer for Caller {
             };
             let what = if message.len() == self.length { Ok(()) } else { Err(message) };
             if let Some(id) = self.slots.answer(u64::from_be_bytes(*number), what, tally) {
-                self.call(id, output);
+                self.call(id, out);
             }
             Ok(())
         })
@@ -82,14 +77,9 @@ impl Peer for Caller {
 pub(super) struct Worker;
 
 impl Peer for Worker {
-    fn hear(
-        &mut self,
-        input: &mut Input,
-        _tally: &mut Tally,
-        output: &mut Vec<u8>,
-    ) -> io::Result<()> {
-        websocket::messages(input, output, |message, output| {
-            websocket::message(BINARY, message, output);
+    fn hear(&mut self, input: &mut Input, _tally: &mut Tally, out: &mut Vec<u8>) -> io::Result<()> {
+        websocket::messages(input, out, |message, out| {
+            websocket::message(BINARY, message, out);
             Ok(())
         })
     }
@@ -108,12 +98,8 @@ pub(super) fn publishes(payload: &[u8], batch: usize) -> Batch {
 }
 
 /// Gives the payload of every message to `take`.
-pub(super) fn events(
-    input: &mut Input,
-    output: &mut Vec<u8>,
-    take: &mut dyn FnMut(&[u8]),
-) -> io::Result<()> {
-    websocket::messages(input, output, |message, _| {
+pub(super) fn events(input: &mut Input, out: &mut Vec<u8>, take: Take<'_>) -> io::Result<()> {
+    websocket::messages(input, out, |message, _| {
         take(message.get(SLOT..).unwrap_or_default());
         Ok(())
     })

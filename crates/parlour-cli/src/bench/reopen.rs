@@ -7,16 +7,18 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::accept::Senders;
 use super::load::Load;
 use super::process::{self, Process};
 use super::setup::Host;
-use super::tally::{Tally, now};
-use super::{ReopenArgs, accept, agent_type};
+use super::tally::{Slots, Tally, now};
+use super::{Door, ReopenArgs, agent_type};
 use crate::exit::{Code, Failure};
 use crate::output::{Mode, Output};
 
-/// Connections that send what is to wait.
-const SENDERS: usize = 512;
+/// Connections that send what is to wait, and how many messages on each are not yet acknowledged.
+const SENDERS: usize = 8;
+const IN_FLIGHT: usize = 64;
 /// How long accepting all of it may take, and how long the host may take to be ready.
 const PATIENCE: Duration = Duration::from_secs(1200);
 const PAUSE: Duration = Duration::from_millis(1);
@@ -103,8 +105,11 @@ fn fill(args: &ReopenArgs, host: &Host) -> Result<(u64, f64), Failure> {
     let mut load = Load::new()?;
     let agent_type = agent_type("bench")?;
     let payload = "x".repeat(args.payload);
+    let senders =
+        Senders { host, door: Door::V1, coalesce: true, agent_type: &agent_type, payload };
     for number in 0..SENDERS {
-        accept::sender(host, &agent_type, number, &payload, None, &mut load)?;
+        let keys = number * IN_FLIGHT..(number + 1) * IN_FLIGHT;
+        senders.add(keys, None, Box::new(Slots::new(IN_FLIGHT)), &mut load)?;
     }
     let mut tally = Tally::new();
     load.begin(&mut tally)?;

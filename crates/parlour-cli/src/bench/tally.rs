@@ -1,5 +1,6 @@
 //! What became of the calls.
 
+use std::fmt;
 use std::ops::Range;
 use std::time::Instant;
 
@@ -82,6 +83,12 @@ impl Tally {
         self.note(what);
     }
 
+    /// What was asked for was refused.
+    pub(super) fn refused(&mut self, what: &[u8]) {
+        self.errors += 1;
+        self.note(what);
+    }
+
     fn note(&mut self, what: &[u8]) {
         self.first_error.get_or_insert_with(|| {
             String::from_utf8_lossy(&what[..what.len().min(500)]).into_owned()
@@ -94,12 +101,22 @@ impl Tally {
                 self.answered += 1;
                 self.took(began);
             }
-            Err(what) => {
-                self.errors += 1;
-                self.note(what);
-            }
+            Err(what) => self.refused(what),
         }
     }
+}
+
+/// When one connection makes its requests.
+pub(super) trait Turns: fmt::Debug {
+    /// The numbers of those that it makes at first.
+    fn begin(&mut self, tally: &mut Tally) -> Range<u64>;
+
+    /// Takes the answer to one, with the bytes to show if it is a bad one. Returns the number of the
+    /// next, if it is to be made now.
+    fn answer(&mut self, id: u64, what: Result<(), &[u8]>, tally: &mut Tally) -> Option<u64>;
+
+    /// Has those made that the connection was woken for.
+    fn woken(&mut self, _tally: &mut Tally, _make: &mut dyn FnMut(u64)) {}
 }
 
 /// The calls that one connection has in flight: as soon as one ends, the next begins in its place.
@@ -122,9 +139,11 @@ impl Slots {
     pub(super) fn new(count: usize) -> Self {
         Self { count, slots: Vec::new() }
     }
+}
 
-    /// Begins as many calls as there is room for, and returns their numbers.
-    pub(super) fn begin(&mut self, tally: &mut Tally) -> Range<u64> {
+impl Turns for Slots {
+    /// Begins as many calls as there is room for.
+    fn begin(&mut self, tally: &mut Tally) -> Range<u64> {
         let ids = FIRST_ID..FIRST_ID + self.count as u64;
         tally.open += self.count as u64;
         let slot = |id| Slot { id, began: tally.now, is_open: true };
@@ -132,14 +151,7 @@ impl Slots {
         ids
     }
 
-    /// Takes the answer to a call, with the bytes to show if it is a bad one. Returns the number of
-    /// the call to make next, if there is to be one.
-    pub(super) fn answer(
-        &mut self,
-        id: u64,
-        what: Result<(), &[u8]>,
-        tally: &mut Tally,
-    ) -> Option<u64> {
+    fn answer(&mut self, id: u64, what: Result<(), &[u8]>, tally: &mut Tally) -> Option<u64> {
         let count = self.count as u64;
         let place = id.wrapping_sub(FIRST_ID) % count;
         let slot = self.slots.get_mut(place as usize);

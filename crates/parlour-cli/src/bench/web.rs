@@ -9,7 +9,7 @@ use super::digits::{self, DIGITS};
 use super::http::{self, Response};
 use super::input::Input;
 use super::peer::{Finder, Peer};
-use super::tally::{FIRST_ID, Slots, Tally};
+use super::tally::{FIRST_ID, Slots, Tally, Turns};
 
 /// Stands where a number is to be.
 pub(super) const MARK: &str = "~~~~~~~~~~~~";
@@ -17,7 +17,7 @@ pub(super) const MARK: &str = "~~~~~~~~~~~~";
 /// Makes calls by sending the same request over and over.
 #[derive(Debug)]
 pub(super) struct Caller {
-    slots: Slots,
+    turns: Box<dyn Turns>,
     /// Answers come in the order of requests, so the number stays here.
     id: u64,
     request: Vec<u8>,
@@ -50,7 +50,8 @@ impl Caller {
     }
 
     fn new(request: Vec<u8>, answer: Answer) -> Self {
-        Self { slots: Slots::new(1), id: FIRST_ID, request, number_at: None, answer }
+        let turns = Box::new(Slots::new(1));
+        Self { turns, id: FIRST_ID, request, number_at: None, answer }
     }
 
     /// Calls by posting the payload to the agent.
@@ -62,17 +63,32 @@ impl Caller {
     }
 
     /// Has messages accepted for later, each under a key of its own if there is something for keys to
-    /// begin with.
-    pub(super) fn sender(host: &str, target: &AgentId, payload: &str, keys: Option<&str>) -> Self {
-        let (request, number_at) = delivery(host, target, payload, keys);
-        Self { number_at, ..Self::new(request, Answer::Accepted { ack: durable() }) }
+    /// begin with. The number of each also stands where the [`MARK`] is in the payload.
+    pub(super) fn sender(
+        host: &str,
+        target: &AgentId,
+        payload: &str,
+        keys: Option<&str>,
+        turns: Box<dyn Turns>,
+    ) -> Self {
+        let (agent_type, key) = (target.agent_type.as_str(), target.key.as_str());
+        let path = format!("/v1/agents/{agent_type}/{key}/deliveries");
+        let mut headers = "Content-Type: text/plain\r\n".to_owned();
+        if let Some(keys) = keys {
+            headers += &format!("Idempotency-Key: {keys}{MARK}\r\n");
+        }
+        let request = post(host, &path, &headers, payload);
+        let number_at = request.windows(MARK.len()).position(|part| part == MARK.as_bytes());
+        let answer = Answer::Accepted { ack: Finder::new(r#""ack":"durable""#) };
+        Self { turns, number_at, ..Self::new(request, answer) }
     }
 
-    fn request(&mut self, output: &mut Vec<u8>) {
+    fn request(&mut self, id: u64, out: &mut Vec<u8>) {
+        self.id = id;
         if let Some(at) = self.number_at {
-            digits::put(self.id, &mut self.request[at..at + DIGITS]);
+            digits::put(id, &mut self.request[at..at + DIGITS]);
         }
-        output.extend_from_slice(&self.request);
+        out.extend_from_slice(&self.request);
     }
 
     /// Publishes by posting the payload to the topic, for so many recipients.
@@ -106,53 +122,30 @@ impl Answer {
 }
 
 impl Peer for Caller {
-    fn begin(&mut self, tally: &mut Tally, output: &mut Vec<u8>) {
-        self.slots.begin(tally);
-        self.request(output);
+    fn begin(&mut self, tally: &mut Tally, out: &mut Vec<u8>) {
+        self.turns.begin(tally).for_each(|id| self.request(id, out));
     }
 
-    fn hear(
-        &mut self,
-        input: &mut Input,
-        tally: &mut Tally,
-        output: &mut Vec<u8>,
-    ) -> io::Result<()> {
+    fn prompt(&mut self, tally: &mut Tally, out: &mut Vec<u8>) {
+        let mut next = None;
+        self.turns.woken(tally, &mut |id| next = Some(id));
+        if let Some(id) = next {
+            self.request(id, out);
+        }
+    }
+
+    fn hear(&mut self, input: &mut Input, tally: &mut Tally, out: &mut Vec<u8>) -> io::Result<()> {
         while let Some(response) = http::response(input.waiting())? {
             let is_well = self.answer.is_well(&response);
             let what = if is_well { Ok(()) } else { Err(&*response.body) };
-            if let Some(id) = self.slots.answer(self.id, what, tally) {
-                self.id = id;
-                self.request(output);
+            if let Some(id) = self.turns.answer(self.id, what, tally) {
+                self.request(id, out);
             }
             let taken = response.taken;
             input.take(taken);
         }
         Ok(())
     }
-}
-
-/// A request that has a message accepted for later, and where in it the [`MARK`] is: in its
-/// idempotency key, or in the payload.
-pub(super) fn delivery(
-    host: &str,
-    target: &AgentId,
-    payload: &str,
-    keys: Option<&str>,
-) -> (Vec<u8>, Option<usize>) {
-    let (agent_type, key) = (target.agent_type.as_str(), target.key.as_str());
-    let path = format!("/v1/agents/{agent_type}/{key}/deliveries");
-    let mut headers = "Content-Type: text/plain\r\n".to_owned();
-    if let Some(keys) = keys {
-        headers += &format!("Idempotency-Key: {keys}{MARK}\r\n");
-    }
-    let request = post(host, &path, &headers, payload);
-    let number_at = request.windows(MARK.len()).position(|part| part == MARK.as_bytes());
-    (request, number_at)
-}
-
-/// Finds that a message is on the disk.
-pub(super) fn durable() -> Finder {
-    Finder::new(r#""ack":"durable""#)
 }
 
 /// A POST request, whole.
@@ -211,7 +204,8 @@ mod tests {
     fn each_message_has_a_key_of_its_own_and_what_is_not_durable_is_an_error() {
         let target = AgentId::parse("bench/1").unwrap();
         let mut tally = Tally::new();
-        let mut sender = Caller::sender("h", &target, "hello", Some("run-"));
+        let mut sender =
+            Caller::sender("h", &target, "hello", Some("run-"), Box::new(Slots::new(1)));
         let mut first = Vec::new();
         sender.begin(&mut tally, &mut first);
         let key = format!("Idempotency-Key: run-{FIRST_ID:012}\r\n");

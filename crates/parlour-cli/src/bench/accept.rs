@@ -16,16 +16,16 @@ use crate::output::Output;
 const BUFFER: usize = 16 << 10;
 
 pub(super) fn run(args: &AcceptArgs, output: &Output) -> Result<Code, Failure> {
-    match args.target.door {
+    match args.load.target.door {
         Door::Raw if args.idempotency_key => {
             return usage("the writer in bench/peers knows no keys: leave out --idempotency-key");
         }
         Door::Nats | Door::Raw => {}
-        _ => args.target.keeps(args.requests.in_flight)?,
+        _ => args.load.target.keeps(args.load.in_flight)?,
     }
-    let host = args.target.host(args.requests.connections)?;
+    let host = args.load.target.host(args.load.connections)?;
     let load = connect(args, &host)?;
-    measure(load, &args.target, &args.time)?.report(args, "messages", output)
+    measure(load, &args.load.target, &args.load.time)?.report(args, "messages", output)
 }
 
 fn connect(args: &AcceptArgs, host: &Host) -> Result<Load, Failure> {
@@ -33,16 +33,16 @@ fn connect(args: &AcceptArgs, host: &Host) -> Result<Load, Failure> {
     let agent_type = agent_type("bench")?;
     let name = agent_type.as_str();
     let payload = "x".repeat(args.payload);
-    if args.target.door == Door::Nats {
+    if args.load.target.door == Door::Nats {
         host.nats_stream(name, &format!("{name}.*"))?;
     }
-    let TargetArgs { door, coalesce, .. } = args.target;
+    let TargetArgs { door, coalesce, .. } = args.load.target;
     let senders =
         Senders { host, door, coalesce, agent_type: &agent_type, payload: payload.clone() };
-    for number in 0..args.requests.connections {
+    for number in 0..args.load.connections {
         let keys = args.idempotency_key.then(|| keys(number));
         let keys = keys.as_deref();
-        match args.target.door {
+        match args.load.target.door {
             Door::Nats => {
                 let link = host.nats(&nats::caller_subscription(number), BUFFER)?;
                 let subject = format!("{name}.{number}");
@@ -52,18 +52,15 @@ fn connect(args: &AcceptArgs, host: &Host) -> Result<Load, Failure> {
                     number,
                     &payload,
                     keys,
-                    args.requests.in_flight,
+                    args.load.in_flight,
                 );
                 load.add(link, caller)?;
             }
             Door::Raw => {
-                load.add(
-                    host.raw(BUFFER)?.0,
-                    raw::Caller::writer(&payload, args.requests.in_flight),
-                )?;
+                load.add(host.raw(BUFFER)?.0, raw::Caller::writer(&payload, args.load.in_flight))?;
             }
             _ => {
-                let turns = Box::new(Slots::new(args.requests.in_flight));
+                let turns = Box::new(Slots::new(args.load.in_flight));
                 senders.add(number..number + 1, keys, turns, &mut load)?;
             }
         }

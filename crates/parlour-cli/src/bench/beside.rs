@@ -34,12 +34,12 @@ struct Beside<'a> {
 
 /// Calls alone, messages alone, and then both.
 pub(super) fn run(args: &BesideArgs, output: &Output) -> Result<Code, Failure> {
-    args.target.keeps(args.sending)?;
-    let host = args.target.host(args.requests.connections + args.senders)?;
-    let alone = measure(calls(args, &host)?, &args.target, &args.time)?;
+    args.load.target.keeps(args.sending)?;
+    let host = args.load.target.host(args.load.connections + args.senders)?;
+    let alone = measure(calls(args, &host)?, &args.load.target, &args.load.time)?;
     let mut load = Load::new()?;
     senders(args, &host, &mut load, || Box::new(Slots::new(args.sending)))?;
-    let saturated = measure(load, &args.target, &args.time)?;
+    let saturated = measure(load, &args.load.target, &args.load.time)?;
     for measured in [&alone, &saturated] {
         if measured.code() != Code::Ok {
             return Err(Failure::new(Code::Failed, measured.text("answers")));
@@ -51,9 +51,9 @@ pub(super) fn run(args: &BesideArgs, output: &Output) -> Result<Code, Failure> {
     let first = load.next_place();
     senders(args, &host, &mut load, || Box::new(Sender::new(args.sending, accepted.clone())))?;
     load.pace(first..load.next_place(), args.sending, saturated.per_second / 2.0);
-    let measured = measure(load, &args.target, &args.time)?;
+    let measured = measure(load, &args.load.target, &args.load.time)?;
     // Those of the warm-up and of the last answers count too: the rate was the same.
-    let time = (args.time.warmup + args.time.duration).as_secs_f64();
+    let time = (args.load.time.warmup + args.load.time.duration).as_secs_f64();
     let beside = Beside {
         args,
         p99_alone_us: alone.p99_us,
@@ -83,9 +83,9 @@ fn calls(args: &BesideArgs, host: &Host) -> Result<Load, Failure> {
     let mut link = host.native(agent_type.as_str(), WORKER_BUFFER)?;
     link.register([&agent_type])?;
     load.add(link, native::Worker::new(&payload, false))?;
-    for number in 0..args.requests.connections {
+    for number in 0..args.load.connections {
         let keys = number..number + 1;
-        let caller = native::Caller::calls(&agent_type, keys, &payload, args.requests.in_flight)?;
+        let caller = native::Caller::calls(&agent_type, keys, &payload, args.load.in_flight)?;
         load.add(host.native(agent_type.as_str(), CALLER_BUFFER)?, caller)?;
     }
     Ok(load)
@@ -100,7 +100,7 @@ fn senders(
 ) -> Result<(), Failure> {
     let agent_type = agent_type("kept")?;
     let payload = "x".repeat(args.payload);
-    let TargetArgs { door, coalesce, .. } = args.target;
+    let TargetArgs { door, coalesce, .. } = args.load.target;
     let senders = Senders { host, door, coalesce, agent_type: &agent_type, payload };
     for number in 0..args.senders {
         senders.add(number..number + 1, None, turns(), load)?;

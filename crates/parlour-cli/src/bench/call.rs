@@ -21,14 +21,14 @@ const TYPES_PER_CONNECTION: usize = 1000;
 pub(super) fn run(args: &CallArgs, output: &Output) -> Result<Code, Failure> {
     check(args)?;
     let types = args.types.div_ceil(TYPES_PER_CONNECTION);
-    let host = args.target.host(args.requests.connections + args.workers + types)?;
+    let host = args.load.target.host(args.load.connections + args.workers + types)?;
     let load = connect(args, &host)?;
-    measure(load, &args.target, &args.time)?.report(args, "calls", output)
+    measure(load, &args.load.target, &args.load.time)?.report(args, "calls", output)
 }
 
 fn check(args: &CallArgs) -> Result<(), Failure> {
-    let door = args.target.door;
-    args.target.carries(args.requests.in_flight)?;
+    let door = args.load.target.door;
+    args.load.target.carries(args.load.in_flight)?;
     match door {
         Door::Rpc | Door::Dialect | Door::Nats if args.workers != 1 => {
             usage("through this door one worker serves a type: use --workers 1")
@@ -49,12 +49,12 @@ fn connect(args: &CallArgs, host: &Host) -> Result<Load, Failure> {
     let name = agent_type.as_str();
     others(args, host, &mut load)?;
     let mut worker_slots = Vec::new();
-    match args.target.door {
+    match args.load.target.door {
         Door::V1 | Door::Rest => {
             for _ in 0..args.workers {
                 let mut link = host.native(name, WORKER_BUFFER)?;
                 link.register([&agent_type])?;
-                load.add(link, native::Worker::new(&payload, args.target.coalesce))?;
+                load.add(link, native::Worker::new(&payload, args.load.target.coalesce))?;
             }
         }
         Door::Dialect | Door::Rpc => {
@@ -75,19 +75,19 @@ fn connect(args: &CallArgs, host: &Host) -> Result<Load, Failure> {
             }
         }
     }
-    for number in 0..args.requests.connections {
+    for number in 0..args.load.connections {
         let target = AgentId::new(agent_type.clone(), Key::parse(number.to_string())?);
-        match args.target.door {
+        match args.load.target.door {
             Door::V1 => {
                 let keys = keys(args, number);
                 let caller =
-                    native::Caller::calls(&agent_type, keys, &payload, args.requests.in_flight)?;
-                let caller = caller.coalesce(args.target.coalesce);
+                    native::Caller::calls(&agent_type, keys, &payload, args.load.in_flight)?;
+                let caller = caller.coalesce(args.load.target.coalesce);
                 load.add(host.native(name, CALLER_BUFFER)?, caller)?;
             }
             Door::Dialect => {
                 let link = host.dialect(&format!("{name}-caller-{number}"), CALLER_BUFFER)?;
-                load.add(link, dialect::Caller::new(&target, &text, args.requests.in_flight))?;
+                load.add(link, dialect::Caller::new(&target, &text, args.load.in_flight))?;
             }
             Door::Rpc => {
                 // Like one program with a pool of connections.
@@ -102,17 +102,11 @@ fn connect(args: &CallArgs, host: &Host) -> Result<Load, Failure> {
             Door::Nats => {
                 let link = host.nats(&nats::caller_subscription(number), CALLER_BUFFER)?;
                 let subject = format!("{name}.{number}");
-                load.add(
-                    link,
-                    nats::Caller::new(&subject, number, &text, args.requests.in_flight),
-                )?;
+                load.add(link, nats::Caller::new(&subject, number, &text, args.load.in_flight))?;
             }
             Door::Raw => {
                 let (link, _) = host.raw(CALLER_BUFFER)?;
-                load.add(
-                    link,
-                    raw::Caller::new(worker_slots.clone(), &text, args.requests.in_flight),
-                )?;
+                load.add(link, raw::Caller::new(worker_slots.clone(), &text, args.load.in_flight))?;
             }
         }
     }
@@ -133,7 +127,7 @@ fn others(args: &CallArgs, host: &Host, load: &mut Load) -> Result<(), Failure> 
 
 /// The keys that a connection calls: one each, or its share of all.
 fn keys(args: &CallArgs, number: usize) -> Range<usize> {
-    let keys = args.keys.unwrap_or(args.requests.connections);
-    let from = number * keys / args.requests.connections;
-    from..((number + 1) * keys / args.requests.connections).max(from + 1)
+    let keys = args.keys.unwrap_or(args.load.connections);
+    let from = number * keys / args.load.connections;
+    from..((number + 1) * keys / args.load.connections).max(from + 1)
 }

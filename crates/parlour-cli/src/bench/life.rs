@@ -34,11 +34,11 @@ struct Settled<'a> {
 }
 
 pub(super) fn run(args: &LifeArgs, output: &Output) -> Result<Code, Failure> {
-    args.target.keeps(args.requests.in_flight)?;
-    let host = args.target.host(args.requests.connections + args.workers)?;
+    args.load.target.keeps(args.load.in_flight)?;
+    let host = args.load.target.host(args.load.connections + args.workers)?;
     let before = host.metric(COMPLETED)?;
     let (load, lives) = connect(args, &host)?;
-    let measured = measure_after(load, &args.target, &args.time, args.kept)?;
+    let measured = measure_after(load, &args.load.target, &args.load.time, args.kept)?;
     let begun = lives.begun();
     let started = now();
     let settled = loop {
@@ -58,17 +58,17 @@ pub(super) fn run(args: &LifeArgs, output: &Output) -> Result<Code, Failure> {
 fn connect(args: &LifeArgs, host: &Host) -> Result<(Load, Lives), Failure> {
     let mut load = Load::new()?;
     let agent_type = agent_type("bench")?;
-    let lives = Lives::new(args.requests.connections, args.requests.in_flight, args.workers);
+    let lives = Lives::new(args.load.connections, args.load.in_flight, args.workers);
     for _ in 0..args.workers {
         let mut link = host.native(agent_type.as_str(), WORKER_BUFFER)?;
         link.register([&agent_type])?;
         load.add(link, native::Worker::of(lives.clone()))?;
     }
     let payload = MARK.to_owned() + &"x".repeat(args.payload.saturating_sub(MARK.len()));
-    let TargetArgs { door, coalesce, .. } = args.target;
+    let TargetArgs { door, coalesce, .. } = args.load.target;
     let senders = Senders { host, door, coalesce, agent_type: &agent_type, payload };
-    for number in 0..args.requests.connections {
-        let keys = number * args.requests.in_flight..(number + 1) * args.requests.in_flight;
+    for number in 0..args.load.connections {
+        let keys = number * args.load.in_flight..(number + 1) * args.load.in_flight;
         let turns = Sender { number, lives: lives.clone() };
         senders.add(keys, None, Box::new(turns), &mut load)?;
     }

@@ -108,14 +108,28 @@ struct TargetArgs {
     pin: Option<usize>,
 }
 
+/// What connections that ask, again and again, have in common.
+#[derive(Debug, Serialize, clap::Args)]
+struct LoadArgs {
+    #[command(flatten)]
+    #[serde(flatten)]
+    target: TargetArgs,
+    /// Connections that call, publish or send
+    #[arg(long, value_name = "C", default_value_t = 8, value_parser = count(4096))]
+    connections: usize,
+    /// Calls, events or messages on each that are not over yet
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = count(10_000))]
+    in_flight: usize,
+    #[command(flatten)]
+    #[serde(skip)]
+    time: TimeArgs,
+}
+
 #[derive(Debug, Serialize, clap::Args)]
 struct CallArgs {
     #[command(flatten)]
     #[serde(flatten)]
-    target: TargetArgs,
-    #[command(flatten)]
-    #[serde(flatten)]
-    requests: RequestArgs,
+    load: LoadArgs,
     /// Connections that answer them
     #[arg(long, value_name = "W", default_value_t = 1, value_parser = count(1100))]
     workers: usize,
@@ -128,57 +142,39 @@ struct CallArgs {
     /// Agent types that are registered beside the one that is called (v1, rest)
     #[arg(long, value_name = "N", default_value_t = 0)]
     types: usize,
-    #[command(flatten)]
-    #[serde(skip)]
-    time: TimeArgs,
 }
 
 #[derive(Debug, Serialize, clap::Args)]
 struct PublishArgs {
     #[command(flatten)]
     #[serde(flatten)]
-    target: TargetArgs,
-    #[command(flatten)]
-    #[serde(flatten)]
-    requests: RequestArgs,
+    load: LoadArgs,
     /// Connections that take every event
     #[arg(long, value_name = "S", default_value_t = 1, value_parser = count(10_000))]
     subscribers: usize,
     /// Size of each payload in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 100, value_parser = count(1 << 20))]
     payload: usize,
-    #[command(flatten)]
-    #[serde(skip)]
-    time: TimeArgs,
 }
 
 #[derive(Debug, Serialize, clap::Args)]
 struct AcceptArgs {
     #[command(flatten)]
     #[serde(flatten)]
-    target: TargetArgs,
-    #[command(flatten)]
-    #[serde(flatten)]
-    requests: RequestArgs,
+    load: LoadArgs,
     /// Size of each payload in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = count(1 << 20))]
     payload: usize,
     /// Give each message an idempotency key (v1, rest), or a message id (nats)
     #[arg(long)]
     idempotency_key: bool,
-    #[command(flatten)]
-    #[serde(skip)]
-    time: TimeArgs,
 }
 
 #[derive(Debug, Serialize, clap::Args)]
 struct LifeArgs {
     #[command(flatten)]
     #[serde(flatten)]
-    target: TargetArgs,
-    #[command(flatten)]
-    #[serde(flatten)]
-    requests: RequestArgs,
+    load: LoadArgs,
     /// Connections that take and answer them
     #[arg(long, value_name = "W", default_value_t = 1, value_parser = count(1100))]
     workers: usize,
@@ -188,19 +184,13 @@ struct LifeArgs {
     /// How many lives are to be over before it is measured
     #[arg(long, value_name = "N", default_value_t = 0)]
     kept: u64,
-    #[command(flatten)]
-    #[serde(skip)]
-    time: TimeArgs,
 }
 
 #[derive(Debug, Serialize, clap::Args)]
 struct BesideArgs {
     #[command(flatten)]
     #[serde(flatten)]
-    target: TargetArgs,
-    #[command(flatten)]
-    #[serde(flatten)]
-    requests: RequestArgs,
+    load: LoadArgs,
     /// Connections that send messages
     #[arg(long, value_name = "S", default_value_t = 8, value_parser = count(4096))]
     senders: usize,
@@ -210,9 +200,6 @@ struct BesideArgs {
     /// Size of each payload in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = count(1 << 20))]
     payload: usize,
-    #[command(flatten)]
-    #[serde(skip)]
-    time: TimeArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -248,16 +235,6 @@ struct FanoutArgs {
     #[command(flatten)]
     #[serde(skip)]
     time: TimeArgs,
-}
-
-#[derive(Debug, Serialize, clap::Args)]
-struct RequestArgs {
-    /// Connections that call, publish or send
-    #[arg(long, value_name = "C", default_value_t = 8, value_parser = count(4096))]
-    connections: usize,
-    /// Calls, events or messages on each that are not over yet
-    #[arg(long, value_name = "K", default_value_t = 1, value_parser = count(10_000))]
-    in_flight: usize,
 }
 
 #[derive(Debug, clap::Args)]

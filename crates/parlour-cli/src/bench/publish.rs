@@ -13,13 +13,13 @@ const BUFFER: usize = 16 << 10;
 const SUBSCRIBER_BUFFER: usize = 256 << 10;
 
 pub(super) fn run(args: &PublishArgs, output: &Output) -> Result<Code, Failure> {
-    if !matches!(args.target.door, Door::V1 | Door::Rest) {
+    if !matches!(args.load.target.door, Door::V1 | Door::Rest) {
         return usage("events are acknowledged by v1 and rest");
     }
-    args.target.carries(args.requests.in_flight)?;
-    let host = args.target.host(args.requests.connections + args.subscribers)?;
+    args.load.target.carries(args.load.in_flight)?;
+    let host = args.load.target.host(args.load.connections + args.subscribers)?;
     let load = connect(args, &host)?;
-    measure(load, &args.target, &args.time)?.report(args, "events", output)
+    measure(load, &args.load.target, &args.load.time)?.report(args, "events", output)
 }
 
 fn connect(args: &PublishArgs, host: &Host) -> Result<Load, Failure> {
@@ -33,20 +33,16 @@ fn connect(args: &PublishArgs, host: &Host) -> Result<Load, Failure> {
         // A worker takes events and does nothing with them.
         load.add(link, native::Worker::new(&payload, false))?;
     }
-    for number in 0..args.requests.connections {
+    for number in 0..args.load.connections {
         let topic = TopicId::new(topic_type.clone(), Key::parse(number.to_string())?);
         let recipients = args.subscribers as u64;
-        if args.target.door == Door::Rest {
+        if args.load.target.door == Door::Rest {
             let publisher = web::Caller::publisher(&host.authority, &topic, &text, recipients);
             load.add(host.connect(BUFFER)?, publisher)?;
         } else {
-            let publisher = native::Caller::publishes(
-                topic,
-                payload.clone(),
-                args.requests.in_flight,
-                recipients,
-            );
-            load.add(host.native("bench", BUFFER)?, publisher.coalesce(args.target.coalesce))?;
+            let publisher =
+                native::Caller::publishes(topic, payload.clone(), args.load.in_flight, recipients);
+            load.add(host.native("bench", BUFFER)?, publisher.coalesce(args.load.target.coalesce))?;
         }
     }
     Ok(load)

@@ -10,5 +10,6 @@ mod patience;
 mod pools;
 mod resume;
 mod room;
+mod shaky;
 mod shutdown;
 mod texts;

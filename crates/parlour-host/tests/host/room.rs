@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
 use parlour_core::wire::{self, CallFrame, Frame, HeaderFields, Hello, Register, Welcome};
 use parlour_core::{AgentId, AgentType, CallId, Payload, Registration};
+use parlour_host::backbone::Backbone;
 use parlour_host::{Config, Host, Io, Listener};
 use tokio::io::{
     AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
@@ -69,6 +71,14 @@ impl AsyncWrite for Brittle {
     }
 }
 
+fn config(settings: &[(&str, &str)]) -> Config {
+    let mut config = Config::default();
+    for (key, value) in settings {
+        config.set(key, value).unwrap();
+    }
+    config
+}
+
 impl Room {
     /// A host with these settings changed.
     pub(crate) fn open(settings: &[(&str, &str)]) -> Self {
@@ -80,12 +90,16 @@ impl Room {
         settings: &[(&str, &str)],
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Self {
-        let mut config = Config::default();
-        for (key, value) in settings {
-            config.set(key, value).unwrap();
-        }
+        Self::serve(Host::new(config(settings)), shutdown)
+    }
+
+    /// A host with these settings changed, whose durable messages are kept by `backbone`.
+    pub(crate) fn keep(settings: &[(&str, &str)], backbone: Arc<dyn Backbone>) -> Self {
+        Self::serve(Host::new(config(settings)).keep(backbone), std::future::pending())
+    }
+
+    fn serve(host: Host, shutdown: impl Future<Output = ()> + Send + 'static) -> Self {
         let (connections, incoming) = mpsc::unbounded_channel();
-        let host = Host::new(config);
         let host = tokio::spawn(host.serve(InMemory(incoming), shutdown));
         Self { connections, host }
     }
@@ -133,9 +147,14 @@ impl Room {
 
     /// `POST` of `body` with more header lines.
     pub(crate) async fn post(&self, path: &str, headers: &str, body: &str) -> String {
+        self.send("POST", path, headers, body).await
+    }
+
+    /// The same with another method.
+    pub(crate) async fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> String {
         let length = body.len();
         let request = format!(
-            "POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
              content-length: {length}\r\n{headers}\r\n{body}"
         );
         self.request(&request).await

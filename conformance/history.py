@@ -6,13 +6,17 @@ Everything is written down outside the host, by those who did it, before and aft
   in which one publisher sent to one agent, `key` if it has an idempotency key, `strict`, `not_before`,
   `expires_at`), then `acked` with the delivery's `id`, `refused` if it was certainly not accepted, or
   `unknown`; `other` is the answer to the same key with another body: its `status`;
+- publishers of events: `subscribe` (`name`, `topic`, `agent_type`, `strict`) and `unsubscribe` (`name`) when
+  the host has said that it is so, for topics that nobody else publishes to; `try` with `topic` and `source` in
+  place of `agent`; `acked` with the `event` and to how many `recipients` it is owed;
 - operators: `redrive` before a dead letter is sent back, `cancel` and `discard` before something is given
   up, each with the `id`; `saw` what a reader was told of an acknowledged one: `id`, `state` (`null` if
   there was no such delivery), `generation`, `reply`;
 - workers: `run` before an agent does its work: `id`, `attempt`, `agent`, `token`, `worker`, `at`.
 
 In the end the host is asked what it knows: the deliveries by id, with the reply's text as `reply`, the
-list of dead letters, and the terms of the law of conservation.
+list of dead letters, the durable subscriptions with how far behind each is, and the terms of the law of
+conservation.
 """
 
 from __future__ import annotations
@@ -40,6 +44,8 @@ ANOMALIES = {
     "attempts went back": "an attempt has a number that was used, or one below that of an earlier one",
     "too many attempts": "more attempts than the maximum",
     "dead too early": "dead though attempts were left",
+    "owed to others": "an event owed to more or fewer subscriptions than there were when it was published",
+    "subscription lost": "a subscription that was made is not there, one that was removed is, or one is behind",
     "too early": "attempted before its time",
     "too late": "attempted after it had expired, or expired at another time than asked",
     "out of order": "first attempts of one agent not in the order of sending",
@@ -75,6 +81,7 @@ class End:
 
     deliveries: dict[str, dict] = field(default_factory=dict)
     dead_letters: list[str] = field(default_factory=list)
+    subscriptions: dict[str, int] = field(default_factory=dict)
     terms: dict[str, int] = field(default_factory=dict)
 
 
@@ -84,6 +91,8 @@ class Report:
 
     anomalies: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     acknowledged: int = 0
+    """Messages, and events for each subscription that they are owed to."""
+    events: int = 0
     unknown: int = 0
     refused: int = 0
     runs: int = 0
@@ -99,7 +108,7 @@ class Report:
         lost, invented = len(self.anomalies["lost"]), len(self.anomalies["invented"])
         ended = ", ".join(f"{count} {state}" for state, count in sorted(self.ended.items()))
         lines = [
-            f"{self.acknowledged} acknowledged, {lost} lost, {invented} invented; {self.unknown} never "
+            f"{self.acknowledged} acknowledged, {self.events} events among them, {lost} lost, {invented} invented; {self.unknown} never "
             f"answered, {self.refused} refused; {self.runs} runs, {self.duplicates} of them duplicates; {ended}"
         ]
         for what, stories in self.anomalies.items():
@@ -115,6 +124,7 @@ class Report:
 def check(published: list[dict], ran: list[dict], end: End) -> Report:
     """Looks for what must not be. `ran` is in the order of writing, per worker."""
     report = Report(runs=len(ran))
+    published, ran = _owed(report, published, ran, end.subscriptions)
     tries: dict[str, dict] = {}
     ids: dict[str, set[str]] = defaultdict(set)
     given_up: set[str] = set()
@@ -131,7 +141,8 @@ def check(published: list[dict], ran: list[dict], end: End) -> Report:
                 token, name = entry["token"], entry["id"]
                 if accepted.setdefault(token, name) != name:
                     report.found("answers differ", f"{token}: {accepted[token]}, then {name}")
-                ids[token].add(name)
+                if name is not None:
+                    ids[token].add(name)
             case "refused":
                 refused.add(entry["token"])
             case "other" if entry["status"] != 409:
@@ -160,7 +171,9 @@ def check(published: list[dict], ran: list[dict], end: End) -> Report:
 
     tokens = {name: token for token, names in ids.items() for name in names}
     for token, name in accepted.items():
-        if name not in end.deliveries:
+        if name is None and not ids[token]:
+            report.found("lost", f"{token}: it was published, and never ran")
+        elif not (ids[token] if name is None else {name}) & end.deliveries.keys():
             report.found("lost", f"{token}: {name} is not known")
     for name, found in end.deliveries.items():
         sent = tries.get(tokens.get(name))
@@ -171,8 +184,50 @@ def check(published: list[dict], ran: list[dict], end: End) -> Report:
         _compare(report, seen.get(name), {**found, "id": name}, redriven[name])
         _life(report, name, found, sent, runs[name], redriven[name], name in given_up)
     _order(report, tries, ran, runs, end.deliveries, redriven)
+    _strict_order(report, tries, runs, end.deliveries, redriven)
     _places(report, end, len(accepted), report.unknown)
     return report
+
+
+def _owed(report: Report, published: list[dict], ran: list[dict], subscriptions: dict[str, int]):
+    """The same with each event as one message for each subscription that there was."""
+    subscribed: dict[str, dict] = {}
+    events: dict[str, list[dict]] = {}
+    told: dict[str, str] = {}
+    messages = []
+    for entry in published:
+        token = entry.get("token")
+        match entry["op"]:
+            case "subscribe":
+                subscribed[entry["name"]] = entry
+            case "unsubscribe":
+                subscribed.pop(entry["name"], None)
+            case "try" if "topic" in entry:
+                events[token] = [
+                    {"op": "try", "token": f"{token} for {it['name']}", "body": token, "seq": entry["seq"],
+                     "agent": f"{it['agent_type']}/{entry['source']}", "strict": it["strict"]}
+                    for it in subscribed.values() if it["topic"] == entry["topic"]
+                ]  # fmt: skip
+                messages += events[token]
+            case "acked" if token in events:
+                event, recipients = entry["event"], entry["recipients"]
+                if told.setdefault(token, event) != event:
+                    report.found("answers differ", f"{token}: {told[token]}, then {event}")
+                if recipients != len(events[token]):
+                    owed = [it["token"] for it in events[token]]
+                    report.found("owed to others", f"{token}: owed to {recipients}, not as {owed}")
+                messages += [{"op": "acked", "token": it["token"], "id": None} for it in events[token]]
+            case "unknown" | "refused" if token in events:
+                messages += [{**entry, "token": it["token"]} for it in events[token]]
+            case _:
+                messages.append(entry)
+    report.events = sum(len(events[token]) for token in told)
+    names = {(token, it["agent"]): it["token"] for token, all in events.items() for it in all}
+    ran = [{**run, "token": names.get((run["token"], run["agent"]), run["token"])} for run in ran]
+    behind = {name: lag for name, lag in subscriptions.items() if lag}
+    if behind or subscriptions.keys() != subscribed.keys():
+        report.found("subscription lost", f"{sorted(subscribed)} were made, there are {subscriptions}")
+    return messages, ran
 
 
 def _compare(report: Report, before: dict | None, after: dict, redriven: int):
@@ -194,7 +249,7 @@ def _life(report, name, found, sent, runs, redriven, given_up):
     state, token = found["state"], sent["token"]
     max_attempts, max_lost = found["max_attempts"], found["max_lost"]
     if state == "completed":
-        if found.get("reply") != token:
+        if found.get("reply") != sent.get("body", token):
             report.found("wrong reply", f"{name} has {found.get('reply')!r}, and is {token!r}")
         elif not runs:
             report.found("wrong reply", f"{name} is completed, and never ran")
@@ -243,18 +298,12 @@ def _falls(numbers: list[int]) -> int:
 
 
 def _order(report, tries, ran, runs, deliveries, redriven):
-    """First attempts at one worker begin in the order of sending; strictly, all of them do."""
+    """First attempts at one worker begin in the order of sending."""
     last: dict[tuple, dict] = {}
-    highest: dict[str, dict] = {}
     for run in ran:
         sent = tries.get(run["token"], {})
         if "seq" not in sent or sent.get("not_before") or redriven[run["id"]]:
             continue
-        if sent.get("strict"):
-            before = highest.get(run["agent"])
-            if before is not None and before["seq"] > sent["seq"]:
-                report.found("overtaken", f"{run['agent']}: {before['token']} began, then {run['token']}")
-            highest[run["agent"]] = max(before or sent, sent, key=lambda it: it["seq"])
         # One that could not be sent is sent later, under the same number.
         begun = [it for it in deliveries.get(run["id"], {}).get("steps", ()) if it["level"] == "dispatched"]
         if run["attempt"] != 1 or sum(step["attempt"] == 1 for step in begun) > 1:
@@ -264,6 +313,25 @@ def _order(report, tries, ran, runs, deliveries, redriven):
         if before is not None and before["seq"] > sent["seq"]:
             report.found("out of order", f"{place}: {before['token']} began, then {run['token']}")
         last[place] = max(before or sent, sent, key=lambda it: it["seq"])
+
+
+def _strict_order(report, tries, runs, deliveries, redriven):
+    """Where it is strict, none begins before the last attempts at all that were sent before it have begun.
+    What a worker had of an attempt that was lost may come later."""
+    rows = defaultdict(list)
+    for name, attempts in runs.items():
+        sent = tries.get(attempts[0]["token"], {}) if attempts else {}
+        if sent.get("strict") and not redriven[name]:
+            rows[sent["agent"]].append((sent["seq"], name, attempts))
+    for agent, row in rows.items():
+        latest = None
+        for _, name, attempts in sorted(row, key=lambda it: it[0]):
+            first = min(attempts, key=lambda it: it["at"])
+            if latest is not None and first["at"] < latest["at"]:
+                report.found("overtaken", f"{agent}: {first['token']} began, then {latest['token']}")
+            if deliveries.get(name, {}).get("state") == "completed":
+                ended = max(attempts, key=lambda it: it["attempt"])
+                latest = max(latest or ended, ended, key=lambda it: it["at"])
 
 
 def _places(report, end: End, acknowledged: int, unknown: int):

@@ -2,10 +2,11 @@
 """D1: the host is killed again and again under load, at any time, and nothing that it acknowledged is lost.
 
 Publishers send over REST, with and without idempotency keys, to be delivered now, later, or not at all
-after some time. Workers of `parlour.v1` fail, and die between the work and its acknowledgement (S1);
-some messages are poison (S5). Operators give up, send back what is dead (D17), and look at what they were
-told before. Everyone writes down what they do, and `history.py` compares it with what the host says in
-the end. `test_durable.py` runs it in short, and its control.
+after some time. Others publish durable events to topics that they have made subscriptions to: one in
+strict order, one in any, one that comes and goes. Workers of `parlour.v1` fail, and die between the work
+and its acknowledgement (S1); some messages are poison (S5). Operators give up, send back what is dead
+(D17), and look at what they were told before. Everyone writes down what they do, and `history.py`
+compares it with what the host says in the end. `test_durable.py` runs it in short, and its control.
 
     scripts/torture kill [--kills N] [--seed S]
 """
@@ -34,8 +35,10 @@ from history import TERMS, End, Log, Report, check, read
 from parlour_v1 import Channel, Field, Frame, Kind, frame
 from room import Room, eventually
 
-PUBLISHERS, WORKERS = 4, 3
-AGENTS = ("echo", "poison")
+PUBLISHERS, EVENT_PUBLISHERS, WORKERS = 4, 2, 3
+# Those that get events: in strict order, in any, and not always.
+SUBSCRIBERS = ("line", "reader", "guest")
+AGENTS = ("echo", "poison", *SUBSCRIBERS)
 SETTINGS = {"timeouts__grace": "1ms", "durable__backoff_base": "5ms", "durable__backoff_cap": "100ms"}
 # How long a host lives, in seconds.
 LIVES = (0.005, 0.8)
@@ -114,6 +117,7 @@ class Storm:
         """Lets each of `strikes` start a host and end it, and returns what the check of all that
         happened finds."""
         threads = [threading.Thread(target=Publisher(self, it).run) for it in range(PUBLISHERS)]
+        threads += [threading.Thread(target=EventPublisher(self, it).run) for it in range(EVENT_PUBLISHERS)]
         threads += [threading.Thread(target=act(self).run) for act in (Operator, Reader)]
         working = threading.Thread(target=lambda: asyncio.run(self.work()))
         for thread in [*threads, working]:
@@ -164,7 +168,7 @@ class Storm:
         assert room is not None
 
         def is_done():
-            standing = room.metric("parlour_deliveries_waiting") + room.metric("parlour_deliveries_in_flight")
+            standing = sum(room.metric(f"parlour_deliveries_{it}") for it in ("waiting", "in_flight", "owed"))
             return room.http("GET", "/readyz").status == 200 and not standing
 
         with contextlib.suppress(AssertionError):
@@ -189,6 +193,8 @@ class Storm:
             page = client.json("/v1/dead-letters?" + urlencode({"limit": 1000, **after}))
             end.dead_letters += [letter["id"] for letter in page["dead_letters"]]
             after = {"after": page["next"]} if page["next"] else None
+        listed = client.json("/v1/subscriptions")["subscriptions"]
+        end.subscriptions = {it["id"]: it["lag"] for it in listed if it["durable"]}
         metric = "parlour_deliveries_"
         totals = ("accepted", *TERMS[:4])
         end.terms = {term: int(room.metric(f"{metric}{term}_total")) for term in totals}
@@ -199,10 +205,10 @@ class Storm:
 class Publisher:
     """Sends messages, each with a token of its own, and writes down what it is answered."""
 
-    def __init__(self, storm: Storm, number: int):
+    def __init__(self, storm: Storm, number, who="publisher"):
         self.storm, self.number = storm, number
-        self.random = random.Random(f"{storm.seed} publisher {number}")
-        self.log, self.client = storm.log("publishers", number), Client(storm)
+        self.random = random.Random(f"{storm.seed} {who} {number}")
+        self.log, self.client = storm.log("publishers", f"{who}-{number}"), Client(storm)
         self.seq = 0
         self.keyed: list[tuple[str, str, dict]] = []
 
@@ -213,10 +219,10 @@ class Publisher:
             elif self.keyed and self.random.random() < 0.1:
                 self.again(*self.random.choice(self.keyed[-100:]))
             else:
-                self.send()
+                self.act()
         self.log.close()
 
-    def send(self):
+    def act(self):
         self.seq += 1
         token, now = f"{self.number}-{self.seq}", int(1000 * time.time())
         agent, headers, fields = f"echo/{self.number}-{self.random.randrange(7)}", {}, {}
@@ -230,27 +236,29 @@ class Publisher:
             case chance if chance < 0.3:
                 ttl = self.random.randrange(1, 500)
                 headers["parlour-ttl-ms"], fields["expires_at"] = str(ttl), now + ttl
-        if self.random.random() < 0.5:
-            headers["idempotency-key"] = f"key {token}"
         self.log.write("try", token=token, agent=agent, seq=self.seq, **fields)
-        while not self.post(token, agent, headers, token):
-            # Under a key it is sent until it is answered.
-            if "idempotency-key" not in headers or self.storm.is_over.is_set():
+        self.send(token, f"/v1/agents/{agent}/deliveries", headers)
+
+    def send(self, token, path, headers):
+        """Sends what was written down. Under a key it is sent until it is answered."""
+        if has_key := self.random.random() < 0.5:
+            headers["idempotency-key"] = f"key {token}"
+        while not self.post(token, path, headers, token):
+            if not has_key or self.storm.is_over.is_set():
                 self.log.write("unknown", token=token)
                 return
             time.sleep(0.002)
-        if "idempotency-key" in headers:
-            self.keyed.append((token, agent, headers))
+        if has_key:
+            self.keyed.append((token, path, headers))
 
-    def again(self, token, agent, headers):
+    def again(self, token, path, headers):
         """The same once more, or another body under the same key."""
         body = token if self.random.random() < 0.7 else f"not {token}"
-        self.post(token, agent, headers, body)
+        self.post(token, path, headers, body)
 
-    def post(self, token, agent, headers, body) -> bool:
+    def post(self, token, path, headers, body) -> bool:
         """Whether it was answered."""
         try:
-            path = f"/v1/agents/{agent}/deliveries"
             status, answer = self.client.ask("POST", path, body.encode(), headers)
         except NotReached:
             if "idempotency-key" not in headers:
@@ -264,12 +272,67 @@ class Publisher:
         if body != token:
             self.log.write("other", token=token, status=status)
         elif status == 202:
-            name = json.loads(answer)["id"]
-            self.log.write("acked", token=token, id=name)
-            self.storm.known.append(name)
+            self.accepted(token, json.loads(answer))
         else:
             self.log.write("refused", token=token, status=status)
         return True
+
+    def accepted(self, token, answer):
+        self.log.write("acked", token=token, id=answer["id"])
+        self.storm.known.append(answer["id"])
+
+
+class EventPublisher(Publisher):
+    """Publishes durable events to a topic of its own, whose subscriptions it makes and removes."""
+
+    def __init__(self, storm: Storm, number: int):
+        super().__init__(storm, f"e{number}", "events")
+        self.topic = f"tick.{number}"
+        self.has_guest = False
+
+    def run(self):
+        for agent_type in SUBSCRIBERS[:2]:
+            self.subscribe(agent_type)
+        super().run()
+
+    def act(self):
+        if self.random.random() < 0.05:
+            if self.has_guest:
+                self.unsubscribe(SUBSCRIBERS[2])
+            else:
+                self.subscribe(SUBSCRIBERS[2])
+            self.has_guest = not self.has_guest
+        self.seq += 1
+        token, source = f"{self.number}-{self.seq}", f"{self.number}-{self.random.randrange(5)}"
+        self.log.write("try", token=token, topic=self.topic, source=source, seq=self.seq)
+        headers = {"parlour-ack": "durable", "content-type": "text/plain"}
+        self.send(token, f"/v1/topics/{self.topic}/{source}", headers)
+
+    def accepted(self, token, answer):
+        self.log.write("acked", token=token, event=answer["id"], recipients=answer["recipients"])
+
+    def subscribe(self, agent_type):
+        strict = agent_type == SUBSCRIBERS[0]
+        wanted = {"topic_type": self.topic, "agent_type": agent_type, "order": "strict" if strict else "relaxed"}
+        name = self.change("PUT", agent_type, json.dumps(wanted), (200, 201))
+        self.log.write("subscribe", name=name, topic=self.topic, agent_type=agent_type, strict=strict)
+
+    def unsubscribe(self, agent_type):
+        # It is gone also if the answer to that was lost.
+        name = self.change("DELETE", agent_type, None, (200, 404))
+        self.log.write("unsubscribe", name=name)
+
+    def change(self, method, agent_type, body, done) -> str:
+        """Asks for it until it is so."""
+        name = f"{self.topic}.{agent_type}"
+        while not self.storm.is_over.is_set():
+            with contextlib.suppress(Gone):
+                status, answer = self.client.ask(method, f"/v1/subscriptions/{name}", body)
+                if status in done:
+                    break
+                assert status >= 500, (status, answer)
+            time.sleep(0.002)
+        return name
 
 
 class Operator:

@@ -8,10 +8,12 @@ from history import ANOMALIES, TERMS, End, Log, check, read
 
 
 class Story:
-    """Four messages for one agent: `a` and `b` completed, `c` dead, `d` expired."""
+    """Four messages for one agent: `a` and `b` completed, `c` dead, `d` expired. Then two events, `x` and
+    `y`, for the subscriptions `one` and, in strict order, `two`."""
 
     def __init__(self):
         self.published, self.ran, self.deliveries = [], [], {}
+        self.subscriptions = {"one": 0, "two": 0}
         for seq, token in enumerate("abcd"):
             self.sent(token, seq, expires_at=500 if token == "d" else None)
         for token in "ab":
@@ -21,13 +23,27 @@ class Story:
             self.run("c", attempt)
         self.ends("c", "dead", attempt=2, failed=2)
         self.ends("d", "expired", expires_at=510)
+        for name in self.subscriptions:
+            self.subscribes(name)
+        for seq, token in enumerate("xy"):
+            self.publishes(token, seq)
+            for name in self.subscriptions:
+                self.run(token, name=f"id-{token}-{name}", agent=f"{name}/k", at=100 + 100 * seq)
+                self.ends(f"{token}-{name}", "completed", reply=token, attempt=1)
         self.dead_letters = ["id-c"]
         self.terms = dict.fromkeys(TERMS, 0)
-        self.terms |= {"accepted": 4, "completed": 2, "dead": 1, "expired": 1}
+        self.terms |= {"accepted": 8, "completed": 6, "dead": 1, "expired": 1}
 
     def sent(self, token, seq, name=None, **fields):
         self.published.append({"op": "try", "token": token, "agent": "t/k", "seq": seq, **fields})
         self.published.append({"op": "acked", "token": token, "id": name or f"id-{token}"})
+
+    def subscribes(self, name):
+        self.says("subscribe", name=name, topic="t", agent_type=name, strict=name == "two")
+
+    def publishes(self, token, seq, recipients=2):
+        self.says("try", token=token, topic="t", source="k", seq=seq)
+        self.says("acked", token=token, event=f"event-{token}", recipients=recipients)
 
     def says(self, what, **fields):
         self.published.append({"op": what, **fields})
@@ -53,7 +69,9 @@ class Story:
         }  # fmt: skip
 
     def check(self):
-        return check(self.published, self.ran, End(self.deliveries, self.dead_letters, self.terms))
+        return check(
+            self.published, self.ran, End(self.deliveries, self.dead_letters, self.subscriptions, self.terms)
+        )
 
 
 STORIES = {}
@@ -87,7 +105,7 @@ def what_was_never_answered_may_be_there_or_not(it):
         it.says("unknown", token=token)
     it.run("e")
     it.ends("e", "completed", reply="e", attempt=1)
-    it.terms |= {"accepted": 5, "completed": 3}
+    it.terms |= {"accepted": 9, "completed": 7}
 
 
 @story()
@@ -97,7 +115,7 @@ def one_that_was_sent_back_has_its_numbers_again(it):
     it.run("c", 1)
     it.ends("c", "completed", reply="c", attempt=1, generation=9)
     it.dead_letters.clear()
-    it.terms |= {"completed": 3, "dead": 0}
+    it.terms |= {"completed": 7, "dead": 0}
 
 
 @story()
@@ -271,7 +289,7 @@ def two_are_swapped(it):
 def one_passes_another_though_the_order_is_strict(it):
     for entry in it.published:
         entry["strict"] = True
-    it.run("a", 2, worker="other")
+    it.run("a", 2, worker="other", at=300)
     it.deliveries["id-a"] |= {"attempt": 2, "lost": 1}
 
 
@@ -310,7 +328,130 @@ def the_terms_do_not_add_up(it):
 
 @story("not conserved")
 def fewer_are_counted_than_were_acknowledged(it):
-    it.terms |= {"accepted": 3, "completed": 1}
+    it.terms |= {"accepted": 7, "completed": 5}
+
+
+# Events
+
+
+@story()
+def an_event_that_was_never_answered_may_be_there_or_not(it):
+    for token in "ef":
+        it.says("try", token=token, topic="t", source="k", seq=9)
+        it.says("unknown", token=token)
+    for name in ("one", "two"):
+        it.run("e", name=f"id-e-{name}", agent=f"{name}/k", at=900)
+        it.ends(f"e-{name}", "completed", reply="e", attempt=1)
+    it.terms |= {"accepted": 10, "completed": 8}
+
+
+@story()
+def a_subscription_is_owed_what_comes_while_it_is_there(it):
+    it.subscribes("three")
+    it.publishes("v", 7, recipients=3)
+    it.says("unsubscribe", name="three")
+    it.publishes("w", 8)
+    for token, names in {"v": ("one", "two", "three"), "w": ("one", "two")}.items():
+        for name in names:
+            it.run(token, name=f"id-{token}-{name}", agent=f"{name}/k", at=700 if token == "v" else 800)
+            it.ends(f"{token}-{name}", "completed", reply=token, attempt=1)
+    it.terms |= {"accepted": 13, "completed": 11}
+
+
+@story()
+def an_event_is_sent_again_under_its_key(it):
+    it.says("acked", token="x", event="event-x", recipients=2)
+    it.says("other", token="x", status=409)
+
+
+@story()
+def a_worker_has_an_attempt_at_an_event_that_was_lost_when_another_has_ended_it(it):
+    it.run("x", 2, name="id-x-two", agent="two/k", worker="other", at=110)
+    it.run("x", 1, name="id-x-two", agent="two/k", worker="third", at=900)
+    it.ran = [run for run in it.ran if run["at"] != 100 or run["id"] != "id-x-two"]
+    it.deliveries["id-x-two"] |= {"attempt": 2, "lost": 1}
+
+
+@story("lost")
+def one_of_two_subscriptions_never_has_an_event(it):
+    it.ran = [run for run in it.ran if run["id"] != "id-x-one"]
+    del it.deliveries["id-x-one"]
+
+
+@story("lost")
+def an_event_is_kept_and_never_completed(it):
+    it.ends("x-one", "waiting", attempt=1)
+
+
+@story("lost", "not conserved")
+def an_event_is_forgotten_by_the_terms_too(it):
+    it.ran = [run for run in it.ran if run["id"] != "id-x-one"]
+    del it.deliveries["id-x-one"]
+    it.terms |= {"accepted": 7, "completed": 5}
+
+
+@story("stored twice")
+def one_subscription_has_an_event_twice(it):
+    it.run("x", name="id-again", agent="one/k", worker="other")
+
+
+@story("invented")
+def an_event_runs_at_an_agent_that_did_not_subscribe(it):
+    it.run("x", name="id-x-other", agent="other/k")
+
+
+@story("invented")
+def an_event_runs_that_was_refused(it):
+    it.says("try", token="r", topic="t", source="k", seq=9)
+    it.says("refused", token="r", status=429)
+    it.run("r", agent="one/k", at=900)
+
+
+@story("owed to others")
+def an_event_is_said_to_be_owed_to_fewer(it):
+    it.published[-1]["recipients"] = 1
+
+
+@story("answers differ")
+def an_event_that_is_sent_again_is_another(it):
+    it.says("acked", token="x", event="event-z", recipients=2)
+
+
+@story("key taken")
+def another_event_is_taken_under_the_same_key(it):
+    it.says("other", token="x", status=202)
+
+
+@story("wrong reply")
+def events_are_swapped(it):
+    it.deliveries["id-x-one"]["reply"] = "y"
+
+
+@story("overtaken")
+def an_event_passes_another_though_the_order_is_strict(it):
+    it.run("x", 2, name="id-x-two", agent="two/k", worker="other", at=300)
+    it.deliveries["id-x-two"] |= {"attempt": 2, "failed": 1}
+
+
+@story()
+def an_event_passes_another_where_the_order_is_not_strict(it):
+    it.run("x", 2, name="id-x-one", agent="one/k", worker="other", at=300)
+    it.deliveries["id-x-one"] |= {"attempt": 2, "failed": 1}
+
+
+@story("subscription lost")
+def a_subscription_is_not_there_any_more(it):
+    del it.subscriptions["one"]
+
+
+@story("subscription lost")
+def a_subscription_is_there_though_it_was_removed(it):
+    it.says("unsubscribe", name="two")
+
+
+@story("subscription lost")
+def a_subscription_is_behind_in_the_end(it):
+    it.subscriptions["one"] = 1
 
 
 @pytest.mark.parametrize("name", STORIES)
@@ -337,5 +478,5 @@ def test_what_is_written_down_is_read_whoever_dies(tmp_path):
 
 def test_the_report_counts():
     report = Story().check()
-    assert (report.acknowledged, report.runs, report.duplicates) == (4, 4, 1)
-    assert str(report).startswith("4 acknowledged, 0 lost, 0 invented; ")
+    assert (report.acknowledged, report.events, report.runs, report.duplicates) == (8, 4, 8, 1)
+    assert str(report).startswith("8 acknowledged, 4 events among them, 0 lost, 0 invented; ")

@@ -20,10 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from room import BINARY, ROOT
 
-CRASH, DISK, DURABLE, PROMISES = (
-    f"conformance/test_{name}.py::test_" for name in ("crash", "disk", "durable", "promises")
+CRASH, DISK, DURABLE, EVENTS, PROMISES, SENDING = (
+    f"conformance/test_{name}.py::test_"
+    for name in ("crash", "disk", "durable", "events", "promises", "sending")
 )
 RUST = "rust::"
+SHAKY = "nothing_that_was_acknowledged_is_lost_when_answers_are_and_hosts_know_nothing_of_each_other"
 
 # The mistake, what is wrong then, and the test that finds it.
 MISTAKES = {
@@ -110,6 +112,42 @@ MISTAKES = {
     "view_not_made_again": (
         "a view of what has ended that was lost stays empty",
         DURABLE + "what_waited_and_what_has_ended_is_there_after_a_restart",
+    ),
+    "late_outcome_taken": (
+        "whoever answers a call that is under way is believed, whichever attempt it names",
+        SENDING + "a_reply_of_an_attempt_that_is_over_is_stale_and_changes_nothing",
+    ),
+    "stale_not_told": (
+        "a worker whose reply came too late is not told",
+        SENDING + "what_a_worker_answers_that_was_paused_past_its_lease_is_refused[paused]",
+    ),
+    "outbox_in_memory": (
+        "a restart forgets to whom events are still owed",
+        RUST + SHAKY,
+    ),
+    "handed_over_is_taken": (
+        "an event that was handed to other partitions is taken for accepted there",
+        RUST + SHAKY,
+    ),
+    "taken_in_memory": (
+        "a restart forgets which events were accepted from other partitions",
+        DURABLE + "nothing_that_was_acknowledged_is_lost_when_the_host_is_killed_at_any_time",
+    ),
+    "unsubscribed_in_memory": (
+        "that a subscription was removed is not written",
+        EVENTS + "a_subscription_that_was_removed_is_not_there_after_a_restart",
+    ),
+    "subscription_order_ignored": (
+        "a subscription in strict order is not",
+        EVENTS + "in_strict_order_an_agent_gets_one_at_a_time",
+    ),
+    "place_ignored": (
+        "a stream that goes on begins now",
+        EVENTS + "a_stream_goes_on_where_it_was_and_misses_nothing",
+    ),
+    "gap_passed_over": (
+        "a stream goes on although what it missed is gone",
+        EVENTS + "what_is_gone_from_the_log_is_not_passed_over",
     ),
 }  # fmt: skip
 

@@ -108,8 +108,9 @@ class Report:
         lost, invented = len(self.anomalies["lost"]), len(self.anomalies["invented"])
         ended = ", ".join(f"{count} {state}" for state, count in sorted(self.ended.items()))
         lines = [
-            f"{self.acknowledged} acknowledged, {self.events} events among them, {lost} lost, {invented} invented; {self.unknown} never "
-            f"answered, {self.refused} refused; {self.runs} runs, {self.duplicates} of them duplicates; {ended}"
+            f"{self.acknowledged} acknowledged, {self.events} events among them, {lost} lost, {invented} "
+            f"invented; {self.unknown} never answered, {self.refused} refused; {self.runs} runs, "
+            f"{self.duplicates} of them duplicates; {ended}"
         ]
         for what, stories in self.anomalies.items():
             if stories:

@@ -820,7 +820,7 @@ impl Partition {
                 if let Some(key) = key.filter(|_| keep || !crate::bug!("keys_in_memory")) {
                     self.set_key(key, spot.commit);
                 }
-                if let Some(source) = source {
+                if let Some(source) = source.filter(|_| keep || !crate::bug!("taken_in_memory")) {
                     self.set_source(source, spot.commit);
                 }
                 self.insert(*delivery, keep.then_some(message), spot);
@@ -852,7 +852,7 @@ impl Partition {
                 if let Some(key) = key {
                     self.set_key(key, spot.commit);
                 }
-                if !owed.is_empty() {
+                if !owed.is_empty() && (keep || !crate::bug!("outbox_in_memory")) {
                     self.owe(number, owed, keep.then_some(message), spot);
                 }
             }

@@ -33,10 +33,13 @@ impl<L: Link> Connection<L> {
             Frame::Call(call) => return self.handle_call(*call, now),
             Frame::Outcome(outcome) => {
                 let Outcome { id, attempt, reply } = *outcome;
-                let is_its = self.session.progress_to(id).is_some_and(|it| it.is_of(attempt));
+                let is_its = self.session.progress_to(id).is_some_and(|it| it.is_of(attempt))
+                    || parlour_core::bug!("late_outcome_taken");
                 if !is_its || !self.session.handle_reply(id, self.checked(reply)) {
                     self.exchange.metrics().replies_unasked.inc();
-                    self.push(Outgoing::Frame(Box::new(Frame::Stale(id, attempt))));
+                    if !parlour_core::bug!("stale_not_told") {
+                        self.push(Outgoing::Frame(Box::new(Frame::Stale(id, attempt))));
+                    }
                 }
             }
             Frame::Reply(id, reply) => {

@@ -208,6 +208,12 @@ impl Writer {
     /// Writes what the room says from now on, and lets it be known.
     async fn write(&mut self, next: &Arc<RoomSettings>) -> Result<(), BackboneError> {
         let backbone = self.durable.0.backbone.clone();
+        let subscriptions = self.durable.0.room.said().subscriptions.len();
+        if next.subscriptions.len() < subscriptions && parlour_core::bug!("unsubscribed_in_memory")
+        {
+            self.publish(next);
+            return Ok(());
+        }
         let position = backbone.append(self.log, self.position, next.encode()).await?;
         let before = std::mem::replace(&mut self.position, position);
         self.publish(next);

@@ -37,10 +37,14 @@ impl Owner {
                 let source = Source { partition: self.id, number, index };
                 let inbox = self.durable.inbox(self.durable.partition_of(&agent));
                 let mut accept = Accept::new(agent, (*message).clone());
-                accept.strict = named.is_some_and(|it| it.strict);
+                accept.strict = named.is_some_and(|it| it.strict)
+                    && !parlour_core::bug!("subscription_order_ignored");
                 accept.subscription = subscription;
                 // An owner that is gone takes it when the host is started anew.
                 let _ = inbox.queue.send(Input::Owed(source, Box::new(accept)));
+                if parlour_core::bug!("handed_over_is_taken") {
+                    self.partition.taken(number, index, self.now());
+                }
             }
         }
         Ok(())

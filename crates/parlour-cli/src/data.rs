@@ -195,6 +195,11 @@ fn failure(error: &OpenError) -> Failure {
             Code::BadConfig,
             "set durable.partitions to what it was, or begin in another directory",
         ),
+        OpenError::Behind { .. } => (
+            Code::Storage,
+            "look at the disk, or restore a backup into another directory; to go on without what is \
+             lost, remove the file `head` beside it",
+        ),
         _ => (Code::Storage, "look at the disk, or restore a backup into another directory"),
     };
     Failure::new(code, error.to_string()).hint(hint)

@@ -14,12 +14,12 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
-use parlour_core::durable::{Timestamp, time_of};
+use parlour_core::durable::{Position, Timestamp, time_of};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Transaction};
 use thiserror::Error;
 
 use crate::backbone::OpenError;
-use crate::backbone::embedded::{self, DATABASE, LOCK};
+use crate::backbone::embedded::{self, DATABASE, LOCK, head};
 use crate::view;
 
 pub use verify::{Damage, Report, ViewReport};
@@ -148,6 +148,11 @@ impl Store {
         let commit = self.connection.query_row(newest, [], |row| row.get::<_, Vec<u8>>(0));
         let commit = commit.optional().map_err(|error| self.failed(error))?;
         Ok(commit.and_then(|commit| time_of(&Bytes::from(commit)).ok()))
+    }
+
+    /// Up to where what this host keeps was acknowledged. Of a backup that is not known.
+    fn acknowledged(&self) -> io::Result<Position> {
+        self.views.as_deref().map_or(Ok(Position(0)), head::acknowledged)
     }
 
     /// Begins to read the logs as they are now. They are read as they were until this is dropped.

@@ -4,6 +4,7 @@
 //! takes all that waits, puts it into one transaction, and answers when the disk has it. Another
 //! reads, and moves what was written from the write-ahead log into the database.
 
+pub(crate) mod head;
 mod logs;
 mod reader;
 mod reserve;
@@ -23,12 +24,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parlour_core::durable::{PartitionId, Position};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, Transaction, ffi, params};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
 use super::{Ack, Backbone, BackboneError, Commits, Replay, Work};
 use crate::thread::Thread;
+use head::Head;
 use logs::Logs;
 use reader::{Read, Reader};
 use reserve::Reserve;
@@ -110,6 +113,19 @@ pub enum OpenError {
         /// How many are lost.
         commits: u32,
     },
+    /// Commits that were acknowledged are not there any more.
+    #[error(
+        "{path} is damaged: what was acknowledged reaches to position {acknowledged}, and what is \
+         there ends at {last}"
+    )]
+    Behind {
+        /// The database.
+        path: PathBuf,
+        /// The position of the last commit that was acknowledged.
+        acknowledged: u64,
+        /// That of the last one that is there.
+        last: u64,
+    },
     /// The database does not open.
     #[error("cannot open {path}: {source}")]
     Database {
@@ -130,16 +146,21 @@ impl Embedded {
         };
         let lock = lock(dir)?;
         let path = dir.join(DATABASE);
-        let connection = database(&path, partitions)?;
+        let acknowledged = head::acknowledged(dir).unwrap_or_else(|error| {
+            tracing::warn!(%error, "up to where the logs were acknowledged is not known");
+            Position(0)
+        });
+        let (connection, last) = database(&path, partitions, acknowledged)?;
         let failed = |source| OpenError::Database { path: path.clone(), source };
         let logs = Arc::new(read_ends(&connection, partitions).map_err(failed)?);
         // What a crash of the machine leaves of a new directory is looked for by name.
         sync(dir).map_err(io(dir))?;
+        let head = Head::open(dir, last);
         let reader = Connection::open(&path).and_then(settle).map_err(failed)?;
         let reader = Reader::new(reader, logs.clone());
         let has_room = Arc::new(AtomicBool::new(true));
         let reserve = Reserve::new(dir.join(RESERVE), has_room.clone());
-        let writer = Writer::new(connection, logs.clone(), reserve);
+        let writer = Writer::new(connection, logs.clone(), head, reserve);
         let reader = Thread::start("parlour-read", move |jobs| reader.run(jobs));
         let writer = Thread::start("parlour-write", move |jobs| writer.run(jobs));
         Ok(Self {
@@ -171,10 +192,28 @@ pub(crate) fn lock(dir: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// Opens the database, and makes its tables if it is new.
-fn database(path: &Path, partitions: u16) -> Result<Connection, OpenError> {
+/// Opens the database, and makes its tables if it is new. Returns the position of its last commit,
+/// which must not be behind what was `acknowledged`.
+fn database(
+    path: &Path,
+    partitions: u16,
+    acknowledged: Position,
+) -> Result<(Connection, Position), OpenError> {
     let failed = |source| OpenError::Database { path: path.to_owned(), source };
+    let not_behind = |last: Position| {
+        let path = path.to_owned();
+        let behind = OpenError::Behind { path, acknowledged: acknowledged.0, last: last.0 };
+        if last < acknowledged { Err(behind) } else { Ok(last) }
+    };
+    // Beside a database that is made anew, SQLite deletes the write-ahead log of another.
+    if path.metadata().map_or(0, |found| found.len()) == 0 {
+        not_behind(Position(0))?;
+    }
     let connection = Connection::open(path).map_err(failed)?;
+    // Where this is refused, the write-ahead log stays as it is: closing would move it and forget
+    // what is behind its end.
+    let keep = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+    connection.set_db_config(keep, true).map_err(failed)?;
     let is_new = is_empty(&connection).map_err(failed)?;
     if is_new {
         connection.pragma_update(None, "page_size", 8192).map_err(failed)?;
@@ -191,6 +230,7 @@ fn database(path: &Path, partitions: u16) -> Result<Connection, OpenError> {
     if commits > 1 {
         return Err(OpenError::Damaged { path: path.to_owned(), commits });
     }
+    let last = not_behind(last_commit(&connection).map_err(failed)?)?;
     // After a failed fsync the log may be well in the kernel's memory and not on the disk. Nothing is
     // acknowledged that rests on it before it was moved, and that has succeeded.
     let move_all = || connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
@@ -202,12 +242,19 @@ fn database(path: &Path, partitions: u16) -> Result<Connection, OpenError> {
         moved = move_all();
     }
     moved.map_err(failed)?;
+    connection.set_db_config(keep, false).map_err(failed)?;
     let found = connection.query_row("SELECT partitions FROM room", [], |row| row.get(0));
     let found: u16 = found.map_err(failed)?;
     if found != partitions {
         return Err(OpenError::Partitions { path: path.to_owned(), found, asked: partitions });
     }
-    Ok(connection)
+    Ok((connection, last))
+}
+
+/// The position of the last commit of all logs, which is never let go. 0 if there is none.
+fn last_commit(connection: &Connection) -> rusqlite::Result<Position> {
+    let last = "SELECT coalesce(max(id), 0) FROM commits";
+    connection.query_row(last, [], |row| Ok(place_of(row.get(0)?).1))
 }
 
 /// Makes the tables of a new room.

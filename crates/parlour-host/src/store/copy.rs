@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use parlour_core::durable::Position;
 use rusqlite::Connection;
 use rusqlite::backup::{Backup, StepResult};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -11,7 +12,7 @@ use rustix::io::Errno;
 
 use super::{Progress, Report, Store, StoreError, Task, Watch, failed};
 use crate::backbone::OpenError;
-use crate::backbone::embedded::{self, DATABASE, sync};
+use crate::backbone::embedded::{self, DATABASE, head, sync};
 use crate::view;
 
 /// How many pages are copied at once: 8 MiB. They are then on the disk before the next, as a host on
@@ -38,15 +39,18 @@ impl Store {
         for suffix in ["-wal", "-journal"] {
             refuse_existing(&with_suffix(&file, suffix))?;
         }
-        view::forget(dir).map_err(|source| OpenError::Io { path: dir.to_owned(), source })?;
+        let forgotten = view::forget(dir).and_then(|()| head::forget(dir));
+        forgotten.map_err(|source| OpenError::Io { path: dir.to_owned(), source })?;
         self.copy(&file, watch)
     }
 
     fn copy(&self, file: &Path, watch: Watch<'_>) -> Result<Report, StoreError> {
         let partial = Partial::begin(file)?;
+        // Before the moment, at which all of it must be there. `verify` says so if this is damaged.
+        let acknowledged = self.acknowledged().unwrap_or(Position(0));
         self.copy_pages(&partial, watch)?;
         let copy = Self::open_backup(&partial.path, self.stop.clone())?;
-        let report = copy.verify(watch)?;
+        let report = copy.check(acknowledged, watch)?;
         drop(copy);
         if !report.is_sound() {
             let (path, report) = (self.path.clone(), Box::new(report));

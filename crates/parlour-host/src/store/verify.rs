@@ -101,9 +101,28 @@ impl Store {
     ///
     /// What is damaged is in the report. An error is returned only if nothing can be said.
     pub fn verify(&self, watch: Watch<'_>) -> Result<Report, StoreError> {
+        // A host that runs may just write it.
+        match self.acknowledged().or_else(|_| self.acknowledged()) {
+            Ok(acknowledged) => self.check(acknowledged, watch),
+            Err(error) => {
+                let mut report = self.check(Position(0), watch)?;
+                let detail = format!("up to where the logs were acknowledged: {error}");
+                report.damages.push(Damage { commit: None, is_needed: false, detail });
+                Ok(report)
+            }
+        }
+    }
+
+    /// The same for logs that reached to `acknowledged` before this was called.
+    pub(super) fn check(
+        &self,
+        acknowledged: Position,
+        watch: Watch<'_>,
+    ) -> Result<Report, StoreError> {
         // First, as it follows the logs: it knows nothing yet of what they are told meanwhile.
         let view = self.views.as_deref().and_then(|dir| View::open(dir, self));
         let mut check = Check::new(self)?;
+        check.acknowledged = acknowledged;
         check.tail()?;
         let _moment = self.moment()?;
         match view {
@@ -126,7 +145,9 @@ struct Check<'a> {
     store: &'a Store,
     report: Report,
     logs: Vec<Log>,
-    /// Up to where it is written down how the logs end.
+    /// Up to where the logs were acknowledged.
+    acknowledged: Position,
+    /// Up to where it is written down how they end.
     noted: Position,
     view: Option<View>,
     /// A delivery that is not in the partition of its agent.
@@ -161,7 +182,8 @@ impl<'a> Check<'a> {
         let report = Report { format, partitions, ..Report::default() };
         let room = PartitionId::of_room(partitions);
         let logs = (0..=room.0).map(|_| Log::default()).collect();
-        Ok(Self { store, report, logs, noted: Position::default(), view: None, misplaced: None })
+        let (acknowledged, noted) = Default::default();
+        Ok(Self { store, report, logs, acknowledged, noted, view: None, misplaced: None })
     }
 
     /// Has SQLite look at how the pages of the file hang together.
@@ -341,6 +363,13 @@ impl<'a> Check<'a> {
 
     fn finish(mut self) -> Result<Report, StoreError> {
         self.store.stop.check()?;
+        let last = self.logs.iter().map(|log| log.last).max().unwrap_or(Position(0));
+        if last < self.acknowledged {
+            self.damage_of_file(format!(
+                "the logs end at {}, and what was acknowledged reaches to {}",
+                last.0, self.acknowledged.0
+            ));
+        }
         for (number, log) in std::mem::take(&mut self.logs).into_iter().enumerate() {
             if let Some(view) = &self.view
                 && let Some((_, seen)) = view.known.get(&PartitionId(number as u16))

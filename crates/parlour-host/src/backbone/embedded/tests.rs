@@ -39,6 +39,10 @@ async fn damage_in_the_write_ahead_log_is_noticed_and_a_torn_tail_is_none() {
     for (damaged, opens) in [(lengths[0] + 100, false), (lengths[2] + 100, true)] {
         let image = image(dir.path());
         flip(&image.path().join("parlour.db-wal"), damaged);
+        // However often it is tried.
+        if !opens {
+            Embedded::open(image.path(), 1).unwrap_err();
+        }
         match Embedded::open(image.path(), 1) {
             Ok(opened) => {
                 assert!(opens);
@@ -51,6 +55,91 @@ async fn damage_in_the_write_ahead_log_is_noticed_and_a_torn_tail_is_none() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_log_that_has_lost_what_was_acknowledged_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let backbone = Embedded::open(dir.path(), 2).unwrap();
+    let first = append(&backbone, 0, Position(0), 20_000).await;
+    let log = |dir: &Path| dir.join("parlour.db-wal");
+    let length = std::fs::metadata(log(dir.path())).unwrap().len();
+    let behind_first = image(dir.path());
+    let last = append(&backbone, 1, Position(0), 20_000).await;
+    assert_eq!(head::acknowledged(dir.path()).unwrap(), last);
+    let cut = |image: &Path| {
+        OpenOptions::new().write(true).open(log(image)).unwrap().set_len(length).unwrap();
+    };
+    let noted = |image: &Path| {
+        std::fs::copy(dir.path().join("head"), image.join("head")).unwrap();
+    };
+    let refused = |image: &Path, ends: Position| {
+        // However often it is tried.
+        for _ in 0..2 {
+            match Embedded::open(image, 2).unwrap_err() {
+                OpenError::Behind { acknowledged, last: found, .. } => {
+                    assert_eq!((acknowledged, found), (last.0, ends.0));
+                }
+                other => panic!("{other}"),
+            }
+        }
+    };
+    let all = image(dir.path());
+    noted(all.path());
+    drop(Embedded::open(all.path(), 2).unwrap());
+    let shortened = image(dir.path());
+    noted(shortened.path());
+    cut(shortened.path());
+    refused(shortened.path(), first);
+    // Where one bit of the last commit is not as it was.
+    let flipped = image(dir.path());
+    noted(flipped.path());
+    flip(&log(flipped.path()), length + 100);
+    refused(flipped.path(), first);
+    // Where the database is gone, and its log stays.
+    let missing = image(dir.path());
+    noted(missing.path());
+    std::fs::rename(missing.path().join(DATABASE), missing.path().join("moved")).unwrap();
+    refused(missing.path(), Position(0));
+    std::fs::rename(missing.path().join("moved"), missing.path().join(DATABASE)).unwrap();
+    drop(Embedded::open(missing.path(), 2).unwrap());
+    // The control: nobody has written it down, or what was written is damaged.
+    for damage in [false, true] {
+        let unknown = image(dir.path());
+        if damage {
+            noted(unknown.path());
+            flip(&unknown.path().join("head"), 19);
+            head::acknowledged(unknown.path()).unwrap_err();
+        }
+        cut(unknown.path());
+        drop(Embedded::open(unknown.path(), 2).unwrap());
+        assert_eq!(head::acknowledged(unknown.path()).unwrap(), first);
+    }
+    // What is behind the logs is what a crash may leave.
+    std::fs::write(behind_first.path().join("head"), "").unwrap();
+    let opened = Embedded::open(behind_first.path(), 2).unwrap();
+    assert_eq!(head::acknowledged(behind_first.path()).unwrap(), first);
+    append(&opened, 0, first, 10).await;
+}
+
+#[tokio::test]
+async fn what_is_let_go_leaves_the_logs_as_long_as_what_was_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let backbone = Embedded::open(dir.path(), 2).unwrap();
+    let (mut last, mut before) = (Position(0), Position(0));
+    for _ in 0..20 {
+        before = last;
+        last = append(&backbone, 0, last, 10).await;
+    }
+    backbone.trim(PartitionId(0), before).await.unwrap();
+    let look = Connection::open(dir.path().join(DATABASE)).unwrap();
+    let count = || look.query_row("SELECT count(*) FROM commits", [], |row| row.get::<_, u32>(0));
+    while count().unwrap() > 1 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(head::acknowledged(dir.path()).unwrap(), last);
+    drop((look, backbone));
+    drop(Embedded::open(dir.path(), 2).unwrap());
 }
 
 #[tokio::test]

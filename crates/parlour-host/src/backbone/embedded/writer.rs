@@ -8,6 +8,7 @@ use bytes::Bytes;
 use parlour_core::durable::{PartitionId, Position};
 use rusqlite::{Connection, Transaction, params};
 
+use super::head::Head;
 use super::logs::Logs;
 use super::reserve::Reserve;
 use super::sweep::Sweep;
@@ -43,6 +44,7 @@ pub(super) struct Append {
 pub(super) struct Writer {
     connection: Connection,
     logs: Arc<Logs>,
+    head: Head,
     reserve: Reserve,
     sweep: Sweep,
     /// Bytes written since the write-ahead log was last moved.
@@ -52,9 +54,14 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(connection: Connection, logs: Arc<Logs>, reserve: Reserve) -> Self {
+    pub(super) fn new(
+        connection: Connection,
+        logs: Arc<Logs>,
+        head: Head,
+        reserve: Reserve,
+    ) -> Self {
         let sweep = Sweep::new(logs.clone());
-        Self { connection, logs, reserve, sweep, unmoved: 0, failed: None }
+        Self { connection, logs, head, reserve, sweep, unmoved: 0, failed: None }
     }
 
     pub(super) fn run(mut self, queue: &Receiver<Write>) {
@@ -194,12 +201,19 @@ impl Writer {
         let is_long = self.unmoved + bytes >= LOG;
         self.sweep.count();
         let slice = if self.sweep.is_due() { slice } else { 0 };
+        if parlour_core::bug!("acknowledged_ahead") {
+            self.head.note(position);
+        }
         if let Err(error) = self.transact(appends, position, slice, is_long) {
             let error = failure(&error);
             self.fail(&error);
             return Err(error);
         }
         self.unmoved += bytes;
+        // What only deletes leaves nothing at its position.
+        if !appends.is_empty() {
+            self.head.note(position);
+        }
         for Append { partition, commit, .. } in appends {
             self.logs.add(*partition, position, commit.len() as u64);
         }

@@ -37,6 +37,14 @@ MISTAKES = {
         "what is written is not synced (`synchronous=OFF`)",
         CRASH + "what_was_acknowledged_survives_that_the_power_is_cut[ext4]",
     ),
+    "acknowledged_ahead": (
+        "what is acknowledged is noted before it is on the disk",
+        DISK + "a_limit_on_the_length_of_files_is_a_full_disk_and_not_the_end",
+    ),
+    "acknowledged_unnoted": (
+        "up to where the logs were acknowledged is not noted",
+        CRASH + "a_log_that_is_cut_before_that_is_not_taken_for_whole",
+    ),
     "fsync_tried_again": (
         "after a failed fsync the same is written again, and acknowledged",
         CRASH + "after_an_fsync_that_failed_once_nothing_more_is_acknowledged",

@@ -184,6 +184,10 @@ def stopped(pid: int) -> bool:
 # The end of the write-ahead log
 
 
+# Its own header, and what each page in it has.
+LOG_HEADER, FRAME = 32, 8192 + 24
+
+
 class Torn:
     """A data directory as it was before and after one more message was acknowledged."""
 
@@ -192,6 +196,7 @@ class Torn:
         room = Room(data=source)
         try:
             self.names = [self.send(room, number) for number in range(before)]
+            self.head = (source / "head").read_bytes()
             self.begin = (source / "parlour.db-wal").stat().st_size
             self.last = self.send(room, before)
             # Nobody writes now. What lies in memory is shared with nobody else.
@@ -207,14 +212,18 @@ class Torn:
         assert answer.status == 202, answer.body
         return re.search(r'"id":"([^"]+)"', answer.body.decode())[1]
 
-    def open(self, log: bytes) -> str:
-        """What a host makes of this log: `refused` with a word of why, `whole`, or what is gone."""
+    def open(self, log: bytes, head=True) -> str:
+        """What a host makes of this log: `refused` with a word of why, `whole`, or what is gone. It knows
+        up to where was acknowledged before the last message, or does not."""
         data = Path(tempfile.mkdtemp(dir=self.directory))
         (data / "parlour.db").write_bytes(self.database)
         (data / "parlour.db-wal").write_bytes(log)
+        if head:
+            (data / "head").write_bytes(self.head)
         try:
             room = Room(data=data)
         except NotStarted as ended:
+            shutil.rmtree(data)
             return f"refused with {ended.code}"
         try:
             eventually(lambda: b"still read" not in room.http("GET", "/readyz").body)
@@ -231,6 +240,16 @@ class Torn:
         """The log without what is behind `cut`, and the same where the length was written but not what
         it is for."""
         return [self.log[:cut], self.log[:cut] + bytes(len(self.log) - cut)]
+
+    def lacks(self, log: bytes) -> bool:
+        """Whether something is not there that was acknowledged: it may end with zeros by itself."""
+        return log[: self.begin] != self.log[: self.begin]
+
+    def edges(self) -> set[int]:
+        """Around where the log's header ends, and each of its frames and their headers."""
+        ends = {at + of for at in range(LOG_HEADER, len(self.log) + 1, FRAME) for of in (0, 24)}
+        around = {end + of for end in ends | {0, len(self.log)} for of in (-1, 0, 1)}
+        return {cut for cut in around if 0 <= cut <= len(self.log)}
 
 
 # Long runs
@@ -280,6 +299,16 @@ def power(options):
 def torn(_options):
     with tempfile.TemporaryDirectory() as directory:
         it = Torn(Path(directory))
+        before = {cut for cut in it.edges() if cut < it.begin} | set(range(0, it.begin, 97))
+        for cut in before:
+            for log in filter(it.lacks, it.at(cut)):
+                found = it.open(log)
+                if not found.startswith("refused"):
+                    sys.exit(f"torn: FAILED: cut at {cut}, before {it.begin}: {found}")
+        found = it.open(it.log[: it.begin // 2], head=False)
+        if found.startswith("refused") or found == "whole":
+            sys.exit(f"torn: FAILED: the control, where nobody knows what was acknowledged: {found}")
+        print(f"{len(before)} cuts before the last acknowledged byte, all refused", flush=True)
         for cut in range(it.begin, len(it.log) + 1):
             for log in it.at(cut):
                 found = it.open(log)

@@ -127,6 +127,56 @@ def test_what_is_damaged_is_neither_backed_up_nor_restored(kept, tmp_path):  # n
     refused("restore", data, f"--data={tmp_path / 'new'}", code=2, says="is a directory")
 
 
+def test_a_room_that_has_lost_what_was_acknowledged_is_not_served_until_it_is_restored(kept, tmp_path):  # noqa: F811
+    room, file, data = kept(), tmp_path / "room.db", tmp_path / "data"
+    kept_ = send(room)["id"]
+    parlour("backup", file, f"--data={data}")
+    lost = send(room)["id"]
+    room.kill()
+    (data / "parlour.db-wal").write_bytes(b"")
+    before = {it.name: it.read_bytes() for it in data.iterdir()}
+    says = "what was acknowledged reaches to"
+    # As often as it is tried, and by whom.
+    for _ in range(2):
+        assert "remove the file `head`" in refused(*serve(data), code=74, says=says).stderr
+        refused("backup", tmp_path / "other.db", f"--data={data}", code=74, says="is damaged")
+        assert says in verify(f"--data={data}", expect=74)["damaged"][0]["detail"]
+    for name in ("head", "parlour.db", "parlour.db-wal"):
+        assert (data / name).read_bytes() == before[name], name
+    # The control: where nobody knows what was acknowledged, it is gone without a word.
+    unknown = tmp_path / "unknown"
+    shutil.copytree(data, unknown, ignore=shutil.ignore_patterns("head", "view*", "reserve"))
+    verify(f"--data={unknown}")
+    room = Room(data=unknown)
+    look(room, kept_, expect=404)
+    room.kill()
+    for database in data.glob("parlour.db*"):
+        database.unlink()
+    parlour("restore", file, f"--data={data}")
+    room = Room(data=data)
+    try:
+        eventually(lambda: room.http("GET", "/readyz").status == 200, what="the logs are read")
+        assert look(room, kept_)["state"] == "accepted"
+        look(room, lost, expect=404)
+    finally:
+        room.kill()
+
+
+def test_a_note_of_what_was_acknowledged_that_is_damaged_is_named_and_made_anew(kept, tmp_path):  # noqa: F811
+    room, data = kept(), tmp_path / "data"
+    name = send(room)["id"]
+    assert room.stop() == 0
+    head = (data / "head").read_bytes()
+    for damaged in (head[:-1], head + b"x", b"1" + head[1:], bytes(len(head))):
+        (data / "head").write_bytes(damaged)
+        assert "acknowledged" in verify(f"--data={data}", expect=74)["damaged"][0]["detail"]
+        room = Room(data=data)
+        assert look(room, name)["state"] == "accepted"
+        assert room.stop() == 0
+        assert any("acknowledged is not known" in line for line in room.stderr)
+        assert (data / "head").read_bytes() >= head and verify(f"--data={data}")["sound"]
+
+
 def damage(database: Path) -> tuple[int, int]:
     """Changes a byte of one commit, and tells its partition and position."""
     with sqlite3.connect(database) as connection:

@@ -106,7 +106,8 @@ impl Store {
             Ok(acknowledged) => self.check(acknowledged, watch),
             Err(error) => {
                 let mut report = self.check(Position(0), watch)?;
-                let detail = format!("up to where the logs were acknowledged: {error}");
+                let detail =
+                    format!("up to where the logs were acknowledged is not known: {error}");
                 report.damages.push(Damage { commit: None, is_needed: false, detail });
                 Ok(report)
             }

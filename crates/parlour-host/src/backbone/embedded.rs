@@ -153,9 +153,9 @@ impl Embedded {
         let (connection, last) = database(&path, partitions, acknowledged)?;
         let failed = |source| OpenError::Database { path: path.clone(), source };
         let logs = Arc::new(read_ends(&connection, partitions).map_err(failed)?);
+        let head = Head::open(dir, last);
         // What a crash of the machine leaves of a new directory is looked for by name.
         sync(dir).map_err(io(dir))?;
-        let head = Head::open(dir, last);
         let reader = Connection::open(&path).and_then(settle).map_err(failed)?;
         let reader = Reader::new(reader, logs.clone());
         let has_room = Arc::new(AtomicBool::new(true));

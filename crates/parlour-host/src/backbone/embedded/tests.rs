@@ -123,6 +123,18 @@ async fn a_log_that_has_lost_what_was_acknowledged_is_refused() {
 }
 
 #[tokio::test]
+async fn logs_are_written_where_nothing_can_be_noted_beside_them() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("head")).unwrap();
+    let mut last = Position(0);
+    for _ in 0..3 {
+        let backbone = Embedded::open(dir.path(), 1).unwrap();
+        assert_eq!(backbone.last(PartitionId(0)).await.unwrap().map_or(last, |it| it.0), last);
+        last = append(&backbone, 0, last, 10).await;
+    }
+}
+
+#[tokio::test]
 async fn what_is_let_go_leaves_the_logs_as_long_as_what_was_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let backbone = Embedded::open(dir.path(), 2).unwrap();

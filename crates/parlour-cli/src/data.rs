@@ -200,6 +200,7 @@ fn failure(error: &OpenError) -> Failure {
             "look at the disk, or restore a backup into another directory; to go on without what is \
              lost, remove the file `head` beside it",
         ),
+        OpenError::Read(_) => (Code::Storage, "end that program, and start again"),
         _ => (Code::Storage, "look at the disk, or restore a backup into another directory"),
     };
     Failure::new(code, error.to_string()).hint(hint)

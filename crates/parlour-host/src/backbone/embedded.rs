@@ -126,6 +126,9 @@ pub enum OpenError {
         /// That of the last one that is there.
         last: u64,
     },
+    /// Its write-ahead log cannot be moved, as somebody reads what was there before.
+    #[error("another program reads {0}, so that its write-ahead log cannot be moved")]
+    Read(PathBuf),
     /// The database does not open.
     #[error("cannot open {path}: {source}")]
     Database {
@@ -233,7 +236,14 @@ fn database(
     let last = not_behind(last_commit(&connection).map_err(failed)?)?;
     // After a failed fsync the log may be well in the kernel's memory and not on the disk. Nothing is
     // acknowledged that rests on it before it was moved, and that has succeeded.
-    let move_all = || connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+    let move_all = || {
+        let pragma = "PRAGMA wal_checkpoint(TRUNCATE)";
+        connection.query_row(pragma, [], |row| {
+            let (is_busy, frames, moved): (bool, i64, i64) =
+                (row.get(0)?, row.get(1)?, row.get(2)?);
+            Ok(!is_busy || frames == moved)
+        })
+    };
     let mut moved = move_all();
     if let Err(error) = &moved
         && let BackboneError::Full(_) = failure(error)
@@ -241,7 +251,9 @@ fn database(
     {
         moved = move_all();
     }
-    moved.map_err(failed)?;
+    if !moved.map_err(failed)? {
+        return Err(OpenError::Read(path.to_owned()));
+    }
     connection.set_db_config(keep, false).map_err(failed)?;
     let found = connection.query_row("SELECT partitions FROM room", [], |row| row.get(0));
     let found: u16 = found.map_err(failed)?;

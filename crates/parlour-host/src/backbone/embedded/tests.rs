@@ -155,6 +155,28 @@ async fn what_is_let_go_leaves_the_logs_as_long_as_what_was_acknowledged() {
 }
 
 #[tokio::test]
+async fn logs_that_somebody_reads_as_they_were_are_not_opened_before_that_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let backbone = Embedded::open(dir.path(), 1).unwrap();
+    let first = append(&backbone, 0, Position(0), 10).await;
+    let mut reader = Connection::open(dir.path().join(DATABASE)).unwrap();
+    let old = reader.transaction().unwrap();
+    let count = |it: &Connection| {
+        it.query_row("SELECT count(*) FROM commits", [], |row| row.get::<_, u32>(0)).unwrap()
+    };
+    assert_eq!(count(&old), 1);
+    let last = append(&backbone, 0, first, 10).await;
+    drop(backbone);
+    assert!(matches!(Embedded::open(dir.path(), 1), Err(OpenError::Read(_))));
+    drop(old);
+    // One that reads what is there now is in nobody's way.
+    let new = reader.transaction().unwrap();
+    assert_eq!(count(&new), 2);
+    let backbone = Embedded::open(dir.path(), 1).unwrap();
+    assert_eq!(backbone.last(PartitionId(0)).await.unwrap().unwrap().0, last);
+}
+
+#[tokio::test]
 async fn logs_end_where_they_ended_however_long_ago_that_was() {
     let dir = tempfile::tempdir().unwrap();
     let backbone = Embedded::open(dir.path(), 3).unwrap();

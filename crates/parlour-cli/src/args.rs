@@ -605,7 +605,7 @@ pub(crate) struct Listed {
     #[arg(long, value_name = "TYPE")]
     pub(crate) agent_type: Option<String>,
     /// How many at the most
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) limit: u64,
 }
 

@@ -22,7 +22,8 @@ mod room;
 
 pub use bucket::Bucket;
 pub use commit::{
-    Commit, Place, Settled, Totals, previous_of, published_in, record_at, settled_in, time_of,
+    Commit, Place, Settled, Totals, epoch_of, previous_of, published_in, record_at, settled_in,
+    time_of,
 };
 pub use delivery::{Change, Counts, Delivery, Level, MAX_STEPS, Stale, State, Step};
 pub use id::{DeliveryId, PartitionId, Position, Timestamp};

@@ -14,7 +14,7 @@ mod tally;
 
 use std::io;
 use std::sync::atomic::{
-    AtomicUsize,
+    AtomicU64, AtomicUsize,
     Ordering::{AcqRel, Relaxed},
 };
 use std::sync::{Arc, OnceLock};
@@ -55,6 +55,7 @@ pub(crate) struct Durable(Arc<Shared>);
 
 struct Shared {
     exchange: Exchange,
+    tasks: Tasks,
     backbone: Arc<dyn Backbone>,
     /// Where what has ended is found. There from the start on.
     view: OnceLock<Arc<View>>,
@@ -65,6 +66,8 @@ struct Shared {
     queues: Mutex<Vec<mpsc::UnboundedReceiver<Input>>>,
     room: Room,
     tallies: Tallies,
+    /// Bytes of the commits in all logs that nothing is made from any more.
+    past: AtomicU64,
     /// What the room's writer takes, until it is there.
     wishes: Mutex<Option<mpsc::Receiver<Wish>>>,
     /// How many logs have not been read yet.
@@ -154,7 +157,7 @@ impl Shared {
 impl Durable {
     /// The durable messages of `backbone`, whose owners take what they are asked once they have
     /// [started](Self::start).
-    pub(crate) fn new(exchange: &Exchange, backbone: Arc<dyn Backbone>) -> Self {
+    pub(crate) fn new(exchange: &Exchange, tasks: &Tasks, backbone: Arc<dyn Backbone>) -> Self {
         let partitions = backbone.partitions();
         let (inboxes, queues): (Vec<_>, Vec<_>) = (0..partitions)
             .map(|_| {
@@ -165,6 +168,7 @@ impl Durable {
         let (room, wishes) = Room::new();
         let shared = Shared {
             exchange: exchange.clone(),
+            tasks: tasks.clone(),
             backbone,
             view: OnceLock::new(),
             inboxes: inboxes.into(),
@@ -172,6 +176,7 @@ impl Durable {
             queues: Mutex::new(queues),
             room,
             tallies: Tallies::new(partitions),
+            past: AtomicU64::new(0),
             wishes: Mutex::new(Some(wishes)),
             closed: AtomicUsize::new(usize::from(partitions) + 1),
             opened: SetOnce::new(),
@@ -182,7 +187,8 @@ impl Durable {
 
     /// Starts an owner for each partition and a writer for the room's log, as tasks of the host. Each
     /// reads its log first, and ends when `closing` is cancelled.
-    pub(crate) fn start(&self, tasks: &Tasks, closing: &CancellationToken) -> io::Result<()> {
+    pub(crate) fn start(&self, closing: &CancellationToken) -> io::Result<()> {
+        let tasks = &self.0.tasks;
         let view = Arc::new(View::open(self.0.backbone.views())?);
         let _ = self.0.view.set(view.clone());
         if let Some(wishes) = self.0.wishes.lock().take() {
@@ -199,6 +205,11 @@ impl Durable {
             tasks.spawn(owner.run(opening.clone(), closing.clone()));
         }
         Ok(())
+    }
+
+    /// Runs what a door does not wait for. It ends with the host.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.0.tasks.spawn(work);
     }
 
     /// What an acceptance promises.

@@ -70,14 +70,14 @@ impl Host {
         let guard = Arc::new(Guard::new(config, token, exchange.metrics().clone()));
         let places = Arc::new(Semaphore::new(config.limits.connections));
         let (lobby, tasks) = (Lobby::default(), Tasks::default());
-        let durable = Durable::new(&exchange, backbone);
+        let durable = Durable::new(&exchange, &tasks, backbone);
         Self { app: App { exchange, durable, guard, lobby, tasks, places } }
     }
 
     /// Has what is durable kept by `backbone`. Without, it is kept in memory and ends with the host.
     #[must_use]
     pub fn keep(mut self, backbone: Arc<dyn Backbone>) -> Self {
-        self.app.durable = Durable::new(&self.app.exchange, backbone);
+        self.app.durable = Durable::new(&self.app.exchange, &self.app.tasks, backbone);
         self
     }
 

@@ -219,7 +219,7 @@ impl Handle {
             let frame = Frame::from(SendFrame {
                 request: id,
                 target: later.agent.clone(),
-                delay: later.delay.map(left),
+                delay: later.delay.map(left).filter(|delay| !delay.is_zero()),
                 deliver_at: later.deliver_at,
                 ttl: later.ttl.map(left),
                 max_attempts: later.max_attempts,

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::args::{Deliveries, DeliveriesAction, Listed};
@@ -12,6 +12,8 @@ use crate::output::{Mode, Output, Table, escape};
 use crate::rest::{Rest, items, number, text};
 use crate::room;
 
+/// How many the host tells of at once.
+const PAGE: u64 = 1000;
 /// How long the host is asked to wait for the next step, at a time.
 const TURN: Duration = Duration::from_secs(30);
 
@@ -44,7 +46,7 @@ pub(crate) fn query(name: &str, value: Option<&str>) -> String {
     encoded.map(|value| format!("?{name}={value}")).unwrap_or_default()
 }
 
-/// Prints all pages of a list that is under `name` in the documents at `/v1/{place}`.
+/// Prints a list that is under `name` in the documents at `/v1/{place}`, over as many pages as it takes.
 pub(crate) async fn list(
     rest: &Rest,
     place: &str,
@@ -53,18 +55,27 @@ pub(crate) async fn list(
     listed: &Listed,
     output: &Output,
 ) -> Result<Code, Failure> {
-    let limit = listed.limit.to_string();
-    let mut fields = vec![("limit", limit.as_str())];
-    fields.extend(listed.agent_type.as_deref().map(|agent_type| ("agent_type", agent_type)));
-    fields.extend(more);
-    let fields: Vec<_> = fields
-        .iter()
-        .map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC)))
-        .collect();
-    let document = rest.read(&format!("/v1/{place}?{}", fields.join("&"))).await?;
-    let found = items(&document, name);
+    let (mut found, mut begins) = (Vec::new(), None::<String>);
+    loop {
+        let left = listed.limit - found.len() as u64;
+        let limit = left.min(PAGE).to_string();
+        let mut fields = vec![("limit", limit.as_str())];
+        fields.extend(listed.agent_type.as_deref().map(|agent_type| ("agent_type", agent_type)));
+        fields.extend(more);
+        fields.extend(begins.as_deref().map(|begins| ("after", begins)));
+        let fields: Vec<_> = fields
+            .iter()
+            .map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC)))
+            .collect();
+        let page = rest.read(&format!("/v1/{place}?{}", fields.join("&"))).await?;
+        found.extend_from_slice(items(&page, name));
+        begins = page.get("next").and_then(Value::as_str).map(str::to_owned);
+        if begins.is_none() || found.len() as u64 >= listed.limit {
+            break;
+        }
+    }
     let mut table = Table::new(&["ID", "AGENT", "STATE", "ATTEMPT", "AGE", "NEXT", "FAULT"]);
-    for delivery in found {
+    for delivery in &found {
         table.row([
             text(delivery, "id"),
             text(delivery, "agent"),
@@ -75,9 +86,10 @@ pub(crate) async fn list(
             delivery.get("fault").map(|fault| text(fault, "detail")).unwrap_or_default(),
         ]);
     }
-    output.list(found, &document, &table)?;
-    if document.get("next").is_some_and(|next| !next.is_null()) {
-        output.note(&format!("there are more than {limit}: ask for more with --limit"));
+    let document = json!({ name: &found, "next": &begins });
+    output.list(&found, &document, &table)?;
+    if begins.is_some() {
+        output.note(&format!("there are more than {}: ask for more with --limit", listed.limit));
     }
     Ok(Code::Ok)
 }

@@ -121,15 +121,21 @@ pub fn settled_in(commit: &Bytes) -> Result<Vec<(u64, u32)>, Corrupt> {
     Ok(settled)
 }
 
-/// The events that a commit publishes, each with its offset.
+/// The events that a commit publishes, each with its offset. As [`record_at`], they keep little else in
+/// memory.
 pub fn published_in(commit: &Bytes) -> Result<Vec<(u32, Message)>, Corrupt> {
     let mut events = Vec::new();
-    for found in Records::of(commit)? {
-        if let (offset, Record::Published { message, .. }, _) = found? {
-            events.push((offset, *message));
-        }
+    let Records { length, mut rest } = Records::of(commit)?;
+    while !rest.is_empty() {
+        let offset = (length - rest.len()) as u32;
+        events.extend(record::published(&mut rest)?.map(|message| (offset, message)));
     }
     Ok(events)
+}
+
+/// The epoch of the owner that made a commit.
+pub fn epoch_of(commit: &Bytes) -> Result<u32, Corrupt> {
+    header(&mut Reader(commit.clone())).map(|scalars| scalars.epoch)
 }
 
 /// When a commit was made.
@@ -161,7 +167,8 @@ impl Settled {
     }
 }
 
-/// The record that stands at `offset` in a commit.
+/// The record that stands at `offset` in a commit. It does not keep the commit in memory, unless that is
+/// not much more.
 pub fn record_at(commit: &Bytes, offset: u32) -> Result<Record, Corrupt> {
     let mut r = Reader(commit.clone());
     header(&mut r)?;
@@ -170,7 +177,7 @@ pub fn record_at(commit: &Bytes, offset: u32) -> Result<Record, Corrupt> {
         return Err(Corrupt::Truncated("a record"));
     }
     records.advance(offset as usize);
-    record::decode(&mut records)
+    record::decode(&mut record::apart(&mut records)?)
 }
 
 pub(super) fn write_header(scalars: &Scalars, out: &mut Vec<u8>) {

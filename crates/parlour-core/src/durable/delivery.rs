@@ -394,6 +394,20 @@ impl Delivery {
         self.steps.iter().rev().find_map(|step| step.fault.as_ref())
     }
 
+    /// The same without its steps, but for the one that says why it has no answer.
+    pub fn summary(&self) -> Self {
+        let last = self.steps.iter().rev().find(|step| step.fault.is_some());
+        Self {
+            id: self.id,
+            agent: self.agent.clone(),
+            conversation: self.conversation.clone(),
+            subscription: self.subscription.clone(),
+            worker: self.worker.clone(),
+            steps: last.cloned().into_iter().collect(),
+            ..*self
+        }
+    }
+
     /// Gives it texts in memory of their own, so that it can outlive what it was read from.
     pub(super) fn detach(&mut self) {
         self.conversation = self.conversation.to_kept();

@@ -53,7 +53,7 @@ impl Outbox {
         if owing.left.remove(&index).is_some() {
             self.owed -= 1;
         }
-        self.passed().is_some()
+        self.events.first_key_value().is_some_and(|(_, first)| first.left.is_empty())
     }
 
     /// The last of the events at the front that nobody is owed any more.

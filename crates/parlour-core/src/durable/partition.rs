@@ -662,6 +662,11 @@ impl Partition {
         self.deliveries.values().map(|live| &live.delivery)
     }
 
+    /// Bytes of the commits from the oldest on that the state is made from.
+    pub fn log_bytes(&self) -> usize {
+        self.log.bytes()
+    }
+
     /// How many deliveries there ever were, and how those ended that are no more.
     pub fn totals(&self) -> Totals {
         self.scalars.totals

@@ -311,6 +311,27 @@ pub(super) fn settled(bytes: &mut Bytes) -> Result<Option<u64>, Corrupt> {
     if kind == kind::SETTLED { Ok(Some(r.id()?.number)) } else { Ok(None) }
 }
 
+/// Takes the next record off `bytes`, in memory of its own if it is a small part of what is there.
+pub(super) fn apart(bytes: &mut Bytes) -> Result<Bytes, Corrupt> {
+    let all = bytes.clone();
+    next(bytes)?;
+    let record = all.slice(..all.len() - bytes.len());
+    let is_most = record.len() * 2 > all.len();
+    Ok(if is_most { record } else { Bytes::copy_from_slice(&record) })
+}
+
+/// Takes the next record off `bytes`. If it tells of an event, returns that.
+pub(super) fn published(bytes: &mut Bytes) -> Result<Option<Message>, Corrupt> {
+    if bytes.first() != Some(&kind::PUBLISHED) {
+        next(bytes)?;
+        return Ok(None);
+    }
+    match decode(&mut apart(bytes)?)? {
+        Record::Published { message, .. } => Ok(Some(*message)),
+        _ => Ok(None),
+    }
+}
+
 /// Takes the next record off `bytes`, and what it stands at is up to the caller. Texts and payloads
 /// are slices of it.
 pub(super) fn decode(bytes: &mut Bytes) -> Result<Record, Corrupt> {

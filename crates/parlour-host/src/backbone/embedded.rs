@@ -1,8 +1,8 @@
 //! A backbone on the disk of this host: an SQLite database with one table of commits.
 //!
 //! `docs/storage.md` describes the files, and decision 12 why they are SQLite's. A thread writes: it
-//! takes all that waits, puts it into one transaction, and answers when the disk has it. Another
-//! reads, and moves what was written from the write-ahead log into the database.
+//! takes all that waits, puts it into one transaction, answers when the disk has it, and moves what was
+//! written from the write-ahead log into the database. Another reads.
 
 pub(crate) mod head;
 mod logs;
@@ -342,7 +342,7 @@ fn read_ends(connection: &Connection, partitions: u16) -> rusqlite::Result<Logs>
     });
     let mut seen = Position(0);
     for End { partition, position, bytes } in ends {
-        logs.add(partition, position, bytes);
+        logs.set(partition, position, bytes);
         seen = seen.max(position);
     }
     let behind = "SELECT id, length(commit_bytes) FROM commits WHERE id >= ? ORDER BY id";

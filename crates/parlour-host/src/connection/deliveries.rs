@@ -35,7 +35,7 @@ impl<L: Link> Connection<L> {
         let accepted = self.durable.send(sending, now);
         let (asker, ack) = (self.asker(request), self.durable.ack().name());
         self.made.insert(request, None);
-        tokio::spawn(async move {
+        self.durable.spawn(async move {
             let accepted = accepted.await.map(|accepted| {
                 Frame::from(AcceptedFrame {
                     request,
@@ -70,7 +70,7 @@ impl<L: Link> Connection<L> {
         self.made.insert(request, None);
         let (begun, begins) = oneshot::channel::<()>();
         let before = self.published.replace(begins);
-        tokio::spawn(async move {
+        self.durable.spawn(async move {
             // What a peer publishes is accepted in its order, too, but has to wait while logs are read.
             if let Some(before) = before {
                 let _ = before.await;
@@ -120,7 +120,7 @@ impl<L: Link> Connection<L> {
         // Dropped when the peer gives the wait up, and when the connection ends.
         let (wanted, unwanted) = oneshot::channel();
         self.waits.insert(request, Some(wanted));
-        tokio::spawn(async move {
+        self.durable.spawn(async move {
             let found = tokio::select! {
                 biased;
                 _ = unwanted => Err(Fault::new(FaultKind::Cancelled, "the wait was given up")),
@@ -146,7 +146,7 @@ impl<L: Link> Connection<L> {
         }
         let (asker, durable) = (self.asker(request), self.durable.clone());
         self.made.insert(request, None);
-        tokio::spawn(async move {
+        self.durable.spawn(async move {
             let done = Done { request, recipients: 0, dropped: Vec::new() };
             let cancelled = durable.cancel(delivery, reason).await;
             asker.answer(cancelled.map(|()| Frame::Done(done)));

@@ -6,13 +6,14 @@ use super::*;
 use crate::Config;
 use crate::backbone::Memory;
 use crate::channel::native::{NAME, Native};
+use crate::http::tasks::Tasks;
 use crate::link::WebSocketLink;
 
 #[tokio::test]
 async fn a_task_that_ends_before_its_time_leaves_no_peer_behind() {
     let exchange = Exchange::new(Arc::new(Config::default()));
     let (peer, inbox) = exchange.join(NAME, Principal::ANONYMOUS);
-    let durable = Durable::new(&exchange, Arc::new(Memory::new(1)));
+    let durable = Durable::new(&exchange, &Tasks::default(), Arc::new(Memory::new(1)));
     let mut connection =
         Connection::<WebSocketLink<Native>>::new(exchange.clone(), durable, peer.clone(), inbox);
     let name = exchange.name_session(&peer);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parlour_core::durable::{
-    Corrupt, MessageKind, PartitionId, Position, previous_of, published_in, time_of,
+    Corrupt, MessageKind, PartitionId, Position, epoch_of, previous_of, published_in, time_of,
 };
 use parlour_core::{Event, Fault, FaultKind, TopicType};
 use tokio::sync::watch;
@@ -17,10 +17,13 @@ use crate::backbone::commit_at;
 /// How much of a log is read at once.
 const READ: usize = 256 << 10;
 
-/// Where an event stands. Written `partition-position-offset`, such as `3-1042-57`.
+/// Where an event stands. Written `partition-epoch-position-offset`, such as `3-9f3a21c0-1042-57`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct EventPlace {
     pub(crate) partition: PartitionId,
+    /// Of the owner that wrote it: another one, on a log that was restored, may have written something
+    /// else there.
+    pub(crate) epoch: u32,
     pub(crate) position: Position,
     pub(crate) offset: u32,
 }
@@ -29,12 +32,13 @@ impl EventPlace {
     pub(crate) fn parse(text: &str) -> Result<Self, Fault> {
         let parts = || {
             let mut parts = text.split('-');
-            let (partition, position, offset) = (parts.next()?, parts.next()?, parts.next()?);
             let parsed = Self {
-                partition: PartitionId(partition.parse().ok()?),
-                position: Position(position.parse().ok()?),
-                offset: offset.parse().ok()?,
+                partition: PartitionId(parts.next()?.parse().ok()?),
+                epoch: u32::from_str_radix(parts.next()?, 16).ok()?,
+                position: Position(parts.next()?.parse().ok()?),
+                offset: parts.next()?.parse().ok()?,
             };
+            // One way to write each: no signs, no further zeros.
             (parts.next().is_none() && parsed.to_string() == text).then_some(parsed)
         };
         parts().ok_or_else(|| {
@@ -47,7 +51,8 @@ impl EventPlace {
 
 impl fmt::Display for EventPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}-{}", self.partition, self.position.0, self.offset)
+        let Self { partition, epoch, position, offset } = self;
+        write!(f, "{partition}-{epoch:08x}-{}-{offset}", position.0)
     }
 }
 
@@ -106,6 +111,9 @@ impl Durable {
             return Ok(follow);
         }
         let commit = found.map_err(|error| refusal(&error))?.ok_or_else(gone)?;
+        if epoch_of(&commit).map_err(|error| refusal(&error.into()))? != after.epoch {
+            return Err(gone());
+        }
         follow.seen = after.position;
         follow.take(after.position, &commit, Some(after.offset))?;
         Ok(follow)
@@ -174,10 +182,10 @@ pub(super) fn published(
     position: Position,
     commit: &Bytes,
 ) -> Result<Vec<Followed>, Corrupt> {
-    let time = Duration::from_millis(time_of(commit)?.0);
+    let (time, epoch) = (Duration::from_millis(time_of(commit)?.0), epoch_of(commit)?);
     let events = published_in(commit)?.into_iter().filter_map(|(offset, message)| {
         let MessageKind::Event(topic) = message.kind else { return None };
-        let place = EventPlace { partition, position, offset };
+        let place = EventPlace { partition, epoch, position, offset };
         let event = Event { header: message.header, topic, payload: message.payload };
         Some(Followed { place, event, time })
     });

@@ -50,13 +50,18 @@ pub(super) struct Owner {
     late: Vec<Input>,
     /// Attempts that are under way, by which they can be given up.
     under_way: HashMap<u64, (u64, Option<Ticket>)>,
+    /// Attempts that were given up, whose workers are told when the log says it.
+    given_up: Vec<Ticket>,
     works: VecDeque<Work>,
     /// Those who want to see what a delivery carries.
     asked: Vec<(DeliveryId, Answer<Option<Arc<Message>>>)>,
     /// Those who wait for something to happen to a delivery.
     watchers: HashMap<u64, Vec<Watcher>>,
-    /// Bytes of the log.
+    /// Bytes of the log, and of those of its commits that nothing is made from, as all were told.
     size: u64,
+    past: u64,
+    /// When the oldest commit was made, if that was looked up.
+    oldest: Option<Timestamp>,
     /// What the metrics were told.
     counted: (Totals, Standing, usize),
     /// When it is next looked at what has become too old.
@@ -87,10 +92,13 @@ impl Owner {
             answers: Vec::new(),
             late: Vec::new(),
             under_way: HashMap::new(),
+            given_up: Vec::new(),
             works: VecDeque::new(),
             asked: Vec::new(),
             watchers: HashMap::new(),
             size: 0,
+            past: 0,
+            oldest: None,
             counted: Default::default(),
             retires: Instant::now(),
             read: None,

@@ -8,7 +8,6 @@ use parlour_core::{AgentId, Fault, FaultKind, Header, Payload, TopicId};
 use super::owner::{Input, Lag};
 use super::sending::key_of;
 use super::{Durable, PartitionId};
-use crate::config::limits;
 
 /// What is to be owed to all who have subscribed.
 #[derive(Debug)]
@@ -41,18 +40,6 @@ impl Durable {
         exchange.admit_message(&header, &payload)?;
         self.0.are_open().await;
         let owed = self.owed(&topic);
-        let limit = exchange.config().limits.fan_out;
-        if owed.len() > limit {
-            let detail = format!("the event would be owed to {} subscribers", owed.len());
-            let fault =
-                Fault::new(FaultKind::TooLarge, detail).hint("split the topic, or raise the limit");
-            return Err(exchange.metrics().limit_met(limits::fan_out, Some(limit), fault));
-        }
-        // None of them may be left out.
-        for it in &owed {
-            let agent_type = &it.agent.agent_type;
-            self.admit(agent_type, self.0.tallies.beside(None, agent_type))?;
-        }
         let target = [topic.topic_type.as_str(), topic.source.as_str()];
         let key = key_of(&header, "topics", target, &payload);
         let window = exchange.config().durable.idempotency_window;

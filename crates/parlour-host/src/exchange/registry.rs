@@ -148,8 +148,7 @@ impl Exchange {
         }
         let mut next = Directory::clone(&self.0.directory.load());
         edit(&mut next).map_err(|error| self.refusal(&error))?;
-        self.0.directory.store(Arc::new(next));
-        self.0.changes.send_replace(());
+        self.replace(next);
         Ok(())
     }
 
@@ -157,7 +156,12 @@ impl Exchange {
     pub(super) fn change(&self, edit: impl FnOnce(&mut Directory<Peer>)) {
         let mut next = Directory::clone(&self.0.directory.load());
         edit(&mut next);
-        self.0.directory.store(Arc::new(next));
+        self.replace(next);
+    }
+
+    fn replace(&self, directory: Directory<Peer>) {
+        self.0.directory.store(Arc::new(directory));
+        self.0.changes.send_replace(());
     }
 
     fn refusal(&self, error: &RegisterError) -> Fault {

@@ -225,11 +225,8 @@ pub(crate) async fn events(
     let id = DeliveryId::parse(&id)?;
     let after = number(request.headers(), &LAST_EVENT_ID)?.unwrap_or(0);
     let found = app.durable.get(id, None).await?;
-    let delivery = found.delivery();
-    // The first step is always known; of those behind it the oldest may have been let go.
-    let oldest = delivery.steps.first().map_or(delivery.generation, |step| step.generation);
-    if oldest > 2 && after + 1 < oldest {
-        let detail = format!("the steps before {oldest} were let go, and {after} is before them");
+    if !has_all_behind(found.delivery(), after) {
+        let detail = format!("some of the steps behind {after} were let go");
         let hint = format!("begin with what is there: GET /v1/deliveries/{id}");
         return Err(Fault::new(FaultKind::Gone, detail).hint(hint).into());
     }
@@ -248,6 +245,10 @@ pub(crate) async fn events(
                 },
             };
             let delivery = found.delivery();
+            // Whoever comes again is told that it has missed some.
+            if !has_all_behind(delivery, after) {
+                return None;
+            }
             let mut text = BytesMut::new();
             for it in delivery.known_steps().filter(|step| step.generation > after) {
                 let generation = it.generation.to_string();
@@ -261,6 +262,12 @@ pub(crate) async fn events(
         }
     });
     Ok(streaming(StreamBody::new(steps.map(|text| Ok(Frame::data(text))))))
+}
+
+/// Whether no step behind this generation was let go.
+fn has_all_behind(it: &Delivery, after: u64) -> bool {
+    let newer = it.known_steps().filter(|step| step.generation > after).count() as u64;
+    newer == it.generation.saturating_sub(after)
 }
 
 /// A delivery as a list shows it.

@@ -73,7 +73,7 @@ pub(crate) async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let closing = CancellationToken::new();
-    app.durable.start(&app.tasks, &closing)?;
+    app.durable.start(&closing)?;
     let mut ending = pin!(end(&app, shutdown));
     let doors = Arc::new(Doors { app: app.clone(), router });
     loop {

@@ -457,6 +457,7 @@ fn add_standing(sum: &mut Standing, of: Standing) {
     sum.waiting += of.waiting;
     sum.in_flight += of.in_flight;
     sum.dead += of.dead;
+    sum.owed += of.owed;
 }
 
 /// The view, as it was at one moment.

@@ -64,6 +64,15 @@ impl Logs {
         self.next().0.saturating_sub(position.0) * STEP
     }
 
+    /// This log ends at `position`, and has so many bytes of commits.
+    pub(super) fn set(&self, partition: PartitionId, position: Position, bytes: u64) {
+        if let Some(log) = self.log(partition) {
+            log.last.store(position.0, Relaxed);
+            log.bytes.store(bytes, Relaxed);
+        }
+        self.next.fetch_max(position.next().0, Relaxed);
+    }
+
     /// A commit of so many bytes is in the table, behind all that are there.
     pub(super) fn add(&self, partition: PartitionId, position: Position, bytes: u64) {
         if let Some(log) = self.log(partition) {

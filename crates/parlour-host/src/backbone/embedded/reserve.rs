@@ -1,14 +1,24 @@
 //! Space that is kept for what must still be written when the disk is full.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 
 /// How much.
 const BYTES: u64 = 8 << 20;
+
+fn fill(mut file: &File) -> io::Result<()> {
+    match fallocate(file, FallocateFlags::empty(), 0, BYTES) {
+        // Not every file system can.
+        Err(Errno::OPNOTSUPP) => file.write_all(&vec![0; BYTES as usize]),
+        filled => Ok(filled?),
+    }
+}
 
 /// A file that takes space, for as long as there is some.
 pub(super) struct Reserve {
@@ -32,9 +42,8 @@ impl Reserve {
     pub(super) fn take(&mut self) {
         let mut options = OpenOptions::new();
         let file = options.create(true).truncate(false).write(true).open(&self.path);
-        let taken =
-            file.is_ok_and(|file| fallocate(&file, FallocateFlags::empty(), 0, BYTES).is_ok());
-        self.is_there.store(taken, Relaxed);
+        let taken = file.and_then(|file| fill(&file));
+        self.is_there.store(taken.is_ok(), Relaxed);
     }
 
     /// Gives the space back. Returns whether there was any.

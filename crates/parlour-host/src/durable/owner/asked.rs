@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use bytestring::ByteString;
 use parlour_core::durable::{
@@ -187,16 +188,7 @@ impl Owner {
             }
             Input::Lags(answer) => drop(answer.send(self.lags())),
             Input::Get(id, after, answer) => {
-                let delivery = self.partition.get(id);
-                let is_old = |it: &&Delivery| {
-                    !it.state.is_settled() && after.is_some_and(|after| it.generation <= after)
-                };
-                if delivery.as_ref().is_some_and(is_old) {
-                    let watchers = self.watchers.entry(id.number).or_default();
-                    watchers.retain(|(_, answer)| !answer.is_closed());
-                    watchers.push((after.unwrap_or_default(), answer));
-                } else {
-                    let found = delivery.map(|it| Found::Live(Box::new(it.clone())));
+                if let Some((found, answer)) = self.find(id, after, answer) {
                     self.answers.push(Answered::Found(answer, found));
                 }
             }
@@ -205,7 +197,7 @@ impl Owner {
                 if let Ok(Some(_)) = cancelled
                     && let Some((_, Some(ticket))) = self.under_way.remove(&id.number)
                 {
-                    ticket.cancel();
+                    self.given_up.push(ticket);
                 }
                 self.answers.push(Answered::Done(answer, cancelled.map(drop)));
             }
@@ -219,8 +211,11 @@ impl Owner {
             }
             Input::List(query, answer) => {
                 let mut list: Vec<_> = self.partition.iter().filter(|it| query.wants(it)).collect();
-                list.sort_unstable_by_key(|it| Query::key(it));
-                let list = list.into_iter().take(query.limit).cloned().collect();
+                if list.len() > query.limit {
+                    list.select_nth_unstable_by_key(query.limit, |it| Query::key(it));
+                    list.truncate(query.limit);
+                }
+                let list = list.into_iter().map(Delivery::summary).collect();
                 self.answers.push(Answered::List(answer, list));
             }
             Input::All(agent_type, action, limit, answer) => {
@@ -270,6 +265,26 @@ impl Owner {
         }
     }
 
+    /// What is known of a delivery, and for whom; nothing if that waits until it is newer than `after`.
+    fn find(
+        &mut self,
+        id: DeliveryId,
+        after: Option<u64>,
+        answer: Answer<Option<Found>>,
+    ) -> Option<(Option<Found>, Answer<Option<Found>>)> {
+        let delivery = self.partition.get(id);
+        if let (Some(it), Some(after)) = (delivery, after)
+            && !it.state.is_settled()
+            && it.generation <= after
+        {
+            let watchers = self.watchers.entry(id.number).or_default();
+            watchers.retain(|(_, answer)| !answer.is_closed());
+            watchers.push((after, answer));
+            return None;
+        }
+        Some((delivery.map(|it| Found::Live(Box::new(it.clone()))), answer))
+    }
+
     /// Has what the door leaves open be as the room asks for.
     fn fill_in(&self, accept: &mut Accept) {
         let terms = self.durable.terms(&accept.agent.agent_type);
@@ -286,27 +301,35 @@ impl Owner {
 
     /// Whether there is room for one more message.
     fn admit(&self, accept: &Accept) -> Result<(), Fault> {
-        // What was accepted under its key is there already.
-        if accept.key.is_some_and(|(key, ..)| self.partition.has_key(key)) {
+        if self.admit_key(accept.key)? {
             return Ok(());
+        }
+        let agent_type = &accept.agent.agent_type;
+        let others = self.durable.0.tallies.beside(Some(self.id), agent_type);
+        self.durable.admit(agent_type, tally::add(others, self.partition.tally(agent_type)))
+    }
+
+    /// Whether what was sent under this key is there already. If it is not, there must be room for one
+    /// more key.
+    pub(super) fn admit_key(&self, key: Option<(u128, u64, Duration)>) -> Result<bool, Fault> {
+        let Some((key, ..)) = key else { return Ok(false) };
+        if self.partition.has_key(key) {
+            return Ok(true);
         }
         let shared = &self.durable.0;
         let limit = shared.exchange.config().durable.idempotency_keys;
         let keys = shared.tallies.keys() + self.partition.keys() - self.counted.2;
-        if accept.key.is_some() && keys >= limit {
-            let wait = self.partition.key_is_free_at().map(|at| at.since(self.now()));
-            let detail = format!("{keys} keys are remembered");
-            let hint = "send without a key, or have keys remembered for less long";
-            let fault =
-                self.durable.overloaded(config::durable::idempotency_keys, limit, detail, hint);
-            return Err(match wait {
-                Some(wait) => fault.retry_after(wait),
-                None => fault,
-            });
+        if keys < limit {
+            return Ok(false);
         }
-        let agent_type = &accept.agent.agent_type;
-        let others = shared.tallies.beside(Some(self.id), agent_type);
-        self.durable.admit(agent_type, tally::add(others, self.partition.tally(agent_type)))
+        let detail = format!("{keys} keys are remembered");
+        let hint = "send without a key, or have keys remembered for less long";
+        let fault = self.durable.overloaded(config::durable::idempotency_keys, limit, detail, hint);
+        let wait = self.partition.key_is_free_at().map(|at| at.since(self.now()));
+        Err(match wait {
+            Some(wait) => fault.retry_after(wait),
+            None => fault,
+        })
     }
 
     /// Goes on with what is done to many, as far as one commit takes.
@@ -330,9 +353,10 @@ impl Owner {
         match input {
             // Whoever asked is told why there is no answer.
             Input::Get(id, ..) if changed.contains(&id.number) => {}
-            Input::Get(id, _, answer) => {
-                let found = self.partition.get(id).cloned();
-                let _ = answer.send(found.map(|it| Found::Live(Box::new(it))));
+            Input::Get(id, after, answer) => {
+                if let Some((found, answer)) = self.find(id, after, answer) {
+                    let _ = answer.send(found);
+                }
             }
             input => self.late.push(input),
         }

@@ -3,21 +3,36 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use parlour_core::Fault;
 use parlour_core::durable::{Accept, Handover, Owed, Position, Publish, Source};
+use parlour_core::{Fault, FaultKind};
 
 use super::super::follow::{Followed, Tail, published};
+use super::super::tally;
 use super::{Input, Lag, Owner};
 use crate::backbone::BackboneError;
-use crate::config;
+use crate::config::{self, limits};
 
 impl Owner {
     /// Whether there is room for one more event.
     pub(super) fn admit_event(&self, publish: &Publish) -> Result<(), Fault> {
-        if publish.key.is_some_and(|(key, ..)| self.partition.has_key(key)) {
+        if self.admit_key(publish.key)? {
             return Ok(());
         }
-        let limit = self.durable.0.exchange.config().durable.owed;
+        let exchange = &self.durable.0.exchange;
+        let limit = exchange.config().limits.fan_out;
+        if publish.owed.len() > limit {
+            let detail = format!("the event would be owed to {} subscribers", publish.owed.len());
+            let fault =
+                Fault::new(FaultKind::TooLarge, detail).hint("split the topic, or raise the limit");
+            return Err(exchange.metrics().limit_met(limits::fan_out, Some(limit), fault));
+        }
+        // None of them may be left out.
+        for it in &publish.owed {
+            let agent_type = &it.agent.agent_type;
+            let others = self.durable.0.tallies.beside(Some(self.id), agent_type);
+            self.durable.admit(agent_type, tally::add(others, self.partition.tally(agent_type)))?;
+        }
+        let limit = exchange.config().durable.owed;
         let owed = self.partition.standing().owed;
         if owed + publish.owed.len() as u64 > limit as u64 {
             let detail = format!("{owed} deliveries of events like this one are not accepted yet");

@@ -1,6 +1,7 @@
 //! The log that the owner of a partition reads and writes.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -122,6 +123,7 @@ impl Owner {
             self.count();
         }
         self.answers.drain(..).for_each(Answered::send);
+        self.given_up.drain(..).for_each(|ticket| ticket.cancel());
         Ok(())
     }
 
@@ -243,30 +245,36 @@ impl Owner {
     pub(super) async fn retire(&mut self, now: Timestamp) -> Result<(), BackboneError> {
         let shared = self.durable.0.clone();
         let settings = &shared.exchange.config().durable;
-        let most = settings.retention_bytes.0 as u64 / shared.inboxes.len() as u64;
+        let (most, count) = (settings.retention_bytes.0 as u64, shared.inboxes.len() as u64);
         let oldest = Timestamp(now.0.saturating_sub(settings.retention_age.as_millis() as u64));
+        let takes_all = parlour_core::bug!("retention_takes_all");
         loop {
+            // What is not needed any more, here and in all logs.
+            let past = self.size.saturating_sub(self.partition.log_bytes() as u64);
+            let all = shared.past.fetch_add(past.wrapping_sub(self.past), Relaxed);
+            let mut all = all.wrapping_add(past.wrapping_sub(self.past));
+            self.past = past;
+            let is_long = all > most && past > most / count;
+            let is_old = self.oldest.is_none_or(|time| time < oldest);
+            if !takes_all && (past == 0 || !(is_long || is_old)) {
+                return Ok(());
+            }
             let mut until = None;
-            let commits = shared.backbone.read(self.id, Position(1), READ).await?;
-            let count = commits.len();
-            let mut gone = 0;
-            for (position, commit) in commits {
-                let is_needed = position > self.partition.needless()
-                    && !parlour_core::bug!("retention_takes_all");
-                let is_old = time_of(&commit)? < oldest;
-                if is_needed || !(is_old || self.size > most) {
+            for (position, commit) in shared.backbone.read(self.id, Position(1), READ).await? {
+                let time = time_of(&commit)?;
+                self.oldest = Some(time);
+                let is_needed = position > self.partition.needless() && !takes_all;
+                if is_needed || !(time < oldest || all > most) {
                     break;
                 }
-                self.size -= commit.len() as u64;
+                let bytes = commit.len() as u64;
+                self.size = self.size.saturating_sub(bytes);
+                all = all.saturating_sub(bytes);
                 until = Some(position);
-                gone += 1;
             }
             let Some(until) = until else { return Ok(()) };
             shared.backbone.trim(self.id, until).await?;
             self.view.forget(self.id, until);
-            if gone < count {
-                return Ok(());
-            }
         }
     }
 }

@@ -10,6 +10,7 @@ mod owner;
 mod publishing;
 mod room;
 mod sending;
+mod slots;
 mod tally;
 
 use std::io;

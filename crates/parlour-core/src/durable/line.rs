@@ -128,9 +128,9 @@ impl Lines {
         }
     }
 
-    /// Whether agents wait for this worker.
-    pub(super) fn has_parked(&self, worker: WorkerId) -> bool {
-        self.parked.contains_key(&worker)
+    /// How many agents wait for this worker.
+    pub(super) fn parked(&self, worker: WorkerId) -> usize {
+        self.parked.get(&worker).map_or(0, VecDeque::len)
     }
 
     /// Any delivery may be able to begin again.
@@ -210,7 +210,11 @@ impl Lines {
             of_type.place = Place::Turn;
             self.turn.push_back(agent.agent_type.clone());
         }
-        of_type.turn.push_back((agent, parked_at));
+        // What it was woken for is meant for it, and not for those who have come since.
+        match parked_at {
+            Some(_) => of_type.turn.push_front((agent, parked_at)),
+            None => of_type.turn.push_back((agent, None)),
+        }
     }
 
     fn line(&mut self, agent: &Arc<AgentId>) -> &mut Line {

@@ -515,7 +515,7 @@ impl Partition {
         self.lines.wake(agent_type);
     }
 
-    /// A worker has ended something.
+    /// A worker has room for one more, of those that wait for it.
     pub fn wake_worker(&mut self, worker: WorkerId) {
         self.lines.wake_worker(worker);
     }
@@ -643,9 +643,9 @@ impl Partition {
         self.deliveries.get(&number).map(|live| &live.delivery)
     }
 
-    /// Whether agents wait for this worker to have room.
-    pub fn has_parked(&self, worker: WorkerId) -> bool {
-        self.lines.has_parked(worker)
+    /// How many agents wait for this worker to have room.
+    pub fn parked(&self, worker: WorkerId) -> usize {
+        self.lines.parked(worker)
     }
 
     /// Where the message of such a delivery stands, if it is not in memory.

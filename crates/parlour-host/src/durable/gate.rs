@@ -12,11 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::Durable;
 use super::owner::Input;
+use super::slots::Slots;
 
 /// Counts the attempts under way, over all partitions. Cloning gives another handle to the same.
 ///
-/// A partition that is refused waits in a row, and is told when there is room. It takes what it can, and
-/// then has whoever is behind it told (`pass_on`), if there is room still.
+/// A partition that is refused waits in a row, and is told when there is room. For room of a type it
+/// takes what it can, and then has whoever is behind it told (`pass_on`), if there is room still; a
+/// place at a worker is kept for it.
 #[derive(Clone)]
 pub(super) struct Gate(Arc<Inner>);
 
@@ -29,7 +31,7 @@ struct Inner {
 
 #[derive(Default)]
 struct Rooms {
-    workers: HashMap<WorkerId, Room>,
+    workers: HashMap<WorkerId, Slots>,
     types: HashMap<AgentType, OfType>,
     /// When types are to be looked at again.
     timers: BTreeSet<(Instant, AgentType)>,
@@ -38,7 +40,7 @@ struct Rooms {
 #[derive(Default)]
 struct Room {
     running: usize,
-    /// The partitions that have something for it, each once.
+    /// The partitions that have something of the type, each once.
     waiting: VecDeque<PartitionId>,
 }
 
@@ -120,8 +122,8 @@ impl Gate {
         }
     }
 
-    /// Asks for a place for an attempt of `agent`. Where there is none, `partition` is told when there
-    /// may be.
+    /// Asks for a place for an attempt of `agent`, a name that is kept. Where its type has no room, `partition` is told when
+    /// there may be; where its worker is busy, it is to [`settle`](Self::settle) there.
     pub(super) fn ask(
         &self,
         partition: PartitionId,
@@ -139,17 +141,15 @@ impl Gate {
         let Some((worker, peer)) = directory.route(agent) else {
             return (durable::Gate::Closed, None);
         };
-        let worker_in_flight = exchange.config().durable.worker_in_flight;
         let mut rooms = self.0.rooms.lock();
         let Rooms { workers, types, .. } = &mut *rooms;
-        let of_type = types.entry(agent.agent_type.to_kept()).or_default();
+        let of_type = types.entry(agent.agent_type.clone()).or_default();
         if of_type.room.running >= self.concurrency(asked) {
             of_type.room.wait(partition);
             return (durable::Gate::Closed, None);
         }
-        let of_worker = workers.entry(worker).or_default();
-        if of_worker.running >= worker_in_flight {
-            of_worker.wait(partition);
+        let slots = workers.entry(worker).or_default();
+        if !slots.is_open_to(partition, self.worker_in_flight()) {
             return (durable::Gate::Busy(worker), None);
         }
         if let Some(rate) = asked.and_then(|it| it.rate)
@@ -162,25 +162,44 @@ impl Gate {
             return (durable::Gate::Closed, None);
         }
         of_type.room.running += 1;
-        of_worker.running += 1;
-        let agent_type = agent.agent_type.to_kept();
+        slots.take(partition);
+        let agent_type = agent.agent_type.clone();
         let slot = Slot { gate: self.clone(), worker, agent_type };
         (durable::Gate::Open(worker, peer.label()), Some(slot))
     }
 
-    /// Has `partition` told when `worker` has ended something.
-    pub(super) fn wait(&self, partition: PartitionId, worker: WorkerId) {
-        self.0.rooms.lock().workers.entry(worker).or_default().wait(partition);
+    /// Keeps places at `worker` for `partition`, which was told of one and wants so many. Returns how
+    /// many it may take.
+    pub(super) fn claim(&self, partition: PartitionId, worker: WorkerId, wanted: usize) -> usize {
+        let most = self.worker_in_flight();
+        let mut rooms = self.0.rooms.lock();
+        let slots = rooms.workers.get_mut(&worker);
+        slots.map_or(0, |slots| slots.claim(partition, wanted, most))
+    }
+
+    /// Lets go of the places at `worker` that `partition` did not take. If it wants more, it is told
+    /// when there are.
+    pub(super) fn settle(&self, partition: PartitionId, worker: WorkerId, wants_more: bool) {
+        let mut rooms = self.0.rooms.lock();
+        rooms.workers.entry(worker).or_default().settle(partition, wants_more);
+        self.pass_on_at(&mut rooms, worker);
+    }
+
+    /// Lets go of all that is kept for `partition`, which begins nothing any more.
+    pub(super) fn leave(&self, partition: PartitionId) {
+        let mut rooms = self.0.rooms.lock();
+        let workers: Vec<_> = rooms.workers.keys().copied().collect();
+        for worker in workers {
+            if let Some(slots) = rooms.workers.get_mut(&worker) {
+                slots.leave(partition);
+            }
+            self.pass_on_at(&mut rooms, worker);
+        }
     }
 
     /// Tells who waits for room of a type, if there is some.
     pub(super) fn pass_on(&self, agent_type: &AgentType) {
         self.pass_on_in(&mut self.0.rooms.lock(), agent_type);
-    }
-
-    /// Tells who waits for room at a worker, if there is some.
-    pub(super) fn pass_on_at(&self, worker: WorkerId) {
-        self.pass_on_at_in(&mut self.0.rooms.lock(), worker);
     }
 
     fn pass_on_in(&self, rooms: &mut Rooms, agent_type: &AgentType) {
@@ -220,17 +239,20 @@ impl Gate {
         }
     }
 
-    fn pass_on_at_in(&self, rooms: &mut Rooms, worker: WorkerId) {
-        let Some(room) = rooms.workers.get_mut(&worker) else { return };
-        let most = self.0.durable.0.exchange.config().durable.worker_in_flight;
-        if room.running < most
-            && let Some(partition) = room.waiting.pop_front()
-        {
+    /// Tells who waits for places at a worker, of those that are free.
+    fn pass_on_at(&self, rooms: &mut Rooms, worker: WorkerId) {
+        let Some(slots) = rooms.workers.get_mut(&worker) else { return };
+        let most = self.worker_in_flight();
+        while let Some(partition) = slots.next(most) {
             self.tell(partition, Input::WakeWorker(worker));
         }
-        if room.is_idle() {
+        if slots.is_idle() {
             rooms.workers.remove(&worker);
         }
+    }
+
+    fn worker_in_flight(&self) -> usize {
+        self.0.durable.0.exchange.config().durable.worker_in_flight
     }
 
     /// The most attempts at once of a type that this is asked for.
@@ -248,13 +270,13 @@ impl Gate {
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut rooms = self.gate.0.rooms.lock();
-        if let Some(room) = rooms.workers.get_mut(&self.worker) {
-            room.running -= 1;
+        if let Some(slots) = rooms.workers.get_mut(&self.worker) {
+            slots.end();
         }
         if let Some(of_type) = rooms.types.get_mut(&self.agent_type) {
             of_type.room.running -= 1;
         }
-        self.gate.pass_on_at_in(&mut rooms, self.worker);
+        self.gate.pass_on_at(&mut rooms, self.worker);
         self.gate.pass_on_in(&mut rooms, &self.agent_type);
     }
 }

@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parlour_core::durable::{
-    Delivery, DeliveryId, Message, MessageKind, Partition, PartitionId, Position, Standing, Start,
-    Timestamp, Totals,
+    self, Delivery, DeliveryId, Message, MessageKind, Partition, PartitionId, Position, Standing,
+    Start, Timestamp, Totals,
 };
-use parlour_core::{AgentId, Attempt, Call};
+use parlour_core::{AgentId, Attempt, Call, WorkerId};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -134,6 +134,7 @@ impl Owner {
             }
             Err(error) => Err(error),
         };
+        self.gate.leave(self.id);
         if let Err(error) = result {
             tracing::error!(partition = self.id.0, %error, "the log of a partition failed");
             self.durable.0.fail(error);
@@ -174,13 +175,13 @@ impl Owner {
                 self.handle(input, now);
             }
             self.work(now);
-            self.start(&mut starts, now);
+            self.start(&mut starts, &mut woken, now);
             more = starts.len() >= BATCH || !self.works.is_empty();
+            woken.sort_unstable();
+            woken.dedup();
             for worker in woken {
-                if self.partition.has_parked(worker) {
-                    self.gate.wait(self.id, worker);
-                }
-                self.gate.pass_on_at(worker);
+                let parked = self.partition.parked(worker);
+                self.gate.settle(self.id, worker, parked > 0);
             }
             woken_types.iter().for_each(|agent_type| self.gate.pass_on(agent_type));
             self.commit().await?;
@@ -203,13 +204,19 @@ impl Owner {
         }
     }
 
-    /// Begins the attempts that workers have room for, up to as many as inputs are taken at once.
-    fn start(&mut self, starts: &mut Vec<(Start, Slot)>, now: Timestamp) {
+    /// Begins the attempts that workers have room for, up to as many as inputs are taken at once. Adds
+    /// the workers that have no room to `busy`.
+    fn start(&mut self, starts: &mut Vec<(Start, Slot)>, busy: &mut Vec<WorkerId>, now: Timestamp) {
         let mut slots = Vec::new();
         let (gate, id) = (&self.gate, self.id);
         let mut ask = |agent: &AgentId| {
             let (answer, slot) = gate.ask(id, agent);
             slots.extend(slot);
+            if let durable::Gate::Busy(worker) = answer
+                && busy.last() != Some(&worker)
+            {
+                busy.push(worker);
+            }
             answer
         };
         let mut begun = Vec::new();

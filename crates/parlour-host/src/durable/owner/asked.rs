@@ -44,7 +44,7 @@ pub(crate) enum Input {
     Received(DeliveryId, u64),
     Processing(DeliveryId, u64, Payload, Taken),
     Ended(DeliveryId, u64, Box<Reply>),
-    /// A worker has room.
+    /// A worker has room, which is kept.
     WakeWorker(WorkerId),
     /// A type has room.
     Wake(AgentType),
@@ -260,7 +260,12 @@ impl Owner {
                     self.durable.0.exchange.metrics().replies_unasked.inc();
                 }
             }
-            Input::WakeWorker(worker) => self.partition.wake_worker(worker),
+            Input::WakeWorker(worker) => {
+                let wanted = self.partition.parked(worker);
+                for _ in 0..self.gate.claim(self.id, worker, wanted) {
+                    self.partition.wake_worker(worker);
+                }
+            }
             Input::Wake(agent_type) => self.partition.wake(&agent_type),
         }
     }

@@ -116,13 +116,50 @@ impl DeliveryId {
 
 impl fmt::Display for DeliveryId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{:08x}-{}", self.partition, self.epoch, self.number)
+        // By hand, from its end, as each delivery's is written several times.
+        let mut text = [b'-'; MOST];
+        let mut at = decimal(self.number, &mut text) - 1;
+        for shift in (0..32).step_by(4) {
+            at -= 1;
+            text[at] = b"0123456789abcdef"[(self.epoch >> shift) as usize % 16];
+        }
+        let at = decimal(self.partition.0.into(), &mut text[..at - 1]);
+        f.write_str(std::str::from_utf8(&text[at..]).map_err(|_| fmt::Error)?)
+    }
+}
+
+/// The most characters that the name of a delivery has.
+const MOST: usize = "65535-".len() + "ffffffff-".len() + "18446744073709551615".len();
+
+/// Writes a number so that it ends where `text` does. Returns where it begins.
+fn decimal(mut number: u64, text: &mut [u8]) -> usize {
+    let mut at = text.len();
+    loop {
+        at -= 1;
+        text[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            return at;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_least_and_the_greatest_delivery_have_names() {
+        for (partition, epoch, number, name) in [
+            (0, 0, 0, "0-00000000-0"),
+            (10, 0x1f, 100, "10-0000001f-100"),
+            (u16::MAX, u32::MAX, u64::MAX, "65535-ffffffff-18446744073709551615"),
+        ] {
+            let id = DeliveryId { partition: PartitionId(partition), epoch, number };
+            assert_eq!(id.to_string(), name);
+            assert_eq!(DeliveryId::parse(name).unwrap(), id);
+        }
+    }
 
     #[test]
     fn a_delivery_has_one_name() {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use parlour_core::durable::{self, AgentSettings, Bucket, PartitionId};
 use parlour_core::{AgentId, AgentType, WorkerId};
@@ -31,8 +32,8 @@ struct Inner {
 
 #[derive(Default)]
 struct Rooms {
-    workers: HashMap<WorkerId, Slots>,
-    types: HashMap<AgentType, OfType>,
+    workers: HashMap<WorkerId, Slots, RandomState>,
+    types: HashMap<AgentType, OfType, RandomState>,
     /// When types are to be looked at again.
     timers: BTreeSet<(Instant, AgentType)>,
 }

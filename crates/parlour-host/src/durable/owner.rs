@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use parlour_core::durable::{
     self, Delivery, DeliveryId, Message, MessageKind, Partition, PartitionId, Position, Standing,
     Start, Timestamp, Totals,
@@ -49,14 +50,14 @@ pub(super) struct Owner {
     /// What came while a commit waited for room.
     late: Vec<Input>,
     /// Attempts that are under way, by which they can be given up.
-    under_way: HashMap<u64, (u64, Option<Ticket>)>,
+    under_way: HashMap<u64, (u64, Option<Ticket>), RandomState>,
     /// Attempts that were given up, whose workers are told when the log says it.
     given_up: Vec<Ticket>,
     works: VecDeque<Work>,
     /// Those who want to see what a delivery carries.
     asked: Vec<(DeliveryId, Answer<Option<Arc<Message>>>)>,
     /// Those who wait for something to happen to a delivery.
-    watchers: HashMap<u64, Vec<Watcher>>,
+    watchers: HashMap<u64, Vec<Watcher>, RandomState>,
     /// Bytes of the log, and of those of its commits that nothing is made from, as all were told.
     size: u64,
     past: u64,
@@ -91,11 +92,11 @@ impl Owner {
             ahead: Duration::ZERO,
             answers: Vec::new(),
             late: Vec::new(),
-            under_way: HashMap::new(),
+            under_way: HashMap::default(),
             given_up: Vec::new(),
             works: VecDeque::new(),
             asked: Vec::new(),
-            watchers: HashMap::new(),
+            watchers: HashMap::default(),
             size: 0,
             past: 0,
             oldest: None,

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use parlour_core::AgentType;
 use parlour_core::durable::{PartitionId, Standing, Tally};
@@ -10,7 +11,7 @@ use parlour_core::durable::{PartitionId, Standing, Tally};
 /// What the owners of all partitions have told of what they have.
 pub(super) struct Tallies {
     partitions: usize,
-    types: Mutex<HashMap<AgentType, Box<[Tally]>>>,
+    types: Mutex<HashMap<AgentType, Box<[Tally]>, RandomState>>,
     /// Idempotency keys.
     keys: AtomicUsize,
 }

@@ -102,6 +102,11 @@ impl Writer {
                 jobs += 1;
                 let has_room = jobs < JOBS && bytes < BYTES;
                 next = if has_room { queue.try_recv().ok() } else { None };
+                if has_room && next.is_none() {
+                    // On the same processor another partition may be about to append.
+                    std::thread::yield_now();
+                    next = queue.try_recv().ok();
+                }
             }
             self.append(appends);
         }

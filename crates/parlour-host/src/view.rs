@@ -7,19 +7,23 @@ use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use parlour_core::durable::{PartitionId, Place, Position};
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::thread::Thread;
 
 /// The version of its tables. Another is made anew.
 const FORMAT: i64 = 2;
 pub(crate) const FILE: &str = "view.db";
-/// How many jobs are done in one transaction.
+/// How many jobs are done in one transaction, and for how long others are waited for that can be done in
+/// it too.
 const BATCH: usize = 1024;
+const GATHER: Duration = Duration::from_millis(50);
 
 /// The way to it.
 #[derive(Debug)]
@@ -139,14 +143,25 @@ fn tables(connection: Connection) -> rusqlite::Result<Connection> {
 
 fn run(mut connection: Connection, jobs: &mpsc::Receiver<Job>) {
     while let Ok(first) = jobs.recv() {
-        let batch = std::iter::once(first).chain(jobs.try_iter().take(BATCH - 1));
-        if let Err(error) = work(&mut connection, batch) {
+        if let Err(error) = work(&mut connection, gather(first, jobs)) {
             tracing::error!(%error, "the view of what has ended cannot be used");
         }
     }
 }
 
-fn work(connection: &mut Connection, jobs: impl Iterator<Item = Job>) -> rusqlite::Result<()> {
+/// The jobs of one transaction. Nothing is waited for behind one that somebody may wait for.
+fn gather(first: Job, jobs: &mpsc::Receiver<Job>) -> Vec<Job> {
+    let until = Instant::now() + GATHER;
+    let mut batch = vec![first];
+    while batch.len() < BATCH && matches!(batch.last(), Some(Job::Add(..))) {
+        let left = until.saturating_duration_since(Instant::now());
+        let Ok(job) = jobs.recv_timeout(left) else { break };
+        batch.push(job);
+    }
+    batch
+}
+
+fn work(connection: &mut Connection, jobs: Vec<Job>) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
     for job in jobs {
         match job {

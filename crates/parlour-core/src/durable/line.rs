@@ -75,8 +75,8 @@ impl Lines {
     }
 
     /// Lets the one behind it go first. Returns which that is.
-    pub(super) fn leave(&mut self, agent: &Arc<AgentId>, number: u64) -> Option<u64> {
-        let line = self.line(agent);
+    pub(super) fn leave(&mut self, agent: &AgentId, number: u64) -> Option<u64> {
+        let line = self.known(agent)?;
         let was_first = line.strict.first() == Some(&number);
         line.strict.remove(&number);
         let next = line.strict.first().copied().filter(|_| was_first);
@@ -101,9 +101,11 @@ impl Lines {
     }
 
     /// Has a delivery not begin any more.
-    pub(super) fn unready(&mut self, agent: &Arc<AgentId>, number: u64) {
-        self.line(agent).ready.remove(&number);
-        self.forget_if_empty(agent);
+    pub(super) fn unready(&mut self, agent: &AgentId, number: u64) {
+        // One that begins has been taken out already.
+        if self.known(agent).is_some_and(|line| line.ready.remove(&number)) {
+            self.forget_if_empty(agent);
+        }
     }
 
     /// Deliveries of this type may be able to begin again.
@@ -220,6 +222,10 @@ impl Lines {
     fn line(&mut self, agent: &Arc<AgentId>) -> &mut Line {
         let of_type = self.types.entry(agent.agent_type.clone()).or_default();
         of_type.lines.entry(agent.clone()).or_default()
+    }
+
+    fn known(&mut self, agent: &AgentId) -> Option<&mut Line> {
+        self.types.get_mut(&agent.agent_type)?.lines.get_mut(agent)
     }
 
     fn forget_if_empty(&mut self, agent: &AgentId) {

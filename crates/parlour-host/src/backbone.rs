@@ -21,7 +21,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use parlour_core::durable::{Corrupt, PartitionId, Position};
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 pub use embedded::{Embedded, OpenError};
 pub use memory::Memory;
@@ -70,6 +70,12 @@ pub trait Backbone: Send + Sync + fmt::Debug + 'static {
     /// [`Full`](BackboneError::Full) nothing was written, and the same can be tried again. After any
     /// other error the log has to be read again, by whoever still owns it.
     fn append(&self, partition: PartitionId, last: Position, commit: Bytes) -> Work<'_, Position>;
+
+    /// Says while something is being written that what is appended would wait for. Whoever waits for
+    /// its end has more in one commit, and no later.
+    fn busy(&self) -> Option<watch::Receiver<bool>> {
+        None
+    }
 
     /// The last commit, if there is any.
     fn last(&self, partition: PartitionId) -> Work<'_, Option<(Position, Bytes)>>;

@@ -27,7 +27,7 @@ use parlour_core::durable::{PartitionId, Position};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, Transaction, ffi, params};
 use thiserror::Error;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::{Ack, Backbone, BackboneError, Commits, Replay, Work};
 use crate::thread::Thread;
@@ -55,6 +55,8 @@ pub struct Embedded {
     logs: Arc<Logs>,
     /// Whether the reserve is there.
     has_room: Arc<AtomicBool>,
+    /// Whether a transaction is under way.
+    busy: watch::Receiver<bool>,
     writer: Thread<Write>,
     reader: Thread<Read>,
     /// Held until the host ends. Last, so that all is closed when another host may open it.
@@ -163,7 +165,8 @@ impl Embedded {
         let reader = Reader::new(reader, logs.clone());
         let has_room = Arc::new(AtomicBool::new(true));
         let reserve = Reserve::new(dir.join(RESERVE), has_room.clone());
-        let writer = Writer::new(connection, logs.clone(), head, reserve);
+        let (writing, busy) = watch::channel(false);
+        let writer = Writer::new(connection, logs.clone(), head, reserve, writing);
         let reader = Thread::start("parlour-read", move |jobs| reader.run(jobs));
         let writer = Thread::start("parlour-write", move |jobs| writer.run(jobs));
         Ok(Self {
@@ -171,6 +174,7 @@ impl Embedded {
             partitions,
             logs,
             has_room,
+            busy,
             writer: writer.map_err(io(&path))?,
             reader: reader.map_err(io(&path))?,
             _lock: lock,
@@ -466,6 +470,10 @@ impl Backbone for Embedded {
 
     fn partitions(&self) -> u16 {
         self.partitions
+    }
+
+    fn busy(&self) -> Option<watch::Receiver<bool>> {
+        Some(self.busy.clone())
     }
 
     fn views(&self) -> Option<&Path> {

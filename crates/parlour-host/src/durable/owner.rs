@@ -43,6 +43,8 @@ pub(super) struct Owner {
     gate: Gate,
     inbox: mpsc::UnboundedReceiver<Input>,
     changes: watch::Receiver<()>,
+    /// Whether a commit would have to wait for others.
+    busy: Option<watch::Receiver<bool>>,
     partition: Partition,
     /// By how much the time of the log is ahead of the clock, which was set back since.
     ahead: Duration,
@@ -84,6 +86,7 @@ impl Owner {
         Self {
             changes: durable.0.exchange.changes(),
             partition: Partition::new(id, fastrand::u32(..), memory),
+            busy: durable.0.backbone.busy(),
             durable,
             view,
             id,
@@ -164,6 +167,7 @@ impl Owner {
                 },
                 () = sleep_until(due) => {}
             }
+            self.gather(&mut inputs).await;
             let now = self.now();
             self.partition.handle_timeout(now);
             let (mut woken, mut woken_types) = (Vec::new(), Vec::new());
@@ -202,6 +206,22 @@ impl Owner {
                 self.retires = Instant::now() + RETIRE;
                 self.retire(now).await?;
             }
+        }
+    }
+
+    /// While others' commits are being written, this one would wait too: what comes until then goes
+    /// into it.
+    async fn gather(&mut self, inputs: &mut Vec<Input>) {
+        if let Some(busy) = &mut self.busy
+            && *busy.borrow_and_update()
+        {
+            // The end of one, or else those that are quicker could go first for ever.
+            let _ = busy.changed().await;
+        }
+        while inputs.len() < BATCH
+            && let Ok(input) = self.inbox.try_recv()
+        {
+            inputs.push(input);
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parlour_core::durable::{PartitionId, Position};
 use rusqlite::{Connection, Transaction, params};
+use tokio::sync::watch;
 
 use super::head::Head;
 use super::logs::Logs;
@@ -47,6 +48,8 @@ pub(super) struct Writer {
     head: Head,
     reserve: Reserve,
     sweep: Sweep,
+    /// Whether commits are being written.
+    writing: watch::Sender<bool>,
     /// Bytes written since the write-ahead log was last moved.
     unmoved: usize,
     /// Why nothing is written any more.
@@ -59,9 +62,10 @@ impl Writer {
         logs: Arc<Logs>,
         head: Head,
         reserve: Reserve,
+        writing: watch::Sender<bool>,
     ) -> Self {
         let sweep = Sweep::new(logs.clone());
-        Self { connection, logs, head, reserve, sweep, unmoved: 0, failed: None }
+        Self { connection, logs, head, reserve, sweep, writing, unmoved: 0, failed: None }
     }
 
     pub(super) fn run(mut self, queue: &Receiver<Write>) {
@@ -108,7 +112,9 @@ impl Writer {
                     next = queue.try_recv().ok();
                 }
             }
+            self.writing.send_replace(true);
             self.append(appends);
+            self.writing.send_replace(false);
         }
     }
 

@@ -198,7 +198,7 @@ settings! {
             "Durable subscriptions of the room.";
         idempotency_window: Duration = "24h" in "1s" to "8760h",
             "For how long an idempotency key is remembered.";
-        worker_in_flight: usize = "256" in "1" to "10000000",
+        worker_in_flight: usize = "512" in "1" to "10000000",
             "Attempts that one worker has at once.";
         type_in_flight: usize = "4096" in "1" to "10000000",
             "Attempts that the workers of one agent type have at once.";

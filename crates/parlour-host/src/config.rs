@@ -210,7 +210,7 @@ settings! {
             "Bytes of waiting messages that are kept in memory; the rest is read when its turn comes.";
     }
     limits {
-        payload_bytes: Bytes = "1MiB" in "1" to "1GiB",
+        payload_bytes: Bytes = "1MiB" in "1" to "256MiB",
             "The largest payload of a message. A channel's frame may have 64 KiB more.";
         json_body_bytes: Bytes = "1MiB" in "1" to "1GiB",
             "The largest body of a JSON-RPC request.";

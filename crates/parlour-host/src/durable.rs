@@ -82,8 +82,17 @@ struct Shared {
 /// The way to the owner of a partition.
 pub(crate) struct Inbox {
     queue: mpsc::UnboundedSender<Input>,
-    /// Messages that wait to be accepted. They are bounded; anything else is as much as is in flight.
+    /// Messages that wait to be accepted, and their bytes. They are bounded.
     accepts: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Inbox {
+    /// A message waits to be accepted no more.
+    fn leave(&self, message: &Message) {
+        self.accepts.fetch_sub(1, Relaxed);
+        self.bytes.fetch_sub(message.weight(), Relaxed);
+    }
 }
 
 /// What is known of a delivery.
@@ -163,7 +172,7 @@ impl Durable {
         let (inboxes, queues): (Vec<_>, Vec<_>) = (0..partitions)
             .map(|_| {
                 let (queue, inbox) = mpsc::unbounded_channel();
-                (Inbox { queue, accepts: AtomicUsize::new(0) }, inbox)
+                (Inbox { queue, accepts: AtomicUsize::new(0), bytes: AtomicUsize::new(0) }, inbox)
             })
             .unzip();
         let (room, wishes) = Room::new();
@@ -223,6 +232,7 @@ impl Durable {
         if let Some(failure) = &*self.0.failure.lock() {
             return Err(refusal(failure));
         }
+        self.has_room()?;
         let closed = self.0.closed.load(Relaxed);
         if closed > 0 {
             let detail = format!("{closed} logs are still read from the disk");
@@ -231,38 +241,50 @@ impl Durable {
         Ok(())
     }
 
+    /// Whether the store takes more than what must still be written.
+    fn has_room(&self) -> Result<(), Fault> {
+        if self.0.backbone.has_room() {
+            return Ok(());
+        }
+        Err(refusal(&BackboneError::Full("what is left is for what was accepted".into())))
+    }
+
     /// Hands a message that is to be delivered to the owner of its partition.
     fn begin_accept(
         &self,
         accept: Accept,
     ) -> Result<oneshot::Receiver<Result<Accepted, Fault>>, Fault> {
         let partition = self.partition_of(&accept.agent);
-        self.enter(partition, |answer| Input::Accept(Box::new(accept), answer))
+        let weight = accept.message.weight();
+        self.enter(partition, weight, |answer| Input::Accept(Box::new(accept), answer))
     }
 
-    /// Asks the owner of a partition to take something new, if there is room for it.
+    /// Asks the owner of a partition to take something new of this weight, if there is room for it.
     fn enter<T>(
         &self,
         partition: PartitionId,
+        weight: usize,
         input: impl FnOnce(oneshot::Sender<T>) -> Input,
     ) -> Result<oneshot::Receiver<T>, Fault> {
         if let Some(failure) = &*self.0.failure.lock() {
             return Err(refusal(failure));
         }
-        if !self.0.backbone.has_room() {
-            return Err(refusal(&BackboneError::Full(
-                "what is left is for what was accepted".into(),
-            )));
-        }
+        self.has_room()?;
         let inbox = self.inbox(partition);
-        let limit = self.0.exchange.config().limits.queue_messages;
-        if inbox.accepts.fetch_add(1, Relaxed) >= limit {
-            inbox.accepts.fetch_sub(1, Relaxed);
-            let detail = "too many messages wait to be accepted";
-            let key = limits::queue_messages;
-            return Err(self.overloaded(key, limit, detail, "try again later"));
-        }
-        Ok(ask(inbox, input))
+        let of = &self.0.exchange.config().limits;
+        let (messages, bytes) =
+            (inbox.accepts.fetch_add(1, Relaxed), inbox.bytes.fetch_add(weight, Relaxed));
+        let (key, limit) = if messages >= of.queue_messages {
+            (limits::queue_messages, of.queue_messages)
+        } else if messages > 0 && bytes + weight > of.queue_bytes.0 {
+            (limits::queue_bytes, of.queue_bytes.0)
+        } else {
+            return Ok(ask(inbox, input));
+        };
+        inbox.accepts.fetch_sub(1, Relaxed);
+        inbox.bytes.fetch_sub(weight, Relaxed);
+        let detail = "too many messages wait to be accepted";
+        Err(self.overloaded(key, limit, detail, "try again later"))
     }
 
     /// How many deliveries to agents of this type are where.
@@ -366,7 +388,8 @@ impl Durable {
     async fn settled(&self, id: DeliveryId) -> Result<Arc<Settled>, Fault> {
         let Shared { view, backbone, .. } = &*self.0;
         let view = view.get().ok_or_else(|| unknown(id))?;
-        let place = view.find(id.partition, id.number).await.ok_or_else(|| unknown(id))?;
+        let found = view.find(id.partition, id.number).await.map_err(|error| refusal(&error))?;
+        let place = found.ok_or_else(|| unknown(id))?;
         let read = async {
             let Some(commit) =
                 backbone::commit_at(&**backbone, id.partition, place.position).await?

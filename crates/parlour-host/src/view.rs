@@ -15,6 +15,7 @@ use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::backbone::BackboneError;
 use crate::thread::Thread;
 
 /// The version of its tables. Another is made anew.
@@ -24,6 +25,10 @@ pub(crate) const FILE: &str = "view.db";
 /// it too.
 const BATCH: usize = 1024;
 const GATHER: Duration = Duration::from_millis(50);
+/// How many commits may wait for a file that cannot be written.
+const MOST_TOLD: usize = 1_000_000;
+/// One more than the greatest number of a delivery that has a place in an id of the view.
+const NUMBERS: u64 = 1 << 48;
 
 /// The way to it.
 #[derive(Debug)]
@@ -44,7 +49,7 @@ pub(crate) enum Job {
 }
 
 impl View {
-    /// Opens it in `dir`, or in memory. One that cannot be read is made anew.
+    /// Opens it in `dir`, or in memory. One that cannot be read is made anew, or else kept in memory.
     pub(crate) fn open(dir: Option<&Path>) -> io::Result<Self> {
         let Some(dir) = dir else { return Ok(Self::Memory(Mutex::default())) };
         let path = dir.join(FILE);
@@ -54,8 +59,16 @@ impl View {
             forget(dir).map_err(|_| error)?;
             open()
         });
-        let connection = connection.map_err(io::Error::other)?;
-        Thread::start("parlour-view", move |jobs| run(connection, jobs)).map(Self::File)
+        match connection {
+            Ok(connection) => {
+                Thread::start("parlour-view", move |jobs| run(connection, jobs)).map(Self::File)
+            }
+            Err(error) => {
+                let path = path.display();
+                tracing::warn!(%error, "cannot use {path}: where messages have ended is kept in memory");
+                Ok(Self::Memory(Mutex::default()))
+            }
+        }
     }
 
     /// Tells which deliveries a commit tells the end of, and at which offsets.
@@ -81,14 +94,22 @@ impl View {
     }
 
     /// Where the log tells of the end of a delivery.
-    pub(crate) async fn find(&self, partition: PartitionId, number: u64) -> Option<Place> {
+    pub(crate) async fn find(
+        &self,
+        partition: PartitionId,
+        number: u64,
+    ) -> Result<Option<Place>, BackboneError> {
         let thread = match self {
-            Self::Memory(places) => return places.lock().get(&(partition, number)).copied(),
+            Self::Memory(places) => return Ok(places.lock().get(&(partition, number)).copied()),
             Self::File(thread) => thread,
         };
+        if number >= NUMBERS {
+            return Ok(None);
+        }
         let (found, place) = oneshot::channel();
         thread.send(Job::Find(partition, number, found));
-        place.await.ok().flatten()
+        let broken = "the view of what has ended cannot be read";
+        place.await.map_err(|_| BackboneError::Failed(broken.into()))
     }
 
     /// Up to where it knows the log of this partition.
@@ -142,9 +163,19 @@ fn tables(connection: Connection) -> rusqlite::Result<Connection> {
 }
 
 fn run(mut connection: Connection, jobs: &mpsc::Receiver<Job>) {
+    // What it was told and has not written. It must not say that it knows what comes later without.
+    let mut told = Vec::new();
     while let Ok(first) = jobs.recv() {
-        if let Err(error) = work(&mut connection, gather(first, jobs)) {
-            tracing::error!(%error, "the view of what has ended cannot be used");
+        let is_told = |job: &Job| matches!(job, Job::Add(..) | Job::Forget(..));
+        let (more, asked): (Vec<_>, Vec<_>) = gather(first, jobs).into_iter().partition(is_told);
+        if told.len() > MOST_TOLD {
+            // The next host reads it from the logs. Whoever asks this one is told that it cannot.
+            continue;
+        }
+        told.extend(more);
+        match work(&mut connection, &told, asked) {
+            Ok(()) => told.clear(),
+            Err(error) => tracing::error!(%error, "the view of what has ended cannot be used"),
         }
     }
 }
@@ -161,25 +192,21 @@ fn gather(first: Job, jobs: &mpsc::Receiver<Job>) -> Vec<Job> {
     batch
 }
 
-fn work(connection: &mut Connection, jobs: Vec<Job>) -> rusqlite::Result<()> {
+/// Writes what it was `told`, all of it or nothing, and answers what it was `asked`.
+fn work(connection: &mut Connection, told: &[Job], asked: Vec<Job>) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
-    for job in jobs {
+    for job in told {
         match job {
             Job::Add(partition, position, settled) => {
-                add(&transaction, partition, position, &settled)?;
+                add(&transaction, *partition, *position, settled)?;
             }
-            Job::Forget(partition, position) => {
-                let (first, last) = (id_of(partition, 0), id_of(partition, (1 << 48) - 1));
-                transaction
-                    .prepare_cached(
-                        "DELETE FROM settled WHERE id BETWEEN ? AND ? AND position <= ?",
-                    )?
-                    .execute(params![first, last, position.0 as i64])?;
-                transaction
-                    .prepare_cached("UPDATE seen SET forgotten = ? WHERE partition = ?")?
-                    .execute(params![position.0 as i64, partition.0])?;
-            }
-            // Whoever asked may not wait any more.
+            Job::Forget(partition, position) => forget_to(&transaction, *partition, *position)?,
+            Job::Find(..) | Job::Seen(..) => {}
+        }
+    }
+    for job in asked {
+        // Whoever asked may not wait any more.
+        match job {
             Job::Find(partition, number, found) => {
                 let place = transaction
                     .prepare_cached("SELECT position, byte_offset FROM settled WHERE id = ?")?
@@ -197,9 +224,25 @@ fn work(connection: &mut Connection, jobs: Vec<Job>) -> rusqlite::Result<()> {
                     .optional()?;
                 let _ = seen.send(Position(position.unwrap_or_default() as u64));
             }
+            Job::Add(..) | Job::Forget(..) => {}
         }
     }
     transaction.commit()
+}
+
+fn forget_to(
+    transaction: &Transaction<'_>,
+    partition: PartitionId,
+    position: Position,
+) -> rusqlite::Result<()> {
+    let (first, last) = (id_of(partition, 0), id_of(partition, NUMBERS - 1));
+    transaction
+        .prepare_cached("DELETE FROM settled WHERE id BETWEEN ? AND ? AND position <= ?")?
+        .execute(params![first, last, position.0 as i64])?;
+    transaction
+        .prepare_cached("UPDATE seen SET forgotten = ? WHERE partition = ?")?
+        .execute(params![position.0 as i64, partition.0])?;
+    Ok(())
 }
 
 fn add(

@@ -55,6 +55,8 @@ struct Line {
     ready: BTreeSet<u64>,
     /// Deliveries that have not ended and ask for strict order; only the first of them may begin.
     strict: BTreeSet<u64>,
+    /// The one of them that is in flight. Nothing of them begins beside it.
+    running: Option<u64>,
     /// Whether it is in the turn of its type, or parked.
     is_queued: bool,
 }
@@ -71,15 +73,30 @@ impl Lines {
 
     /// Keeps the place of a delivery that asks for strict order, until [`leave`](Self::leave).
     pub(super) fn enter(&mut self, agent: &Arc<AgentId>, number: u64) {
-        self.line(agent).strict.insert(number);
+        let line = self.line(agent);
+        // One that comes back goes before those that came since.
+        if let Some(first) = line.strict.first().filter(|first| **first > number) {
+            line.ready.remove(first);
+        }
+        line.strict.insert(number);
+    }
+
+    /// One that asks for strict order is in flight.
+    pub(super) fn begin(&mut self, agent: &Arc<AgentId>, number: u64) {
+        self.line(agent).running = Some(number);
+    }
+
+    /// It is in flight no more. Returns which one is to be first now.
+    pub(super) fn rest(&mut self, agent: &AgentId, number: u64) -> Option<u64> {
+        let line = self.known(agent)?;
+        line.running.take_if(|running| *running == number);
+        line.strict.first().copied()
     }
 
     /// Lets the one behind it go first. Returns which that is.
     pub(super) fn leave(&mut self, agent: &AgentId, number: u64) -> Option<u64> {
-        let line = self.known(agent)?;
-        let was_first = line.strict.first() == Some(&number);
-        line.strict.remove(&number);
-        let next = line.strict.first().copied().filter(|_| was_first);
+        self.known(agent)?.strict.remove(&number);
+        let next = self.rest(agent, number);
         self.forget_if_empty(agent);
         next
     }
@@ -87,8 +104,11 @@ impl Lines {
     /// Whether no earlier delivery has to end before this one begins.
     pub(super) fn is_first(&self, agent: &AgentId, number: u64) -> bool {
         let line = self.types.get(&agent.agent_type).and_then(|it| it.lines.get(agent));
-        let first = line.and_then(|line| line.strict.first());
-        first.is_none_or(|first| *first == number) || crate::bug!("strict_order_ignored")
+        let is_first = line.is_none_or(|line| {
+            line.strict.first().is_none_or(|first| *first == number)
+                && line.running.is_none_or(|running| running == number)
+        });
+        is_first || crate::bug!("strict_order_ignored")
     }
 
     /// Has a delivery begin when its turn comes.

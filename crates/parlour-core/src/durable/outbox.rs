@@ -14,6 +14,8 @@ pub(super) struct Outbox {
     events: BTreeMap<u64, Owing>,
     /// The number of the event that was handed over last.
     handed: u64,
+    /// Bytes of the events that were handed over and are not taken by all.
+    out: usize,
     /// How many deliveries are owed.
     pub(super) owed: u64,
     /// When it is to be written that the first events are owed to nobody any more.
@@ -26,20 +28,33 @@ pub(super) struct Owing {
     pub(super) message: Option<Arc<Message>>,
     /// Those whose partitions have not said that they have it.
     pub(super) left: BTreeMap<u32, Owed>,
+    /// What it counts among those that were handed over.
+    pub(super) out: u32,
 }
 
+/// How many bytes of events may be handed over before those are taken.
+const MOST_OUT: usize = 16 << 20;
+
 impl Outbox {
-    pub(super) fn insert(&mut self, number: u64, owing: Owing) -> Option<Owing> {
+    pub(super) fn insert(&mut self, number: u64, mut owing: Owing) -> Option<Owing> {
         self.owed += owing.left.len() as u64;
+        owing.out = self.events.get(&number).map_or(0, |old| old.out);
         let old = self.events.insert(number, owing);
         self.owed -= old.as_ref().map_or(0, |old| old.left.len() as u64);
         old
     }
 
-    /// The next event that is to be handed over, since this owner began.
+    /// The next event that is to be handed over, since this owner began, unless much is under way.
     pub(super) fn poll(&mut self) -> Option<(u64, &Owing)> {
-        let (number, owing) = self.events.range(self.handed + 1..).next()?;
+        if self.out >= MOST_OUT {
+            return None;
+        }
+        let (number, owing) = self.events.range_mut(self.handed + 1..).next()?;
         self.handed = *number;
+        if !owing.left.is_empty() {
+            owing.out = owing.spot.weight;
+            self.out += owing.out as usize;
+        }
         Some((*number, owing))
     }
 
@@ -52,6 +67,9 @@ impl Outbox {
         let Some(owing) = self.events.get_mut(&number) else { return false };
         if owing.left.remove(&index).is_some() {
             self.owed -= 1;
+        }
+        if owing.left.is_empty() {
+            self.out -= std::mem::take(&mut owing.out) as usize;
         }
         self.events.first_key_value().is_some_and(|(_, first)| first.left.is_empty())
     }
@@ -69,6 +87,7 @@ impl Outbox {
         let passed = std::mem::replace(&mut self.events, rest);
         for owing in passed.values() {
             self.owed -= owing.left.len() as u64;
+            self.out -= owing.out as usize;
         }
         passed.into_values()
     }

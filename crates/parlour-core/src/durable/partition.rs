@@ -92,6 +92,8 @@ struct Live {
     spot: Spot,
 }
 
+/// As long as a commit may become before another is to be begun.
+const LONG: usize = 4 << 20;
 /// Roughly what the record of a key takes.
 const KEY_BYTES: usize = 100;
 /// How long the log may wait to be told that an event is owed to nobody any more, if nothing else is to
@@ -499,6 +501,7 @@ impl Partition {
         }
         while let Some(&(at, number)) = self.timers.first()
             && at <= self.scalars.time
+            && !self.is_full()
         {
             self.timers.pop_first();
             if let Some(live) = self.deliveries.get_mut(&number) {
@@ -605,6 +608,11 @@ impl Partition {
             }
         }
         Ok(())
+    }
+
+    /// Whether the next commit is so long that the rest belongs into another.
+    pub fn is_full(&self) -> bool {
+        self.records.len() >= LONG
     }
 
     /// The records since the last commit, if there are any.
@@ -883,7 +891,7 @@ impl Partition {
         let message = self.keep(message);
         let left = owed.into_iter().collect();
         self.hold(spot);
-        let owing = Owing { spot, message, left };
+        let owing = Owing { spot, message, left, out: 0 };
         if let Some(old) = self.outbox.insert(number, owing) {
             self.forget(&old);
         }
@@ -923,6 +931,9 @@ impl Partition {
         if delivery.strict && delivery.state != State::Dead {
             self.lines.enter(&agent, number);
         }
+        if delivery.strict && delivery.state.is_in_flight() {
+            self.lines.begin(&agent, number);
+        }
         self.count(&agent.agent_type, delivery.state, spot, true);
         if let Some(name) = &delivery.subscription {
             self.subscriptions.entry(name.clone()).or_default().insert(number);
@@ -959,6 +970,10 @@ impl Partition {
             next = self.lines.leave(&agent, number);
         } else if is_strict && before == State::Dead && !after.is_settled() {
             self.lines.enter(&agent, number);
+        } else if is_strict && after.is_in_flight() {
+            self.lines.begin(&agent, number);
+        } else if is_strict && before.is_in_flight() {
+            next = self.lines.rest(&agent, number);
         }
         if change.settles() {
             // It was there a moment ago.

@@ -35,7 +35,7 @@ use head::Head;
 use logs::Logs;
 use reader::{Read, Reader};
 use reserve::Reserve;
-use writer::{Append, Write, Writer};
+use writer::{Append, Database, Write, Writer};
 
 /// The version of the files that this version writes.
 const FORMAT: i64 = 1;
@@ -166,7 +166,8 @@ impl Embedded {
         let has_room = Arc::new(AtomicBool::new(true));
         let reserve = Reserve::new(dir.join(RESERVE), has_room.clone());
         let (writing, busy) = watch::channel(false);
-        let writer = Writer::new(connection, logs.clone(), head, reserve, writing);
+        let database = Database::at(path.clone()).map_err(io(&path))?;
+        let writer = Writer::new(connection, logs.clone(), head, reserve, writing, database);
         let reader = Thread::start("parlour-read", move |jobs| reader.run(jobs));
         let writer = Thread::start("parlour-write", move |jobs| writer.run(jobs));
         Ok(Self {

@@ -49,7 +49,7 @@ pub(super) struct Owner {
     /// By how much the time of the log is ahead of the clock, which was set back since.
     ahead: Duration,
     answers: Vec<Answered>,
-    /// What came while a commit waited for room.
+    /// What came while a commit waited for room, or when one was long enough.
     late: Vec<Input>,
     /// Attempts that are under way, by which they can be given up.
     under_way: HashMap<u64, (u64, Option<Ticket>), RandomState>,
@@ -155,23 +155,31 @@ impl Owner {
             let due = if more || !self.late.is_empty() { Instant::now() } else { due };
             tokio::select! {
                 biased;
-                taken = self.inbox.recv_many(&mut inputs, BATCH) => {
+                () = closing.cancelled() => return Ok(()),
+                taken = self.inbox.recv_many(&mut inputs, BATCH), if self.late.is_empty() => {
                     if taken == 0 {
                         return Ok(());
                     }
                 }
-                () = closing.cancelled() => return Ok(()),
                 changed = self.changes.changed() => match changed {
                     Ok(()) => self.partition.wake_all(),
                     Err(_) => return Ok(()),
                 },
                 () = sleep_until(due) => {}
             }
+            // An inbox that is never empty must not hide it.
+            if self.changes.has_changed().unwrap_or(false) {
+                self.changes.mark_unchanged();
+                self.partition.wake_all();
+            }
             self.gather(&mut inputs).await;
             let now = self.now();
             self.partition.handle_timeout(now);
             let (mut woken, mut woken_types) = (Vec::new(), Vec::new());
-            for input in self.late.split_off(0).into_iter().chain(inputs.drain(..)) {
+            let mut left = self.late.split_off(0).into_iter().chain(inputs.drain(..));
+            while !self.partition.is_full()
+                && let Some(input) = left.next()
+            {
                 match &input {
                     Input::WakeWorker(worker) => woken.push(*worker),
                     Input::Wake(agent_type) => woken_types.push(agent_type.clone()),
@@ -179,6 +187,7 @@ impl Owner {
                 }
                 self.handle(input, now);
             }
+            self.late.extend(left);
             self.work(now);
             self.start(&mut starts, &mut woken, now);
             more = starts.len() >= BATCH || !self.works.is_empty();
@@ -219,6 +228,7 @@ impl Owner {
             let _ = busy.changed().await;
         }
         while inputs.len() < BATCH
+            && self.late.is_empty()
             && let Ok(input) = self.inbox.try_recv()
         {
             inputs.push(input);

@@ -1,5 +1,6 @@
 //! An event as a door was given it, until it is published.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use parlour_core::durable::{Message, MessageKind, Owed, Publish, Published};
@@ -47,7 +48,8 @@ impl Durable {
         let partition = PartitionId::of_topic(&topic.topic_type, self.0.backbone.partitions());
         let message = Message { kind: MessageKind::Event(topic), header, payload };
         let publish = Box::new(Publish { message, owed, key });
-        let asked = self.enter(partition, |answer| Input::Publish(publish, answer))?;
+        let weight = publish.message.weight();
+        let asked = self.enter(partition, weight, |answer| Input::Publish(publish, answer))?;
         let durable = self.clone();
         Ok(async move { durable.answer(asked).await? })
     }
@@ -61,8 +63,9 @@ impl Durable {
             subscription: Some(Arc::from(&**name)),
         });
         let mut owed: Vec<_> = named.collect();
+        let mut agents: HashSet<_> = owed.iter().map(|it| it.agent.clone()).collect();
         for agent in self.0.exchange.directory().subscribed(topic) {
-            if !owed.iter().any(|it| it.agent == agent) {
+            if agents.insert(agent.clone()) {
                 owed.push(Owed { agent, subscription: None });
             }
         }

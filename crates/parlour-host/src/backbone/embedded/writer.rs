@@ -1,5 +1,8 @@
 //! The thread that writes.
 
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Duration;
@@ -8,6 +11,7 @@ use bytes::Bytes;
 use parlour_core::durable::{PartitionId, Position};
 use rusqlite::{Connection, Transaction, params};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::head::Head;
 use super::logs::Logs;
@@ -22,7 +26,7 @@ const BYTES: usize = 4 << 20;
 /// After how many bytes of commits the write-ahead log is moved into the database. Shorter, and it is
 /// done too often; longer, and a commit waits for it too long.
 const LOG: usize = 8 << 20;
-/// How often it is tried to have a reserve again, when there is nothing to do.
+/// How often it is tried to have a reserve again, and looked whether the database is still there.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How many commits are looked at, of those that may go, in a transaction that others wait for, and in
 /// one that nobody waits for.
@@ -50,10 +54,39 @@ pub(super) struct Writer {
     sweep: Sweep,
     /// Whether commits are being written.
     writing: watch::Sender<bool>,
+    database: Database,
+    /// When it is next looked at what changes without a word.
+    looks: Instant,
     /// Bytes written since the write-ahead log was last moved.
     unmoved: usize,
     /// Why nothing is written any more.
     failed: Option<BackboneError>,
+}
+
+/// The file of the database, as it was opened.
+pub(super) struct Database {
+    path: PathBuf,
+    /// Its device and inode.
+    file: (u64, u64),
+}
+
+impl Database {
+    pub(super) fn at(path: PathBuf) -> io::Result<Self> {
+        let file = file_at(&path)?;
+        Ok(Self { path, file })
+    }
+
+    /// Whether it is still under its name. What is written to it otherwise nobody finds again.
+    fn is_there(&self) -> bool {
+        match file_at(&self.path) {
+            Ok(file) => file == self.file,
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
+    }
+}
+
+fn file_at(path: &Path) -> io::Result<(u64, u64)> {
+    path.metadata().map(|found| (found.dev(), found.ino()))
 }
 
 impl Writer {
@@ -63,9 +96,12 @@ impl Writer {
         head: Head,
         reserve: Reserve,
         writing: watch::Sender<bool>,
+        database: Database,
     ) -> Self {
         let sweep = Sweep::new(logs.clone());
-        Self { connection, logs, head, reserve, sweep, writing, unmoved: 0, failed: None }
+        let looks = Instant::now() + PAUSE;
+        let (unmoved, failed) = (0, None);
+        Self { connection, logs, head, reserve, sweep, writing, database, looks, unmoved, failed }
     }
 
     pub(super) fn run(mut self, queue: &Receiver<Write>) {
@@ -115,6 +151,7 @@ impl Writer {
             self.writing.send_replace(true);
             self.append(appends);
             self.writing.send_replace(false);
+            self.look_around();
         }
     }
 
@@ -184,16 +221,34 @@ impl Writer {
     fn sweep_alone(&mut self) {
         match self.write(&[], IDLE_SLICE) {
             Ok(_) => {}
-            // It has to wait for room.
-            Err(BackboneError::Full(_)) if !self.reserve.give() => self.sweep.put_off(),
+            Err(BackboneError::Full(_)) => {
+                // Without, it has to wait for room.
+                if !self.reserve.give() {
+                    self.sweep.put_off();
+                }
+            }
             Err(error) => tracing::error!(%error, "what is too old cannot be let go"),
         }
     }
 
-    fn idle(&mut self) {
+    /// Sees once in a while to what changes without a word.
+    fn look_around(&mut self) {
+        let now = Instant::now();
+        if now < self.looks {
+            return;
+        }
+        self.looks = now + PAUSE;
         if !self.reserve.is_there() {
             self.reserve.take();
         }
+        if self.failed.is_none() && !self.database.is_there() {
+            let path = self.database.path.display();
+            self.fail(&BackboneError::Failed(format!("{path} was removed or replaced")));
+        }
+    }
+
+    fn idle(&mut self) {
+        self.look_around();
         self.sweep.hurry();
         if self.failed.is_none()
             && let Err(error) = super::sweep::shrink(&self.connection)

@@ -1,7 +1,6 @@
 //! What the owner of a partition is asked, and what it decides.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytestring::ByteString;
@@ -149,7 +148,7 @@ impl Owner {
     pub(super) fn handle(&mut self, input: Input, now: Timestamp) {
         match input {
             Input::Accept(mut accept, answer) => {
-                self.durable.inbox(self.id).accepts.fetch_sub(1, Relaxed);
+                self.durable.inbox(self.id).leave(&accept.message);
                 // Nobody waits any more, so nobody would learn that it was accepted.
                 if answer.is_closed() {
                     return;
@@ -164,7 +163,7 @@ impl Owner {
                 self.answers.push(Answered::Accepted(answer, accepted));
             }
             Input::Publish(publish, answer) => {
-                self.durable.inbox(self.id).accepts.fetch_sub(1, Relaxed);
+                self.durable.inbox(self.id).leave(&publish.message);
                 if answer.is_closed() {
                     return;
                 }
@@ -283,7 +282,10 @@ impl Owner {
             && it.generation <= after
         {
             let watchers = self.watchers.entry(id.number).or_default();
-            watchers.retain(|(_, answer)| !answer.is_closed());
+            // Now and then, as there may be many.
+            if watchers.len().is_power_of_two() {
+                watchers.retain(|(_, answer)| !answer.is_closed());
+            }
             watchers.push((after, answer));
             return None;
         }
@@ -340,7 +342,8 @@ impl Owner {
     /// Goes on with what is done to many, as far as one commit takes.
     pub(super) fn work(&mut self, now: Timestamp) {
         let Some(Work { left, action, worked, .. }) = self.works.front_mut() else { return };
-        for id in left.split_off(left.len().saturating_sub(BATCH)).into_iter().rev() {
+        for _ in 0..BATCH {
+            let Some(id) = left.pop_if(|_| !self.partition.is_full()) else { break };
             let is_wanted = self.partition.get(id).is_some_and(|it| action.wants(it));
             if is_wanted && action.carry_out(&mut self.partition, id, now).is_ok() {
                 worked.done += 1;

@@ -1,6 +1,6 @@
 //! Dead letters: deliveries that failed for good, kept until somebody sends them back or gives them up.
 
-use axum::extract::{Query, Request, State};
+use axum::extract::{Request, State};
 use parlour_core::durable::{DeliveryId, State as Life};
 use parlour_core::{AgentType, Fault, FaultKind};
 use serde::Deserialize;
@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 use super::answer::{Answer, Refusal, invalid, json as json_answer};
 use super::body;
 use super::deliveries::{Filter, Reason, list, summary, view};
-use super::router::{App, Segments};
+use super::router::{App, Fields, Segments};
 use super::sse::Content;
 use crate::config::limits;
 use crate::durable::Action;
 use crate::json;
 
 /// `GET /v1/dead-letters`
-pub(crate) async fn all(State(app): State<App>, Query(filter): Query<Filter>) -> Answer {
+pub(crate) async fn all(State(app): State<App>, Fields(filter): Fields<Filter>) -> Answer {
     list(&app, filter, Some(Life::Dead), "dead_letters").await
 }
 
@@ -60,7 +60,7 @@ pub(crate) async fn redrive(State(app): State<App>, Segments(id): Segments<Strin
 pub(crate) async fn discard(
     State(app): State<App>,
     Segments(id): Segments<String>,
-    Query(reason): Query<Reason>,
+    Fields(reason): Fields<Reason>,
 ) -> Answer {
     let id = DeliveryId::parse(&id)?;
     app.durable.discard(id, reason.text()?).await?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::extract::{Query, Request, State};
+use axum::extract::{Request, State};
 use bytes::{Bytes, BytesMut};
 use bytestring::ByteString;
 use futures_util::StreamExt as _;
@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout};
 use super::answer::{Answer, Refusal, invalid, json as json_answer};
 use super::problem::Problem;
 use super::rest::{header_fields, number, origin, payload, reply_of, set};
-use super::router::{App, Segments};
+use super::router::{App, Fields, Segments};
 use super::sse::{HEARTBEAT, streaming, write_named};
 use crate::durable::{self, Sending};
 
@@ -90,7 +90,7 @@ pub(crate) struct Patience {
 pub(crate) async fn one(
     State(app): State<App>,
     Segments(id): Segments<String>,
-    Query(patience): Query<Patience>,
+    Fields(patience): Fields<Patience>,
 ) -> Answer {
     let id = DeliveryId::parse(&id)?;
     let wait = match &patience.wait {
@@ -148,7 +148,7 @@ impl Reason {
 pub(crate) async fn cancel(
     State(app): State<App>,
     Segments(id): Segments<String>,
-    Query(reason): Query<Reason>,
+    Fields(reason): Fields<Reason>,
 ) -> Answer {
     let id = DeliveryId::parse(&id)?;
     app.durable.cancel(id, reason.text()?).await?;
@@ -168,7 +168,7 @@ pub(crate) struct Filter {
 }
 
 /// `GET /v1/deliveries`: those that have not ended, and the dead, the oldest first.
-pub(crate) async fn all(State(app): State<App>, Query(filter): Query<Filter>) -> Answer {
+pub(crate) async fn all(State(app): State<App>, Fields(filter): Fields<Filter>) -> Answer {
     list(&app, filter, None, "deliveries").await
 }
 

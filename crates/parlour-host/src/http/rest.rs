@@ -243,7 +243,8 @@ pub(super) fn text(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Byte
     let Some(value) = headers.get(name) else { return Ok(None) };
     match std::str::from_utf8(value.as_bytes()) {
         Ok(text) => Ok(Some(text.into())),
-        Err(_) => Err(invalid(format!("the header {name} is not UTF-8"))),
+        Err(_) => Err(invalid(format!("the header {name} is not UTF-8"))
+            .hint("percent-encode it, or leave it out")),
     }
 }
 
@@ -251,6 +252,7 @@ pub(super) fn number(headers: &HeaderMap, name: &HeaderName) -> Result<Option<u6
     let Some(text) = text(headers, name)? else { return Ok(None) };
     let number = text.parse().map_err(|_| {
         invalid(format!("the header {name} is not a whole number: `{}`", text.escape_debug()))
+            .hint("times are in milliseconds, and points in time those since 1970")
     })?;
     Ok(Some(number))
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{FromRequestParts, Path, Request};
+use axum::extract::{FromRequestParts, Path, Query, Request};
 use axum::response::IntoResponse;
 use axum::routing::{MethodRouter, get, post};
 use http::StatusCode;
@@ -46,6 +46,24 @@ impl<T: DeserializeOwned + Send> FromRequestParts<App> for Segments<T> {
             Ok(Path(segments)) => Ok(Self(segments)),
             Err(_) => Err(Refusal::from(invalid("the path is not UTF-8 once it is decoded"))
                 .hint("percent-encode the UTF-8 bytes of keys and sources")),
+        }
+    }
+}
+
+/// The fields of a query.
+pub(crate) struct Fields<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequestParts<App> for Fields<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
+        match Query::from_request_parts(parts, app).await {
+            Ok(Query(fields)) => Ok(Self(fields)),
+            Err(error) => Err(Refusal::from(invalid(format!(
+                "the query is not understood: {}",
+                error.body_text()
+            )))
+            .hint("give each field once, as the list of doors in the README has it")),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::extract::{Query, Request, State};
+use axum::extract::{Request, State};
 use parlour_core::durable::{AgentSettings, Rate, RoomSettings, Tally};
 use parlour_core::{AgentType, Fault};
 use serde_json::{Map, Value, json};
@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::answer::{Answer, Refusal, invalid, json as json_answer};
 use super::body;
 use super::deliveries::Reason;
-use super::router::{App, Segments};
+use super::router::{App, Fields, Segments};
 use crate::config::{self, limits};
 use crate::durable::{Action, Terms};
 use crate::json;
@@ -105,7 +105,7 @@ async fn set_paused(app: &App, agent_type: String, paused: bool) -> Answer {
 pub(crate) async fn purge(
     State(app): State<App>,
     Segments(agent_type): Segments<String>,
-    Query(reason): Query<Reason>,
+    Fields(reason): Fields<Reason>,
 ) -> Answer {
     let agent_type = AgentType::parse(agent_type)?;
     let reason = Reason { reason: reason.reason.or_else(|| Some("purged".to_owned())) };

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::extract::{Query, Request, State};
+use axum::extract::{Request, State};
 use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -26,7 +26,7 @@ use super::answer::{Answer, Refusal, invalid};
 use super::deliveries::LAST_EVENT_ID;
 use super::problem::{Problem, status};
 use super::rest::{CONVERSATION, origin, text};
-use super::router::{App, Segments};
+use super::router::{App, Fields, Segments};
 use crate::durable::{EventPlace, Follow, Followed};
 use crate::exchange::{Exchange, Waiting};
 use crate::peer::{Bounds, Outgoing, Peer, ProgressOf, progress};
@@ -48,7 +48,7 @@ pub(crate) struct Filter {
 pub(crate) async fn events(
     State(app): State<App>,
     Segments(pattern): Segments<String>,
-    Query(filter): Query<Filter>,
+    Fields(filter): Fields<Filter>,
     request: Request,
 ) -> Answer {
     let topics = TopicFilter::parse(&pattern)?;

@@ -156,3 +156,49 @@ def test_a_disk_without_a_byte_left_has_nothing_told_that_it_does_not_keep(small
             assert all(ended(room, name)["state"] == "completed" for name in names)
     finally:
         room.kill()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_host_whose_database_is_removed_accepts_nothing_more(tmp_path, replaced):
+    data = tmp_path / "data"
+    room = Room(data=data)
+    try:
+        names = [send(room, agent="late/1")["id"] for _ in range(3)]
+        (data / "parlour.db").rename(tmp_path / "kept.db")
+        if replaced:
+            (data / "parlour.db").write_bytes(b"")
+
+        def refused():
+            answer = room.http("POST", "/v1/agents/late/1/deliveries", b"x")
+            return answer.status == 503 and b"removed or replaced" in answer.body
+
+        eventually(refused, what="it is noticed")
+        assert room.http("GET", "/readyz").status == 503
+    finally:
+        room.kill()
+    # Back in its place, with the log beside it, it has all.
+    (tmp_path / "kept.db").rename(data / "parlour.db")
+    room = Room(data=data)
+    try:
+        assert [look(room, name)["state"] for name in names] == ["accepted"] * 3
+    finally:
+        room.kill()
+
+
+def test_a_view_that_cannot_be_read_is_not_taken_for_one_that_knows_nothing(tmp_path):
+    data = tmp_path / "data"
+    room = Room(data=data)
+    try:
+        with worker(room.url, "echo"):
+            name = send(room)["id"]
+            ended(room, name)
+        for file in data.glob("view.db*"):
+            file.write_bytes(b"damaged" * 2000)
+        assert look(room, name, expect=503)["kind"] == "unavailable"
+    finally:
+        room.kill()
+    room = Room(data=data)
+    try:
+        assert look(room, name)["state"] == "completed"
+    finally:
+        room.kill()

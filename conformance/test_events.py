@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import sqlite3
 import subprocess
 
 from parlour_v1 import Channel, Field, Kind, frame
@@ -200,8 +201,12 @@ def test_what_is_gone_from_the_log_is_not_passed_over(start_room):
     stream.next()
     place = stream.place
     stream.close()
-    position = int(place.split("-")[1])
-    for bad, status in {"x": 400, "0-1": 400, f"0-{position}-x": 400, f"0-{position + 99}-0": 410}.items():
+    _, epoch, position, offset = place.split("-")
+    other = f"{int(epoch, 16) ^ 1:08x}"
+    refused = {"x": 400, "0-1": 400, f"0-{epoch}-{position}-x": 400, f"0-{epoch}-{int(position) + 99}-0": 410}
+    # What another owner wrote in that place, before the log was restored.
+    refused[f"0-{other}-{position}-{offset}"] = 410
+    for bad, status in refused.items():
         # Not read any further, as a stream has no end.
         with contextlib.closing(http.client.HTTPConnection(*room.address, timeout=10)) as connection:
             connection.request("GET", "/v1/topics/old/events", headers={"Last-Event-ID": bad})
@@ -223,6 +228,34 @@ def test_bad_input_is_told_what_to_change(room):
         assert says in refused["detail"], refused
     assert room.http("PUT", "/v1/subscriptions/n", b"{").status == 400
     assert ask(room, "DELETE", "/v1/subscriptions/n", expect=404)["kind"] == "not_found"
+
+
+def test_a_large_event_for_many_is_spread_over_commits_and_reaches_all(kept, tmp_path):
+    room = kept()
+    for number in range(60):
+        subscribe(room, f"s{number}", topic_type_prefix="", agent_type="archive")
+    body = b"x" * 1_000_000
+    assert publish(room, "news/s", body)["recipients"] == 60
+    eventually(lambda: len(unsettled(room, "archive")) == 60, what="all are accepted")
+    room.kill()
+    with sqlite3.connect(tmp_path / "data" / "parlour.db") as database:
+        (longest,) = database.execute("SELECT max(length(commit_bytes)) FROM commits").fetchone()
+    assert len(body) < longest < 6 * len(body)
+    room = kept()
+    with worker(room.url, "archive", "--", "sh", "-c", 'test "$(wc -c)" = 1000000'):
+        eventually(lambda: not unsettled(room, "archive"), timeout=60, what="all are delivered")
+    assert room.metric("parlour_deliveries_dead") == 0
+
+
+def test_keys_of_events_are_bounded_with_those_of_messages(start_room):
+    room = start_room(durable__idempotency_keys=2, durable__partitions=1)
+    first = publish(room, idempotency_key="a")
+    publish(room, idempotency_key="b")
+    refused = publish(room, idempotency_key="c", expect=429)
+    assert refused["config_key"] == "durable.idempotency_keys"
+    # What was published is answered as before, and without a key there is room.
+    assert publish(room, idempotency_key="a")["id"] == first["id"]
+    publish(room)
 
 
 def test_there_are_no_more_subscriptions_than_the_limit(start_room):

@@ -318,6 +318,53 @@ fn one_that_waits_lets_later_ones_pass_unless_they_ask_for_order() {
 }
 
 #[test]
+fn one_that_comes_back_from_the_dead_keeps_to_strict_order() {
+    let strict = || Accept { strict: true, max_attempts: 1, ..accept("a/1") };
+    for is_in_flight in [false, true] {
+        let mut owner = Owner::new();
+        let [dead, other] = [owner.accept(strict()), owner.accept(strict())];
+        let start = owner.start().unwrap();
+        owner.end(dead, start.token, Err(Fault::new(FaultKind::AgentFailed, "no"))).unwrap();
+        // The next one may begin, and has or has not.
+        let begun = is_in_flight.then(|| owner.start().unwrap());
+        owner.partition.redrive(dead, owner.now).unwrap();
+        owner.commit();
+        owner.partition = owner.replayed();
+        if let Some(begun) = begun {
+            assert!(owner.start().is_none(), "two at once");
+            owner.end(other, begun.token, Ok(Payload::default())).unwrap();
+        }
+        let again = owner.start().unwrap();
+        assert_eq!(again.id, dead);
+        assert!(owner.start().is_none(), "two at once");
+        owner.end(dead, again.token, Ok(Payload::default())).unwrap();
+        assert_eq!(owner.start().map(|start| start.id), (!is_in_flight).then_some(other));
+    }
+}
+
+#[test]
+fn a_commit_ends_where_it_is_long_and_the_rest_goes_into_the_next() {
+    let mut owner = Owner::new();
+    let expires_at = Some(owner.now.after(Duration::from_secs(1)));
+    let mut commits = 0;
+    for _ in 0..20 {
+        let mut large = accept("a/1");
+        large.message.payload = Payload::text("x".repeat(1 << 20));
+        owner.partition.accept(Accept { expires_at, ..large }, owner.now).unwrap();
+        if owner.partition.is_full() {
+            owner.commit();
+            commits += 1;
+        }
+    }
+    assert_eq!(commits, 5);
+    // Those that have to be carried, or whose time is over, are as many as they are.
+    assert!(owner.log.values().all(|commit| commit.len() < 6 << 20));
+    owner.wait(Duration::from_secs(1));
+    owner.commit();
+    assert_eq!(owner.partition.totals().expired, 20);
+}
+
+#[test]
 fn the_same_key_is_accepted_once_and_free_again_after_its_window() {
     let mut owner = Owner::new();
     let key = |body| Some((7, body, Duration::from_secs(10)));
@@ -591,16 +638,20 @@ fn run(owner: &mut Owner, op: Op) {
                 // Nothing that may begin is left behind.
                 for it in due {
                     let blocked = strict.iter().any(|other| {
-                        other.agent == it.agent
-                            && other.id < it.id
-                            && other.state != State::Dead
-                            && it.strict
+                        let is_before = other.id < it.id && other.state != State::Dead;
+                        let is_beside = other.id != it.id && other.state.is_in_flight();
+                        it.strict && other.agent == it.agent && (is_before || is_beside)
                     });
                     assert!(blocked, "{it:?} does not begin");
                 }
                 return;
             };
             assert_eq!(before, owner.partition.deliveries.len());
+            let beside = owner
+                .partition
+                .iter()
+                .filter(|it| it.strict && it.agent == start.agent && it.state.is_in_flight());
+            assert!(beside.count() <= 1, "{start:?} is not alone");
             for other in &due {
                 // A delivery that the clock has not made ready yet does not count.
                 let is_ready = other.next_attempt_at.is_none();

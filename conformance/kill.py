@@ -39,7 +39,14 @@ PUBLISHERS, EVENT_PUBLISHERS, WORKERS = 4, 2, 3
 # Those that get events: in strict order, in any, and not always.
 SUBSCRIBERS = ("line", "reader", "guest")
 AGENTS = ("echo", "poison", *SUBSCRIBERS)
-SETTINGS = {"timeouts__grace": "1ms", "durable__backoff_base": "5ms", "durable__backoff_cap": "100ms"}
+# What an event became for a subscription is known by its runs: one that is given up before the first, as its workers were
+# killed ten times while it waited in them, could not be told from one that nobody sent.
+SETTINGS = {
+    "timeouts__grace": "1ms",
+    "durable__backoff_base": "5ms",
+    "durable__backoff_cap": "100ms",
+    "durable__max_lost": "1000",
+}
 # How long a host lives, in seconds.
 LIVES = (0.005, 0.8)
 

@@ -250,13 +250,14 @@ impl Owner {
         let takes_all = parlour_core::bug!("retention_takes_all");
         loop {
             // What is not needed any more, here and in all logs.
-            let past = self.size.saturating_sub(self.partition.log_bytes() as u64);
+            let needed = if takes_all { 0 } else { self.partition.log_bytes() as u64 };
+            let past = self.size.saturating_sub(needed);
             let all = shared.past.fetch_add(past.wrapping_sub(self.past), Relaxed);
             let mut all = all.wrapping_add(past.wrapping_sub(self.past));
             self.past = past;
             let is_long = all > most && past > most / count;
             let is_old = self.oldest.is_none_or(|time| time < oldest);
-            if !takes_all && (past == 0 || !(is_long || is_old)) {
+            if past == 0 || !(is_long || is_old) {
                 return Ok(());
             }
             let mut until = None;

@@ -18,13 +18,25 @@ const SENDERS: usize = 8;
 /// Under which names each message came to its agent.
 type Seen = Arc<Mutex<HashMap<String, HashSet<DeliveryId>>>>;
 
+/// Kills the host when more is accepted, and starts it anew, [`KILLS`] times.
+fn killed_again_and_again(mut room: Room, data: &str, accepted: &AtomicUsize) -> Room {
+    let address = room.url.trim_start_matches("http://").to_owned();
+    for _ in 0..KILLS {
+        let before = accepted.load(Relaxed);
+        until("acknowledgements", || accepted.load(Relaxed) > before + 20);
+        room.host.signal(Signal::KILL);
+        room.host.wait();
+        room = Room::kept_at(&address, data);
+    }
+    room
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_sent_while_the_host_is_killed_is_accepted_once_and_answered() {
     let home = tempfile::tempdir().unwrap();
     let data = home.path().join("data");
     let data = data.to_str().unwrap();
-    let mut room = Room::kept_at("127.0.0.1:0", data);
-    let address = room.url.trim_start_matches("http://").to_owned();
+    let room = Room::kept_at("127.0.0.1:0", data);
 
     let seen = Seen::default();
     let notes = Arc::clone(&seen);
@@ -53,13 +65,7 @@ async fn what_is_sent_while_the_host_is_killed_is_accepted_once_and_answered() {
             })
         })
         .collect();
-    for _ in 0..KILLS {
-        let before = accepted.load(Relaxed);
-        until("acknowledgements", || accepted.load(Relaxed) > before + 20);
-        room.host.signal(Signal::KILL);
-        room.host.wait();
-        room = Room::kept_at(&address, data);
-    }
+    let _room = killed_again_and_again(room, data, &accepted);
     ends.store(true, Relaxed);
 
     let mut again = 0;
@@ -91,8 +97,7 @@ async fn what_is_published_while_the_host_is_killed_is_owed_once_and_delivered()
     let home = tempfile::tempdir().unwrap();
     let data = home.path().join("data");
     let data = data.to_str().unwrap();
-    let mut room = Room::kept_at("127.0.0.1:0", data);
-    let address = room.url.trim_start_matches("http://").to_owned();
+    let room = Room::kept_at("127.0.0.1:0", data);
     room.parlour(["subscriptions", "set", "all", "tick.*", "clerk"]).run().with_code(0);
 
     let client = Client::builder(&room.url).default_timeout(PATIENCE).connect().await.unwrap();
@@ -115,13 +120,7 @@ async fn what_is_published_while_the_host_is_killed_is_owed_once_and_delivered()
             })
         })
         .collect();
-    for _ in 0..KILLS {
-        let before = accepted.load(Relaxed);
-        until("acknowledgements", || accepted.load(Relaxed) > before + 20);
-        room.host.signal(Signal::KILL);
-        room.host.wait();
-        room = Room::kept_at(&address, data);
-    }
+    let room = killed_again_and_again(room, data, &accepted);
     ends.store(true, Relaxed);
     let (mut published, mut again) = (Vec::new(), 0);
     for publisher in publishers {

@@ -495,6 +495,10 @@ impl Durable {
         &self.0.inboxes[usize::from(partition.0)]
     }
 
+    fn tail(&self, partition: PartitionId) -> &watch::Sender<follow::Tail> {
+        &self.0.tails[usize::from(partition.0)]
+    }
+
     fn inbox_of(&self, id: DeliveryId) -> Result<&Inbox, Fault> {
         self.0.inboxes.get(usize::from(id.partition.0)).ok_or_else(|| unknown(id))
     }

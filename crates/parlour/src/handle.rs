@@ -183,22 +183,16 @@ impl Handle {
         payload: Payload,
         deadline: Instant,
     ) -> Result<PublishedFrame, Error> {
-        loop {
-            let permit = self.place(&payload, deadline).await?;
-            let id = CallId(self.0.ids.next());
-            let frame = Frame::from(PublishFrame {
+        let frame = |id, payload| {
+            Frame::from(PublishFrame {
                 request: Some(id),
                 ack: Some(ByteString::from_static("durable")),
                 topic: topic.clone(),
                 header: header.clone(),
-                payload: payload.clone(),
-            });
-            let request = Request { id, frame, _permit: Some(permit) };
-            match self.request(request, deadline, Waiting::Publish).await {
-                Err(error) => pause(error, false, deadline).await?,
-                published => return published,
-            }
-        }
+                payload,
+            })
+        };
+        self.request_until_accepted(payload, deadline, frame, Waiting::Publish).await
     }
 
     /// Has a message accepted that is delivered later. Its header names an idempotency key: when the
@@ -211,27 +205,21 @@ impl Handle {
         deadline: Instant,
     ) -> Result<AcceptedFrame, Error> {
         let begun = now();
-        loop {
-            let permit = self.place(&payload, deadline).await?;
-            let id = CallId(self.0.ids.next());
-            // Its times count from the first time it was sent.
-            let left = |time: Duration| time.saturating_sub(now().duration_since(begun));
-            let frame = Frame::from(SendFrame {
-                request: id,
+        // Its times count from the first time it was sent.
+        let left = |time: Duration| time.saturating_sub(now().duration_since(begun));
+        let frame = |request, payload| {
+            Frame::from(SendFrame {
+                request,
                 target: later.agent.clone(),
                 delay: later.delay.map(left).filter(|delay| !delay.is_zero()),
                 deliver_at: later.deliver_at,
                 ttl: later.ttl.map(left),
                 max_attempts: later.max_attempts,
                 header: header.clone(),
-                payload: payload.clone(),
-            });
-            let request = Request { id, frame, _permit: Some(permit) };
-            match self.request(request, deadline, Waiting::Send).await {
-                Err(error) => pause(error, false, deadline).await?,
-                accepted => return accepted,
-            }
-        }
+                payload,
+            })
+        };
+        self.request_until_accepted(payload, deadline, frame, Waiting::Send).await
     }
 
     /// What is known of a delivery, when that is newer or `patience` is over; without, when the host
@@ -319,6 +307,26 @@ impl Handle {
                 "the deadline passed before the request could be written",
             )
             .with_hint("allow more time, or send less at once")),
+        }
+    }
+
+    /// Asks to keep a payload, and again when it was not learned whether it is kept.
+    async fn request_until_accepted<T>(
+        &self,
+        payload: Payload,
+        deadline: Instant,
+        frame: impl Fn(CallId, Payload) -> Frame,
+        waiting: impl Fn(Answer<T>) -> Waiting,
+    ) -> Result<T, Error> {
+        loop {
+            let permit = self.place(&payload, deadline).await?;
+            let id = CallId(self.0.ids.next());
+            let frame = frame(id, payload.clone());
+            let request = Request { id, frame, _permit: Some(permit) };
+            match self.request(request, deadline, &waiting).await {
+                Err(error) => pause(error, false, deadline).await?,
+                accepted => return accepted,
+            }
         }
     }
 

@@ -202,8 +202,8 @@ impl<Reply: FromReply> Sent<Reply> {
         Status::read(&self.handle.wait(self.id, 0, None, now, deadline).await?)
     }
 
-    /// Gives the delivery up, and says why in at most 1,024 bytes. An attempt that is under way is taken from its worker. Fails
-    /// with a fault of kind `not_found` if it has ended.
+    /// Gives the delivery up, and says why in at most 1,024 bytes. An attempt that is under way is taken
+    /// from its worker. Fails with a fault of kind `not_found` if it has ended.
     ///
     /// # Cancel safety
     ///

@@ -94,7 +94,7 @@ impl Durable {
     ) -> Result<Follow, Fault> {
         self.0.are_open().await;
         let partition = PartitionId::of_topic(topic_type, self.0.backbone.partitions());
-        let tail = self.0.tails[usize::from(partition.0)].subscribe();
+        let tail = self.tail(partition).subscribe();
         let seen = tail.borrow().position;
         let (durable, topic_type) = (self.clone(), topic_type.to_kept());
         let mut follow =

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Durable;
 use super::owner::Input;
+use super::room;
 use super::slots::Slots;
 
 /// Counts the attempts under way, over all partitions. Cloning gives another handle to the same.
@@ -123,8 +124,9 @@ impl Gate {
         }
     }
 
-    /// Asks for a place for an attempt of `agent`, a name that is kept. Where its type has no room, `partition` is told when
-    /// there may be; where its worker is busy, it is to [`settle`](Self::settle) there.
+    /// Asks for a place for an attempt of `agent`, a name that is kept. Where its type has no room,
+    /// `partition` is told when there may be; where its worker is busy, it is to
+    /// [`settle`](Self::settle) there.
     pub(super) fn ask(
         &self,
         partition: PartitionId,
@@ -256,10 +258,8 @@ impl Gate {
         self.0.durable.0.exchange.config().durable.worker_in_flight
     }
 
-    /// The most attempts at once of a type that this is asked for.
     fn concurrency(&self, asked: Option<&AgentSettings>) -> usize {
-        let host = self.0.durable.0.exchange.config().durable.type_in_flight;
-        asked.and_then(|it| it.concurrency).map_or(host, |most| host.min(most as usize))
+        room::concurrency(self.0.durable.0.exchange.config(), asked)
     }
 
     fn tell(&self, partition: PartitionId, input: Input) {

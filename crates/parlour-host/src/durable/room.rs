@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
-use parlour_core::durable::{PartitionId, Position, RetryPolicy, RoomSettings};
+use parlour_core::durable::{AgentSettings, PartitionId, Position, RetryPolicy, RoomSettings};
 use parlour_core::{AgentType, Fault, FaultKind};
 use tokio::sync::{SetOnce, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -91,15 +91,19 @@ impl Terms {
             attempt_timeout: asked
                 .and_then(|it| it.attempt_timeout)
                 .unwrap_or(host.attempt_timeout),
-            concurrency: asked
-                .and_then(|it| it.concurrency)
-                .map_or(host.type_in_flight, |most| host.type_in_flight.min(most as usize)),
+            concurrency: concurrency(config, asked),
             strict: asked.is_some_and(|it| it.strict),
             max_dead: asked
                 .and_then(|it| it.max_dead)
                 .map_or(host.dead_letters, |most| most as usize),
         }
     }
+}
+
+/// The most attempts at once of a type that this is asked for.
+pub(super) fn concurrency(config: &Config, asked: Option<&AgentSettings>) -> usize {
+    let host = config.durable.type_in_flight;
+    asked.and_then(|it| it.concurrency).map_or(host, |most| host.min(most as usize))
 }
 
 /// The task that writes the room's log.

@@ -107,6 +107,17 @@ mod tests {
         is_open
     }
 
+    /// One place, of which A is told, and B behind it.
+    fn told() -> Slots {
+        let mut slots = Slots::default();
+        assert!(take(&mut slots, A, 1));
+        slots.settle(A, true);
+        slots.settle(B, true);
+        slots.end();
+        assert_eq!(slots.next(1), Some(A));
+        slots
+    }
+
     #[test]
     fn a_place_that_becomes_free_is_not_for_whoever_asks_first() {
         let mut slots = Slots::default();
@@ -140,24 +151,14 @@ mod tests {
 
     #[test]
     fn who_was_told_and_has_not_looked_yet_keeps_its_turn() {
-        let mut slots = Slots::default();
-        assert!(take(&mut slots, A, 1));
-        slots.settle(A, true);
-        slots.settle(B, true);
-        slots.end();
-        assert_eq!(slots.next(1), Some(A));
+        let mut slots = told();
         slots.settle(A, true);
         assert_eq!(slots.next(1), Some(A));
     }
 
     #[test]
     fn what_was_kept_for_who_leaves_goes_to_the_next() {
-        let mut slots = Slots::default();
-        assert!(take(&mut slots, A, 1));
-        slots.settle(A, true);
-        slots.settle(B, true);
-        slots.end();
-        assert_eq!(slots.next(1), Some(A));
+        let mut slots = told();
         slots.leave(A);
         assert_eq!(slots.next(1), Some(B));
     }

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use futures_util::future::join;
 use parlour_core::wire::{Done, Frame, PublishFrame, PublishedFrame};
-use parlour_core::{CallId, Fault, FaultKind, MessageId};
+use parlour_core::{CallId, FaultKind, MessageId};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::room::Room;
 use super::scripted::{Peer, URL, host};
-use super::sending::{begin, connected};
+use super::sending::{begin, connected, go_away};
 use crate::{Ack, Agent, AgentError, Client, Cx, ErrorKind, TopicId, Worker};
 
 type Heard = mpsc::UnboundedReceiver<(String, Option<u32>)>;
@@ -106,10 +106,8 @@ async fn what_was_lost_with_its_acknowledgement_is_published_again_under_one_key
         let mut peer = begin(&mut host).await;
         let (again, second) = next_publish(&mut peer).await;
         assert_eq!(PublishFrame { request: first.request, ..second.clone() }, first);
-        // A host that goes away says so; the next one takes it.
-        let gone = Fault::new(FaultKind::Unavailable, "the host is shutting down");
-        let gone = gone.retry_after(Duration::from_secs(1));
-        peer.send(&[Frame::Reply(again, Err(gone))]).await;
+        // The next host takes it.
+        go_away(&mut peer, again).await;
         let (third, publish) = next_publish(&mut peer).await;
         assert_eq!(publish.header.idempotency_key, Some(key));
         accept(&mut peer, third, true).await;

@@ -243,6 +243,13 @@ pub(super) async fn connected() -> (Client, Peer, Host) {
     (client.unwrap(), peer, host)
 }
 
+/// A host that goes away says so.
+pub(super) async fn go_away(peer: &mut Peer, request: CallId) {
+    let gone = Fault::new(FaultKind::Unavailable, "the host is shutting down");
+    let gone = gone.retry_after(Duration::from_secs(1));
+    peer.send(&[Frame::Reply(request, Err(gone))]).await;
+}
+
 async fn next_send(peer: &mut Peer) -> SendFrame {
     match peer.next().await {
         Frame::Send(send) => *send,
@@ -293,10 +300,8 @@ async fn what_was_lost_with_its_acknowledgement_is_sent_again_under_one_key() {
         let again = next_send(&mut peer).await;
         assert_eq!((again.header, again.payload), (first.header, first.payload));
         assert!(again.delay.unwrap() <= Duration::from_secs(50), "counted from the first time");
-        // A host that goes away says so; the next one takes it.
-        let gone = Fault::new(FaultKind::Unavailable, "the host is shutting down");
-        let gone = gone.retry_after(Duration::from_secs(1));
-        peer.send(&[Frame::Reply(again.request, Err(gone))]).await;
+        // The next host takes it.
+        go_away(&mut peer, again.request).await;
         let third = next_send(&mut peer).await;
         assert_eq!(third.header.idempotency_key, Some(key));
         accept(&mut peer, third.request, true).await;

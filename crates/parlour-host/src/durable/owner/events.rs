@@ -74,7 +74,7 @@ impl Owner {
         for Followed { place, event, time } in published(self.id, position, commit)? {
             self.durable.0.exchange.announce(event, place.to_string().into(), time);
         }
-        self.durable.0.tails[usize::from(self.id.0)].send_modify(|tail| {
+        self.durable.tail(self.id).send_modify(|tail| {
             *tail = Tail { position, behind: tail.position, commit: commit.clone() };
         });
         Ok(())

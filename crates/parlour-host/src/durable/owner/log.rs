@@ -65,7 +65,7 @@ impl Owner {
         self.commit().await?;
         let end = self.partition.last();
         let tail = Tail { position: end, behind: end, ..Tail::default() };
-        shared.tails[usize::from(self.id.0)].send_replace(tail);
+        durable.tail(self.id).send_replace(tail);
         self.hand_over().await
     }
 

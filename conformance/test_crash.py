@@ -35,7 +35,12 @@ def storm(tmp_path, say):
 
 def test_a_host_that_is_killed_at_a_certain_call_loses_nothing(storm):
     reached = Counter()
-    calls = {"pwrite64": (1, 2, 3, 7, 20, 50), "fsync": (1, 2, 3, 4, 9, 25), "ftruncate": (1, 2)}
+    calls = {
+        "pwrite64": (1, 2, 3, 7, 20, 50),
+        "fdatasync": (1, 2, 3, 4, 9, 25),
+        "fsync": (1, 2),
+        "ftruncate": (1, 2),
+    }
     storm([killed_at(call, n, reached) for call, all in calls.items() for n in all], reached)
     assert all(reached[call] for call in calls), reached
 

@@ -23,9 +23,15 @@ use crate::backbone::BackboneError;
 /// How many jobs go into one transaction at the most, and after how many bytes there are enough.
 const JOBS: usize = 1024;
 const BYTES: usize = 4 << 20;
-/// After how many bytes of commits the write-ahead log is moved into the database. Shorter, and it is
-/// done too often; longer, and a commit waits for it too long.
+/// After how many bytes, roughly, the write-ahead log is moved into the database. Shorter, and it is
+/// done too often; longer, and a commit waits for it too long, and it grows, which takes longer than
+/// to write over what it had.
 const LOG: usize = 8 << 20;
+/// What a transaction writes beside its commits: the page that they begin in, once more.
+const PAGE: usize = 8192;
+/// How long to look for another job, where nobody else wants the processor, before to sleep. One who
+/// sends a message behind the answer to the one before is there by then, and to wake takes long.
+const AWAKE: Duration = Duration::from_micros(100);
 /// How often it is tried to have a reserve again, and looked whether the database is still there.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How many commits are looked at, of those that may go, in a transaction that others wait for, and in
@@ -57,7 +63,7 @@ pub(super) struct Writer {
     database: Database,
     /// When it is next looked at what changes without a word.
     looks: Instant,
-    /// Bytes written since the write-ahead log was last moved.
+    /// Bytes written since the write-ahead log was last moved, roughly.
     unmoved: usize,
     /// Why nothing is written any more.
     failed: Option<BackboneError>,
@@ -89,6 +95,19 @@ fn file_at(path: &Path) -> io::Result<(u64, u64)> {
     path.metadata().map(|found| (found.dev(), found.ino()))
 }
 
+/// Waits for a job, but not for ever.
+fn await_job(queue: &Receiver<Write>) -> Result<Write, RecvTimeoutError> {
+    let asleep = Instant::now() + AWAKE;
+    while Instant::now() < asleep {
+        match queue.try_recv() {
+            Ok(job) => return Ok(job),
+            Err(TryRecvError::Empty) => std::thread::yield_now(),
+            Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
+        }
+    }
+    queue.recv_timeout(PAUSE)
+}
+
 impl Writer {
     pub(super) fn new(
         connection: Connection,
@@ -116,7 +135,7 @@ impl Writer {
                     Err(TryRecvError::Disconnected) => return self.close(),
                 }
             } else {
-                match queue.recv_timeout(PAUSE) {
+                match await_job(queue) {
                     Ok(first) => first,
                     Err(RecvTimeoutError::Timeout) => {
                         self.idle();
@@ -263,7 +282,7 @@ impl Writer {
             return Err(failed.clone());
         }
         let position = self.logs.next();
-        let bytes: usize = appends.iter().map(|it| it.commit.len()).sum();
+        let bytes = PAGE + appends.iter().map(|it| it.commit.len()).sum::<usize>();
         let is_long = self.unmoved + bytes >= LOG;
         self.sweep.count();
         let slice = if self.sweep.is_due() { slice } else { 0 };
@@ -310,6 +329,10 @@ impl Writer {
         slice: usize,
         is_long: bool,
     ) -> rusqlite::Result<()> {
+        // One alone is a transaction of its own.
+        if let ([append], false, 0) = (appends, is_long, slice) {
+            return insert(&self.connection, append, position);
+        }
         // Dropped before its end, it is rolled back.
         let transaction = self.connection.transaction()?;
         let swept = if slice > 0 { Some(self.sweep.slice(&transaction, slice)?) } else { None };
@@ -317,12 +340,8 @@ impl Writer {
             let freed = swept.as_ref().map(|swept| &swept.freed[..]);
             write_ends(&transaction, &self.logs, freed.unwrap_or_default())?;
         }
-        {
-            let mut insert = transaction.prepare_cached("INSERT INTO commits VALUES (?, ?, ?)")?;
-            for Append { partition, commit, .. } in appends {
-                let id = id_of(*partition, position);
-                insert.execute(params![id, checksum(id, commit), &**commit])?;
-            }
+        for append in appends {
+            insert(&transaction, append, position)?;
         }
         transaction.commit()?;
         if let Some(swept) = swept {
@@ -330,6 +349,13 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+fn insert(connection: &Connection, append: &Append, position: Position) -> rusqlite::Result<()> {
+    let Append { partition, commit, .. } = append;
+    let id = id_of(*partition, position);
+    let mut insert = connection.prepare_cached("INSERT INTO commits VALUES (?, ?, ?)")?;
+    insert.execute(params![id, checksum(id, commit), &**commit]).map(drop)
 }
 
 /// Writes where the logs end, so that a host that starts need not look for it further back.

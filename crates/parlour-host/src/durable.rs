@@ -24,8 +24,8 @@ use std::time::Duration;
 use bytestring::ByteString;
 use parking_lot::Mutex;
 use parlour_core::durable::{
-    Accept, Accepted, Delivery, DeliveryId, Level, Message, PartitionId, Position, RoomSettings,
-    Settled, State, Step, Tally, Timestamp,
+    Delivery, DeliveryId, Level, Message, PartitionId, Position, RoomSettings, Settled, State,
+    Step, Tally, Timestamp,
 };
 use parlour_core::{AgentId, AgentType, Fault, FaultKind, Payload};
 use tokio::sync::{SetOnce, mpsc, oneshot, watch};
@@ -75,9 +75,11 @@ struct Shared {
     closed: AtomicUsize,
     /// Set when all were read, or one of them cannot be.
     opened: SetOnce<()>,
-    /// Why nothing is accepted any more.
-    failure: Mutex<Option<BackboneError>>,
+    failure: Arc<Failure>,
 }
+
+/// Why nothing is accepted any more, if that is so.
+type Failure = Mutex<Option<BackboneError>>;
 
 /// The way to the owner of a partition.
 pub(crate) struct Inbox {
@@ -190,7 +192,7 @@ impl Durable {
             wishes: Mutex::new(Some(wishes)),
             closed: AtomicUsize::new(usize::from(partitions) + 1),
             opened: SetOnce::new(),
-            failure: Mutex::default(),
+            failure: Arc::default(),
         };
         Self(Arc::new(shared))
     }
@@ -249,23 +251,8 @@ impl Durable {
         Err(refusal(&BackboneError::Full("what is left is for what was accepted".into())))
     }
 
-    /// Hands a message that is to be delivered to the owner of its partition.
-    fn begin_accept(
-        &self,
-        accept: Accept,
-    ) -> Result<oneshot::Receiver<Result<Accepted, Fault>>, Fault> {
-        let partition = self.partition_of(&accept.agent);
-        let weight = accept.message.weight();
-        self.enter(partition, weight, |answer| Input::Accept(Box::new(accept), answer))
-    }
-
-    /// Asks the owner of a partition to take something new of this weight, if there is room for it.
-    fn enter<T>(
-        &self,
-        partition: PartitionId,
-        weight: usize,
-        input: impl FnOnce(oneshot::Sender<T>) -> Input,
-    ) -> Result<oneshot::Receiver<T>, Fault> {
+    /// The way to the owner of a partition, for something new of this weight, if there is room for it.
+    fn enter(&self, partition: PartitionId, weight: usize) -> Result<&Inbox, Fault> {
         if let Some(failure) = &*self.0.failure.lock() {
             return Err(refusal(failure));
         }
@@ -279,7 +266,7 @@ impl Durable {
         } else if messages > 0 && bytes + weight > of.queue_bytes.0 {
             (limits::queue_bytes, of.queue_bytes.0)
         } else {
-            return Ok(ask(inbox, input));
+            return Ok(inbox);
         };
         inbox.accepts.fetch_sub(1, Relaxed);
         inbox.bytes.fetch_sub(weight, Relaxed);
@@ -322,8 +309,12 @@ impl Durable {
         let unsettled = standing.waiting + standing.in_flight;
         if unsettled >= settings.unsettled as u64 {
             let detail = format!("{unsettled} messages for {agent_type} wait or are in flight");
-            let (key, hint) =
-                (config::durable::unsettled, "try again later; if it lasts, start more workers");
+            let hint = if self.0.room.said().agents.get(agent_type).is_some_and(|it| it.paused) {
+                "the type is paused: `parlour agents resume` has it go on"
+            } else {
+                "try again later; if it lasts, start more workers"
+            };
+            let key = config::durable::unsettled;
             return Err(self.overloaded(key, settings.unsettled, detail, hint));
         }
         Ok(())
@@ -517,11 +508,15 @@ impl Durable {
 
     /// Why whoever was asked does not answer.
     fn is_gone(&self) -> Fault {
-        match &*self.0.failure.lock() {
-            Some(failure) => refusal(failure),
-            None => Fault::new(FaultKind::Unavailable, "the host is shutting down")
-                .retry_after(Duration::from_secs(1)),
-        }
+        is_gone(&self.0.failure)
+    }
+}
+
+fn is_gone(failure: &Failure) -> Fault {
+    match &*failure.lock() {
+        Some(failure) => refusal(failure),
+        None => Fault::new(FaultKind::Unavailable, "the host is shutting down")
+            .retry_after(Duration::from_secs(1)),
     }
 }
 

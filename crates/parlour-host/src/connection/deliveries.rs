@@ -32,11 +32,10 @@ impl<L: Link> Connection<L> {
         let agent = target;
         let sending = Sending { agent, header, payload, delay, deliver_at, ttl, max_attempts };
         // Handed over here and now, so that what a peer sends is accepted in its order.
-        let accepted = self.durable.send(sending, now);
         let (asker, ack) = (self.asker(request), self.durable.ack().name());
         self.made.insert(request, None);
-        self.durable.spawn(async move {
-            let accepted = accepted.await.map(|accepted| {
+        self.durable.send_and_tell(sending, now, move |accepted| {
+            asker.answer(accepted.map(|accepted| {
                 Frame::from(AcceptedFrame {
                     request,
                     delivery: accepted.id,
@@ -45,8 +44,7 @@ impl<L: Link> Connection<L> {
                     generation: 1,
                     known: !accepted.is_new,
                 })
-            });
-            asker.answer(accepted);
+            }));
         });
         Ok(())
     }

@@ -8,7 +8,7 @@ use parlour_core::{AgentId, Fault, FaultKind, Header, Payload, TopicId};
 
 use super::owner::{Input, Lag};
 use super::sending::key_of;
-use super::{Durable, PartitionId};
+use super::{Durable, PartitionId, ask};
 
 /// What is to be owed to all who have subscribed.
 #[derive(Debug)]
@@ -49,7 +49,8 @@ impl Durable {
         let message = Message { kind: MessageKind::Event(topic), header, payload };
         let publish = Box::new(Publish { message, owed, key });
         let weight = publish.message.weight();
-        let asked = self.enter(partition, weight, |answer| Input::Publish(publish, answer))?;
+        let inbox = self.enter(partition, weight)?;
+        let asked = ask(inbox, |answer| Input::Publish(publish, answer));
         let durable = self.clone();
         Ok(async move { durable.answer(asked).await? })
     }

@@ -1,12 +1,15 @@
 //! A message as a door was given it, until it is accepted.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use parlour_core::durable::{Accept, Accepted, Message, MessageKind, Timestamp};
 use parlour_core::{AgentId, Fault, FaultKind, Header, Payload};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::Durable;
+use super::owner::Input;
+use super::{Durable, Failure, is_gone};
 
 /// What is to be delivered, to whom and when.
 #[derive(Debug)]
@@ -23,17 +26,86 @@ pub(crate) struct Sending {
     pub(crate) max_attempts: Option<u32>,
 }
 
+type Tell = dyn FnOnce(Result<Accepted, Fault>) + Send;
+
+/// Who is told whether a message is accepted.
+pub(crate) enum Receipt {
+    Waiter(oneshot::Sender<Result<Accepted, Fault>>),
+    Teller(Teller),
+}
+
+/// What is called when it is known, if only that the owner is gone.
+pub(crate) struct Teller {
+    tell: Option<Box<Tell>>,
+    failure: Arc<Failure>,
+}
+
+impl Receipt {
+    /// Whether nobody waits any more, so that nobody would learn that it was accepted.
+    pub(super) fn is_unwanted(&self) -> bool {
+        match self {
+            Self::Waiter(answer) => answer.is_closed(),
+            Self::Teller(_) => false,
+        }
+    }
+
+    pub(super) fn send(self, accepted: Result<Accepted, Fault>) {
+        match self {
+            Self::Waiter(answer) => drop(answer.send(accepted)),
+            Self::Teller(mut teller) => teller.tell(accepted),
+        }
+    }
+}
+
+impl Teller {
+    fn tell(&mut self, accepted: Result<Accepted, Fault>) {
+        if let Some(tell) = self.tell.take() {
+            tell(accepted);
+        }
+    }
+}
+
+impl Drop for Teller {
+    fn drop(&mut self) {
+        if self.tell.is_some() {
+            self.tell(Err(is_gone(&self.failure)));
+        }
+    }
+}
+
 impl Durable {
-    /// Takes what is to be delivered, in the order in which it is called. When the future is ready the
-    /// message is as safe as [`ack`](Self::ack) says.
-    pub(crate) fn send(
+    /// Takes what is to be delivered. When it returns, the message is as safe as [`ack`](Self::ack) says.
+    pub(crate) async fn send(&self, sending: Sending, now: Instant) -> Result<Accepted, Fault> {
+        let (answer, answered) = oneshot::channel();
+        self.begin_accept(sending, now, Receipt::Waiter(answer));
+        self.answer(answered).await?
+    }
+
+    /// Takes what is to be delivered, in the order in which it is called. Once the message is as safe as
+    /// [`ack`](Self::ack) says, or is refused, `tell` is called, which must not take long.
+    pub(crate) fn send_and_tell(
         &self,
         sending: Sending,
         now: Instant,
-    ) -> impl Future<Output = Result<Accepted, Fault>> + Send + use<> {
-        let asked = self.read(sending, now).and_then(|accept| self.begin_accept(accept));
-        let durable = self.clone();
-        async move { durable.answer(asked?).await? }
+        tell: impl FnOnce(Result<Accepted, Fault>) + Send + 'static,
+    ) {
+        let teller = Teller { tell: Some(Box::new(tell)), failure: self.0.failure.clone() };
+        self.begin_accept(sending, now, Receipt::Teller(teller));
+    }
+
+    /// Hands a message that is to be delivered to the owner of its partition.
+    fn begin_accept(&self, sending: Sending, now: Instant, receipt: Receipt) {
+        let entered = self.read(sending, now).and_then(|accept| {
+            let weight = accept.message.weight();
+            Ok((self.enter(self.partition_of(&accept.agent), weight)?, accept))
+        });
+        match entered {
+            // An owner that is gone drops it.
+            Ok((inbox, accept)) => {
+                let _ = inbox.queue.send(Input::Accept(Box::new(accept), receipt));
+            }
+            Err(fault) => receipt.send(Err(fault)),
+        }
     }
 
     fn read(&self, sending: Sending, now: Instant) -> Result<Accept, Fault> {

@@ -12,6 +12,7 @@ use parlour_core::{AgentType, Fault, FaultKind, Payload, Reply, WorkerId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::attempt::Taken;
+use super::super::sending::Receipt;
 use super::super::{Found, Query, tally};
 use super::{BATCH, Owner};
 use crate::config;
@@ -21,7 +22,7 @@ const MAX_DETAILS: usize = 4096;
 
 /// What the owner of a partition is asked, or told.
 pub(crate) enum Input {
-    Accept(Box<Accept>, Answer<Result<Accepted, Fault>>),
+    Accept(Box<Accept>, Receipt),
     Publish(Box<Publish>, Answer<Result<Published, Fault>>),
     /// A delivery that the log of a topic owes there.
     Owed(Source, Box<Accept>),
@@ -118,7 +119,7 @@ pub(super) type Watcher = (u64, Answer<Option<Found>>);
 
 /// An answer that waits until the log says so.
 pub(super) enum Answered {
-    Accepted(Answer<Result<Accepted, Fault>>, Result<Accepted, Fault>),
+    Accepted(Receipt, Result<Accepted, Fault>),
     Published(Answer<Result<Published, Fault>>, Result<Published, Fault>),
     /// The log that owed it is told.
     Taken(mpsc::UnboundedSender<Input>, Source),
@@ -132,7 +133,7 @@ impl Answered {
     /// Answers whoever asked and may not wait any more.
     pub(super) fn send(self) {
         match self {
-            Self::Accepted(answer, accepted) => drop(answer.send(accepted)),
+            Self::Accepted(receipt, accepted) => receipt.send(accepted),
             Self::Published(answer, published) => drop(answer.send(published)),
             Self::Taken(owner, source) => drop(owner.send(Input::Taken(source))),
             Self::Found(answer, found) => drop(answer.send(found)),
@@ -147,10 +148,9 @@ impl Owner {
     /// Decides what is asked. The answer waits until the log says so.
     pub(super) fn handle(&mut self, input: Input, now: Timestamp) {
         match input {
-            Input::Accept(mut accept, answer) => {
+            Input::Accept(mut accept, receipt) => {
                 self.durable.inbox(self.id).leave(&accept.message);
-                // Nobody waits any more, so nobody would learn that it was accepted.
-                if answer.is_closed() {
+                if receipt.is_unwanted() {
                     return;
                 }
                 // What was asked for by the clock, in the time of the log.
@@ -160,7 +160,7 @@ impl Owner {
                 self.fill_in(&mut accept);
                 let accepted =
                     self.admit(&accept).and_then(|()| self.partition.accept(*accept, now));
-                self.answers.push(Answered::Accepted(answer, accepted));
+                self.answers.push(Answered::Accepted(receipt, accepted));
             }
             Input::Publish(publish, answer) => {
                 self.durable.inbox(self.id).leave(&publish.message);

@@ -227,6 +227,8 @@ def test_bad_input_is_told_what_to_change(room):
         refused = subscribe(room, name, expect=400, **wanted)
         assert says in refused["detail"], refused
     assert room.http("PUT", "/v1/subscriptions/n", b"{").status == 400
+    # The fields of an object, without their names.
+    assert "an array" in ask(room, "PUT", "/v1/subscriptions/n", ["t", None, "a", None], 400)["detail"]
     assert ask(room, "DELETE", "/v1/subscriptions/n", expect=404)["kind"] == "not_found"
 
 
@@ -256,6 +258,18 @@ def test_keys_of_events_are_bounded_with_those_of_messages(start_room):
     # What was published is answered as before, and without a key there is room.
     assert publish(room, idempotency_key="a")["id"] == first["id"]
     publish(room)
+
+
+def test_an_event_that_is_owed_to_more_than_fit_is_not_asked_for_again(start_room):
+    room = start_room(durable__owed=2)
+    for name in ("a", "b", "c"):
+        subscribe(room, name, topic_type="t", agent_type=name)
+    refused = publish(room, "t/s", expect=413)
+    assert (refused["kind"], refused["config_key"]) == ("too_large", "durable.owed")
+    assert "raise the limit" in refused["hint"] and "retry_after_ms" not in refused
+    # The control: as many as fit.
+    ask(room, "DELETE", "/v1/subscriptions/c")
+    assert publish(room, "t/s")["recipients"] == 2
 
 
 def test_there_are_no_more_subscriptions_than_the_limit(start_room):

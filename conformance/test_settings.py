@@ -265,7 +265,11 @@ def test_what_waits_and_is_in_flight_is_bounded_by_type(kept):  # noqa: F811
     room = kept(durable__unsettled=6)
     names = [send(room, f"slow/{key}", idempotency_key=str(key))["id"] for key in range(6)]
     full = ("slow/k", 429, "overloaded", "durable.unsettled", 6)
-    assert refused(room, *full)["retry_after_ms"] > 0
+    found = refused(room, *full)
+    assert found["retry_after_ms"] > 0 and "start more workers" in found["hint"]
+    ask(room, "POST", "/v1/agents/slow/pause")
+    assert "parlour agents resume" in refused(room, *full)["hint"]
+    ask(room, "POST", "/v1/agents/slow/resume")
     # The same once more is no more, and another type is another.
     assert send(room, "slow/3", idempotency_key="3")["id"] == names[3]
     send(room, "other/k")
@@ -404,6 +408,7 @@ async def test_a_redrive_that_a_crash_cuts_short_leaves_each_in_one_place(kept):
         ({"agent_type": "many", "limit": -1}, "invalid value"),
         ({"agent_type": "many", "reason": 7}, "invalid type"),
         ({"agent_type": "many", "all": True}, "unknown field `all`"),
+        (["many", 1, None], "an array"),
         ("", "EOF"),
     ],
 )

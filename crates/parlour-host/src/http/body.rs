@@ -2,18 +2,39 @@
 
 use std::time::Duration;
 
+use axum::extract::Request;
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use http::StatusCode;
 use http_body::Body;
 use http_body_util::BodyExt;
 use parlour_core::{Fault, FaultKind};
+use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
 
-use super::answer::Refusal;
+use super::answer::{Refusal, invalid};
 use crate::config::{ByteCount, limits, timeouts};
 use crate::exchange::Exchange;
 use crate::io::kept;
+use crate::json;
+
+/// Reads a body that is one JSON object.
+pub(crate) async fn object<T: DeserializeOwned>(
+    request: Request,
+    exchange: &Exchange,
+) -> Result<T, Refusal> {
+    let settings = &exchange.config().limits;
+    let limit = (limits::json_body_bytes, settings.json_body_bytes);
+    let body = read(request.into_body(), limit, exchange).await?;
+    // The fields of a struct may come as an array, too.
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        return Err(invalid("invalid type: an array, an object is expected")
+            .hint("send one JSON object")
+            .into());
+    }
+    let object = json::parse(&body, settings.json_depth);
+    Ok(object.map_err(|error| error.fault(exchange.metrics()))?)
+}
 
 /// Reads the whole of `body`, at most `limit` bytes; `key` names that limit.
 pub(crate) async fn read<B>(

@@ -11,9 +11,7 @@ use super::body;
 use super::deliveries::{Filter, Reason, list, summary, view};
 use super::router::{App, Fields, Segments};
 use super::sse::Content;
-use crate::config::limits;
 use crate::durable::Action;
-use crate::json;
 
 /// `GET /v1/dead-letters`
 pub(crate) async fn all(State(app): State<App>, Fields(filter): Fields<Filter>) -> Answer {
@@ -80,12 +78,7 @@ struct Many {
 
 impl Many {
     async fn read(app: &App, request: Request) -> Result<(AgentType, usize, Reason), Refusal> {
-        let settings = app.exchange.config();
-        let limit = (limits::json_body_bytes, settings.limits.json_body_bytes);
-        let body = body::read(request.into_body(), limit, &app.exchange).await?;
-        let many = json::parse::<Self>(&body, settings.limits.json_depth);
-        let Self { agent_type, limit, reason } =
-            many.map_err(|error| error.fault(app.exchange.metrics()))?;
+        let Self { agent_type, limit, reason } = body::object(request, &app.exchange).await?;
         if limit == Some(0) {
             return Err(invalid("`limit` is 0, so that nothing would be done")
                 .hint("ask for 1 or more, or leave it out for all")

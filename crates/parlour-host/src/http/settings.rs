@@ -11,9 +11,8 @@ use super::answer::{Answer, Refusal, invalid, json as json_answer};
 use super::body;
 use super::deliveries::Reason;
 use super::router::{App, Fields, Segments};
-use crate::config::{self, limits};
+use crate::config;
 use crate::durable::{Action, Terms};
-use crate::json;
 
 /// The greatest number of a setting, and the longest time.
 const MOST: u32 = 10_000_000;
@@ -45,11 +44,7 @@ pub(crate) async fn change(
     request: Request,
 ) -> Answer {
     let agent_type = AgentType::parse(agent_type)?;
-    let settings = app.exchange.config();
-    let limit = (limits::json_body_bytes, settings.limits.json_body_bytes);
-    let body = body::read(request.into_body(), limit, &app.exchange).await?;
-    let patch = json::parse::<Map<String, Value>>(&body, settings.limits.json_depth);
-    let patch = patch.map_err(|error| error.fault(app.exchange.metrics()))?;
+    let patch: Map<String, Value> = body::object(request, &app.exchange).await?;
     changed(&app, agent_type, move |it| {
         // A burst is that of a rate.
         let (rate, others) = patch.iter().partition::<Vec<_>, _>(|(name, _)| *name == "rate");

@@ -12,9 +12,8 @@ use tokio::time::Instant;
 use super::answer::{Answer, invalid, json as json_answer};
 use super::body;
 use super::router::{App, Segments};
-use crate::config::{self, limits};
+use crate::config;
 use crate::durable::Lag;
-use crate::json;
 
 /// What a subscription is asked for.
 #[derive(Deserialize)]
@@ -60,12 +59,8 @@ pub(crate) async fn put(
     request: Request,
 ) -> Answer {
     let name = parse(&name)?;
-    let settings = app.exchange.config().clone();
-    let limit = (limits::json_body_bytes, settings.limits.json_body_bytes);
-    let body = body::read(request.into_body(), limit, &app.exchange).await?;
-    let wanted = json::parse::<Wanted>(&body, settings.limits.json_depth);
-    let wanted = wanted.map_err(|error| error.fault(app.exchange.metrics()))?.read()?;
-    let most = settings.durable.subscriptions;
+    let wanted = body::object::<Wanted>(request, &app.exchange).await?.read()?;
+    let most = app.exchange.config().durable.subscriptions;
     let metrics = app.exchange.metrics().clone();
     let (of, subscription) = (name.clone(), wanted.clone());
     let is_new = !app.durable.room().await?.subscriptions.contains_key(&name);

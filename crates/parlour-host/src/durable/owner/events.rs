@@ -19,12 +19,15 @@ impl Owner {
             return Ok(());
         }
         let exchange = &self.durable.0.exchange;
-        let limit = exchange.config().limits.fan_out;
-        if publish.owed.len() > limit {
+        let too_wide = |key, limit| {
             let detail = format!("the event would be owed to {} subscribers", publish.owed.len());
             let fault =
                 Fault::new(FaultKind::TooLarge, detail).hint("split the topic, or raise the limit");
-            return Err(exchange.metrics().limit_met(limits::fan_out, Some(limit), fault));
+            Err(exchange.metrics().limit_met(key, Some(limit), fault))
+        };
+        let limit = exchange.config().limits.fan_out;
+        if publish.owed.len() > limit {
+            return too_wide(limits::fan_out, limit);
         }
         // None of them may be left out.
         for it in &publish.owed {
@@ -32,11 +35,13 @@ impl Owner {
             let others = self.durable.0.tallies.beside(Some(self.id), agent_type);
             self.durable.admit(agent_type, tally::add(others, self.partition.tally(agent_type)))?;
         }
-        let limit = exchange.config().durable.owed;
+        let (key, limit) = (config::durable::owed, exchange.config().durable.owed);
+        if publish.owed.len() > limit {
+            return too_wide(key, limit);
+        }
         let owed = self.partition.standing().owed;
         if owed + publish.owed.len() as u64 > limit as u64 {
             let detail = format!("{owed} deliveries of events like this one are not accepted yet");
-            let key = config::durable::owed;
             return Err(self.durable.overloaded(key, limit, detail, "try again later"));
         }
         Ok(())

@@ -26,7 +26,7 @@ const BYTES: usize = 4 << 20;
 /// After how many bytes, roughly, the write-ahead log is moved into the database. Shorter, and it is
 /// done too often; longer, and a commit waits for it too long, and it grows, which takes longer than
 /// to write over what it had.
-const LOG: usize = 8 << 20;
+const LOG: usize = 2 << 20;
 /// What a transaction writes beside its commits: the page that they begin in, once more.
 const PAGE: usize = 8192;
 /// How long to look for another job, where nobody else wants the processor, before to sleep. One who

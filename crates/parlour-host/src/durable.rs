@@ -229,6 +229,16 @@ impl Durable {
         self.0.backbone.ack()
     }
 
+    /// Whether all logs were read, or one of them cannot be.
+    pub(crate) fn is_open(&self) -> bool {
+        self.0.opened.get().is_some()
+    }
+
+    /// Waits until that is so.
+    pub(crate) async fn are_open(&self) {
+        self.0.are_open().await;
+    }
+
     /// Whether messages are accepted, or why not.
     pub(crate) fn ready(&self) -> Result<(), Fault> {
         if let Some(failure) = &*self.0.failure.lock() {

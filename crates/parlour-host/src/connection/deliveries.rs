@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use bytestring::ByteString;
-use parlour_core::durable::{DeliveryId, Level};
+use parlour_core::durable::{DeliveryId, Level, Published};
 use parlour_core::wire::{
     AcceptedFrame, DeliveryFrame, Done, Frame, PublishFrame, PublishedFrame, SendFrame, WaitFrame,
 };
 use parlour_core::{CallId, Fault, FaultKind};
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::time::Instant;
 
 use super::Connection;
@@ -64,31 +64,36 @@ impl<L: Link> Connection<L> {
         }
         let header = self.exchange.stamp(header, &self.origin, now);
         let publishing = Publishing { topic, header, payload };
-        let (asker, durable) = (self.asker(request), self.durable.clone());
+        let (asker, ack) = (self.asker(request), self.durable.ack().name());
         self.made.insert(request, None);
-        let (begun, begins) = oneshot::channel::<()>();
-        let before = self.published.replace(begins);
-        self.durable.spawn(async move {
-            // What a peer publishes is accepted in its order, too, but has to wait while logs are read.
-            if let Some(before) = before {
-                let _ = before.await;
-            }
-            let published = durable.begin_publish(publishing).await;
-            drop(begun);
-            let published = match published {
-                Ok(published) => published.await,
-                Err(fault) => Err(fault),
-            };
+        let tell = move |published: Result<Published, Fault>| {
             asker.answer(published.map(|published| {
                 Frame::from(PublishedFrame {
                     request,
                     id: published.id,
                     conversation: published.conversation,
-                    ack: durable.ack().name().into(),
+                    ack: ack.into(),
                     recipients: published.recipients.into(),
                     known: !published.is_new,
                 })
             }));
+        };
+        // What a peer publishes is accepted in its order, too, but has to wait while logs are read.
+        let before = self.published.take_if(|it| it.try_recv() == Err(TryRecvError::Empty));
+        if before.is_none() && self.durable.is_open() {
+            self.durable.publish_and_tell(publishing, tell);
+            return Ok(());
+        }
+        let (begun, begins) = oneshot::channel::<()>();
+        self.published = Some(begins);
+        let durable = self.durable.clone();
+        self.durable.spawn(async move {
+            if let Some(before) = before {
+                let _ = before.await;
+            }
+            durable.are_open().await;
+            durable.publish_and_tell(publishing, tell);
+            drop(begun);
         });
         Ok(())
     }

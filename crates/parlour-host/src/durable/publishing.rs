@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use parlour_core::durable::{Message, MessageKind, Owed, Publish, Published};
 use parlour_core::{AgentId, Fault, FaultKind, Header, Payload, TopicId};
+use tokio::sync::oneshot;
 
 use super::owner::{Input, Lag};
-use super::sending::key_of;
-use super::{Durable, PartitionId, ask};
+use super::sending::{Receipt, key_of};
+use super::{Durable, PartitionId};
 
 /// What is to be owed to all who have subscribed.
 #[derive(Debug)]
@@ -28,31 +29,51 @@ impl Durable {
     /// Takes an event. When it returns, the event is as safe as [`ack`](Self::ack) says, and owed to
     /// every agent that has subscribed and to every durable subscription.
     pub(crate) async fn publish(&self, publishing: Publishing) -> Result<Published, Fault> {
-        self.begin_publish(publishing).await?.await
+        self.are_open().await;
+        let (answer, answered) = oneshot::channel();
+        self.begin_publish(publishing, Receipt::Waiter(answer));
+        self.answer(answered).await?
     }
 
-    /// Takes an event, in the order in which this returns. What it gives is ready when the event is safe.
-    pub(crate) async fn begin_publish(
+    /// Takes an event, in the order in which it is called, at a host that [has read its
+    /// logs](Self::is_open). Once the event is as safe as [`ack`](Self::ack) says, or is refused, `tell`
+    /// is called, which must not take long.
+    pub(crate) fn publish_and_tell(
         &self,
         publishing: Publishing,
-    ) -> Result<impl Future<Output = Result<Published, Fault>> + Send + use<>, Fault> {
+        tell: impl FnOnce(Result<Published, Fault>) + Send + 'static,
+    ) {
+        self.begin_publish(publishing, self.teller(tell));
+    }
+
+    /// Hands an event to the owner of its topic type's partition.
+    fn begin_publish(&self, publishing: Publishing, receipt: Receipt<Published>) {
+        let partitions = self.0.backbone.partitions();
+        let partition = PartitionId::of_topic(&publishing.topic.topic_type, partitions);
+        let entered = self.read_event(publishing).and_then(|publish| {
+            let weight = publish.message.weight();
+            Ok((self.enter(partition, weight)?, publish))
+        });
+        match entered {
+            // An owner that is gone drops it.
+            Ok((inbox, publish)) => {
+                let _ = inbox.queue.send(Input::Publish(Box::new(publish), receipt));
+            }
+            Err(fault) => receipt.send(Err(fault)),
+        }
+    }
+
+    fn read_event(&self, publishing: Publishing) -> Result<Publish, Fault> {
         let Publishing { topic, header, payload } = publishing;
         let exchange = &self.0.exchange;
         exchange.admit_message(&header, &payload)?;
-        self.0.are_open().await;
         let owed = self.owed(&topic);
         let target = [topic.topic_type.as_str(), topic.source.as_str()];
         let key = key_of(&header, "topics", target, &payload);
         let window = exchange.config().durable.idempotency_window;
         let key = key.map(|(key, body)| (key, body, window));
-        let partition = PartitionId::of_topic(&topic.topic_type, self.0.backbone.partitions());
         let message = Message { kind: MessageKind::Event(topic), header, payload };
-        let publish = Box::new(Publish { message, owed, key });
-        let weight = publish.message.weight();
-        let inbox = self.enter(partition, weight)?;
-        let asked = ask(inbox, |answer| Input::Publish(publish, answer));
-        let durable = self.clone();
-        Ok(async move { durable.answer(asked).await? })
+        Ok(Publish { message, owed, key })
     }
 
     /// Whom an event is owed to: each durable subscription, and each agent that has subscribed and is

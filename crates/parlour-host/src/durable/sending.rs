@@ -26,21 +26,21 @@ pub(crate) struct Sending {
     pub(crate) max_attempts: Option<u32>,
 }
 
-type Tell = dyn FnOnce(Result<Accepted, Fault>) + Send;
+type Tell<T> = dyn FnOnce(Result<T, Fault>) + Send;
 
-/// Who is told whether a message is accepted.
-pub(crate) enum Receipt {
-    Waiter(oneshot::Sender<Result<Accepted, Fault>>),
-    Teller(Teller),
+/// Who is told whether something is accepted.
+pub(crate) enum Receipt<T> {
+    Waiter(oneshot::Sender<Result<T, Fault>>),
+    Teller(Teller<T>),
 }
 
 /// What is called when it is known, if only that the owner is gone.
-pub(crate) struct Teller {
-    tell: Option<Box<Tell>>,
+pub(crate) struct Teller<T> {
+    tell: Option<Box<Tell<T>>>,
     failure: Arc<Failure>,
 }
 
-impl Receipt {
+impl<T> Receipt<T> {
     /// Whether nobody waits any more, so that nobody would learn that it was accepted.
     pub(super) fn is_unwanted(&self) -> bool {
         match self {
@@ -49,7 +49,7 @@ impl Receipt {
         }
     }
 
-    pub(super) fn send(self, accepted: Result<Accepted, Fault>) {
+    pub(super) fn send(self, accepted: Result<T, Fault>) {
         match self {
             Self::Waiter(answer) => drop(answer.send(accepted)),
             Self::Teller(mut teller) => teller.tell(accepted),
@@ -57,15 +57,15 @@ impl Receipt {
     }
 }
 
-impl Teller {
-    fn tell(&mut self, accepted: Result<Accepted, Fault>) {
+impl<T> Teller<T> {
+    fn tell(&mut self, accepted: Result<T, Fault>) {
         if let Some(tell) = self.tell.take() {
             tell(accepted);
         }
     }
 }
 
-impl Drop for Teller {
+impl<T> Drop for Teller<T> {
     fn drop(&mut self) {
         if self.tell.is_some() {
             self.tell(Err(is_gone(&self.failure)));
@@ -89,12 +89,20 @@ impl Durable {
         now: Instant,
         tell: impl FnOnce(Result<Accepted, Fault>) + Send + 'static,
     ) {
-        let teller = Teller { tell: Some(Box::new(tell)), failure: self.0.failure.clone() };
-        self.begin_accept(sending, now, Receipt::Teller(teller));
+        self.begin_accept(sending, now, self.teller(tell));
+    }
+
+    /// Has `tell` called when it is known.
+    pub(super) fn teller<T>(
+        &self,
+        tell: impl FnOnce(Result<T, Fault>) + Send + 'static,
+    ) -> Receipt<T> {
+        let failure = self.0.failure.clone();
+        Receipt::Teller(Teller { tell: Some(Box::new(tell)), failure })
     }
 
     /// Hands a message that is to be delivered to the owner of its partition.
-    fn begin_accept(&self, sending: Sending, now: Instant, receipt: Receipt) {
+    fn begin_accept(&self, sending: Sending, now: Instant, receipt: Receipt<Accepted>) {
         let entered = self.read(sending, now).and_then(|accept| {
             let weight = accept.message.weight();
             Ok((self.enter(self.partition_of(&accept.agent), weight)?, accept))

@@ -22,8 +22,8 @@ const MAX_DETAILS: usize = 4096;
 
 /// What the owner of a partition is asked, or told.
 pub(crate) enum Input {
-    Accept(Box<Accept>, Receipt),
-    Publish(Box<Publish>, Answer<Result<Published, Fault>>),
+    Accept(Box<Accept>, Receipt<Accepted>),
+    Publish(Box<Publish>, Receipt<Published>),
     /// A delivery that the log of a topic owes there.
     Owed(Source, Box<Accept>),
     /// Such a delivery, of this log's, is accepted.
@@ -119,8 +119,8 @@ pub(super) type Watcher = (u64, Answer<Option<Found>>);
 
 /// An answer that waits until the log says so.
 pub(super) enum Answered {
-    Accepted(Receipt, Result<Accepted, Fault>),
-    Published(Answer<Result<Published, Fault>>, Result<Published, Fault>),
+    Accepted(Receipt<Accepted>, Result<Accepted, Fault>),
+    Published(Receipt<Published>, Result<Published, Fault>),
     /// The log that owed it is told.
     Taken(mpsc::UnboundedSender<Input>, Source),
     Found(Answer<Option<Found>>, Option<Found>),
@@ -134,7 +134,7 @@ impl Answered {
     pub(super) fn send(self) {
         match self {
             Self::Accepted(receipt, accepted) => receipt.send(accepted),
-            Self::Published(answer, published) => drop(answer.send(published)),
+            Self::Published(receipt, published) => receipt.send(published),
             Self::Taken(owner, source) => drop(owner.send(Input::Taken(source))),
             Self::Found(answer, found) => drop(answer.send(found)),
             Self::Done(answer, done) => drop(answer.send(done)),
@@ -162,14 +162,14 @@ impl Owner {
                     self.admit(&accept).and_then(|()| self.partition.accept(*accept, now));
                 self.answers.push(Answered::Accepted(receipt, accepted));
             }
-            Input::Publish(publish, answer) => {
+            Input::Publish(publish, receipt) => {
                 self.durable.inbox(self.id).leave(&publish.message);
-                if answer.is_closed() {
+                if receipt.is_unwanted() {
                     return;
                 }
                 let published =
                     self.admit_event(&publish).and_then(|()| self.partition.publish(*publish, now));
-                self.answers.push(Answered::Published(answer, published));
+                self.answers.push(Answered::Published(receipt, published));
             }
             Input::Owed(source, mut accept) => {
                 // It is given again by a host that was not told that it was taken.

@@ -189,7 +189,7 @@ impl Owner {
         for answered in std::mem::take(&mut self.answers) {
             match answered {
                 Answered::Accepted(receipt, Ok(_)) => receipt.send(Err(fault())),
-                Answered::Published(answer, Ok(_)) => drop(answer.send(Err(fault()))),
+                Answered::Published(receipt, Ok(_)) => receipt.send(Err(fault())),
                 Answered::Accepted(..) | Answered::Published(..) => answered.send(),
                 other => self.answers.push(other),
             }

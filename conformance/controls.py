@@ -89,6 +89,10 @@ MISTAKES = {
         "of what waits for one agent the last begins first",
         PROMISES + "sixteen_workers_begin_what_two_hundred_keys_have_in_order_and_lose_nothing",
     ),
+    "places_not_counted": (
+        "a worker has as many attempts as there are",
+        RUST + "a_worker_has_no_more_attempts_than_it_may_and_the_rest_follow",
+    ),
     "strict_order_ignored": (
         "one that asks for strict order does not wait for the one before",
         RUST + "one_that_waits_lets_later_ones_pass_unless_they_ask_for_order",

@@ -22,7 +22,9 @@ pub(super) struct Slots {
 impl Slots {
     /// Whether `partition` may begin an attempt: a place is kept for it or free, of `most`.
     pub(super) fn is_open_to(&self, partition: PartitionId, most: usize) -> bool {
-        self.taken < most || self.kept.contains_key(&partition)
+        self.taken < most
+            || self.kept.contains_key(&partition)
+            || parlour_core::bug!("places_not_counted")
     }
 
     /// Takes a place for an attempt of `partition`, to whom it [is open](Self::is_open_to).

@@ -58,10 +58,14 @@ pub fn is_for_later(message: &[u8]) -> bool {
     match message.first() {
         Some(&kind::SEND) => true,
         Some(&kind::PUBLISH) => {
-            let nothing = Bytes::new();
             let header = measure(message).ok().and_then(|it| message.get(it.header.0..it.header.1));
-            let mut fields = Fields { header: &nothing, rest: header.unwrap_or_default() };
-            fields.any(|field| field.is_ok_and(|field| field.number == field::ACK))
+            let header = header.unwrap_or_default();
+            // How the field begins. Most headers are ASCII but for the tags of others.
+            const BEGIN: u8 = 0x80 | ((field::ACK << 3 | 2) & 0x7f) as u8;
+            let nothing = Bytes::new();
+            let mut fields = Fields { header: &nothing, rest: header };
+            header.contains(&BEGIN)
+                && fields.any(|field| field.is_ok_and(|field| field.number == field::ACK))
         }
         _ => false,
     }

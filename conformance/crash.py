@@ -143,8 +143,13 @@ class Disk:
         def is_done():
             return subprocess.run(["umount", self.path], capture_output=True).returncode == 0
 
+        def is_gone():
+            return not subprocess.check_output(["losetup", "--associated", self.image])
+
         # For a moment the kernel may still be busy with what was killed.
         eventually(is_done, what="the unmounting")
+        # A namespace that somebody made meanwhile has it mounted, too: it would be found as it was.
+        eventually(is_gone, what="the end of its last mount")
 
     def cut(self):
         """Drops what is not on the disk, and finds it as it is when the power is back."""

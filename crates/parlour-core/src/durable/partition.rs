@@ -777,7 +777,7 @@ impl Partition {
         self.get(id).ok_or_else(|| {
             let detail = format!("there is no delivery {id} that has not ended");
             Fault::new(FaultKind::NotFound, detail)
-                .hint("if it was there, it has ended: asked for by its name, it says how")
+                .hint("it may have ended: look at it, and it says how")
         })
     }
 

@@ -154,11 +154,6 @@ impl Shared {
         }
     }
 
-    /// Waits until all logs were read, or one of them cannot be.
-    async fn are_open(&self) {
-        self.opened.wait().await;
-    }
-
     /// Nothing more is accepted.
     fn fail(&self, error: BackboneError) {
         self.failure.lock().get_or_insert(error);
@@ -236,7 +231,7 @@ impl Durable {
 
     /// Waits until that is so.
     pub(crate) async fn are_open(&self) {
-        self.0.are_open().await;
+        self.0.opened.wait().await;
     }
 
     /// Whether messages are accepted, or why not.
@@ -286,7 +281,7 @@ impl Durable {
 
     /// How many deliveries to agents of this type are where.
     pub(crate) async fn tally(&self, agent_type: &AgentType) -> Tally {
-        self.0.are_open().await;
+        self.are_open().await;
         self.0.tallies.beside(None, agent_type)
     }
 
@@ -319,7 +314,7 @@ impl Durable {
         let unsettled = standing.waiting + standing.in_flight;
         if unsettled >= settings.unsettled as u64 {
             let detail = format!("{unsettled} messages for {agent_type} wait or are in flight");
-            let hint = if self.0.room.said().agents.get(agent_type).is_some_and(|it| it.paused) {
+            let hint = if self.0.room.said().of(agent_type).paused {
                 "the type is paused: `parlour agents resume` has it go on"
             } else {
                 "try again later; if it lasts, start more workers"

@@ -42,6 +42,8 @@ const FORMAT: i64 = 1;
 
 /// Marks the database as ours for `file` and its like: "parl".
 const APPLICATION_ID: i64 = 0x7061_726c;
+/// Of a new database, in bytes.
+const PAGE: usize = 8192;
 pub(crate) const DATABASE: &str = "parlour.db";
 pub(crate) const LOCK: &str = "lock";
 /// Space that is given back when the disk is full, so that what was accepted can still end.
@@ -224,7 +226,7 @@ fn database(
     connection.set_db_config(keep, true).map_err(failed)?;
     let is_new = is_empty(&connection).map_err(failed)?;
     if is_new {
-        connection.pragma_update(None, "page_size", 8192).map_err(failed)?;
+        connection.pragma_update(None, "page_size", PAGE as i64).map_err(failed)?;
         connection.pragma_update(None, "auto_vacuum", "incremental").map_err(failed)?;
     } else {
         // Before anything that would change what is another's.

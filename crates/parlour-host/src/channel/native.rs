@@ -148,7 +148,7 @@ impl Native {
 /// copied out of their message, a few at a time, and what is for later each by itself.
 fn own(message: &Bytes) -> Result<Bytes, DecodeError> {
     let first = wire::frame_length(message)?;
-    if wire::is_for_later(message) && first < message.len() {
+    if first < message.len() && wire::is_for_later(message) {
         return Ok(Bytes::copy_from_slice(&message[..first]));
     }
     if first >= SMALL {

@@ -31,9 +31,9 @@ impl<L: Link> Connection<L> {
         let header = self.exchange.stamp(header, &self.origin, now);
         let agent = target;
         let sending = Sending { agent, header, payload, delay, deliver_at, ttl, max_attempts };
-        // Handed over here and now, so that what a peer sends is accepted in its order.
         let (asker, ack) = (self.asker(request), self.durable.ack().name());
         self.made.insert(request, None);
+        // Handed over here and now, so that what a peer sends is accepted in its order.
         self.durable.send_and_tell(sending, now, move |accepted| {
             asker.answer(accepted.map(|accepted| {
                 Frame::from(AcceptedFrame {

@@ -92,7 +92,7 @@ impl Durable {
         topic_type: &TopicType,
         after: Option<EventPlace>,
     ) -> Result<Follow, Fault> {
-        self.0.are_open().await;
+        self.are_open().await;
         let partition = PartitionId::of_topic(topic_type, self.0.backbone.partitions());
         let tail = self.tail(partition).subscribe();
         let seen = tail.borrow().position;

@@ -131,7 +131,7 @@ impl Owner {
                 self.durable.0.open_one();
                 // What is bounded over all partitions is not known before.
                 tokio::select! {
-                    () = self.durable.0.are_open() => {}
+                    () = self.durable.are_open() => {}
                     () = closing.cancelled() => return,
                 }
                 self.serve(&closing).await

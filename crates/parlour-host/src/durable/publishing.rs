@@ -51,16 +51,10 @@ impl Durable {
         let partitions = self.0.backbone.partitions();
         let partition = PartitionId::of_topic(&publishing.topic.topic_type, partitions);
         let entered = self.read_event(publishing).and_then(|publish| {
-            let weight = publish.message.weight();
-            Ok((self.enter(partition, weight)?, publish))
+            let inbox = self.enter(partition, publish.message.weight())?;
+            Ok((inbox, |receipt| Input::Publish(Box::new(publish), receipt)))
         });
-        match entered {
-            // An owner that is gone drops it.
-            Ok((inbox, publish)) => {
-                let _ = inbox.queue.send(Input::Publish(Box::new(publish), receipt));
-            }
-            Err(fault) => receipt.send(Err(fault)),
-        }
+        receipt.hand_in(entered);
     }
 
     fn read_event(&self, publishing: Publishing) -> Result<Publish, Fault> {

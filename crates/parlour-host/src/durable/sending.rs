@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::owner::Input;
-use super::{Durable, Failure, is_gone};
+use super::{Durable, Failure, Inbox, is_gone};
 
 /// What is to be delivered, to whom and when.
 #[derive(Debug)]
@@ -46,6 +46,15 @@ impl<T> Receipt<T> {
         match self {
             Self::Waiter(answer) => answer.is_closed(),
             Self::Teller(_) => false,
+        }
+    }
+
+    /// Hands something new to the owner whose inbox has room for it, or tells why that cannot be.
+    pub(super) fn hand_in(self, entered: Result<(&Inbox, impl FnOnce(Self) -> Input), Fault>) {
+        match entered {
+            // An owner that is gone drops it.
+            Ok((inbox, input)) => drop(inbox.queue.send(input(self))),
+            Err(fault) => self.send(Err(fault)),
         }
     }
 
@@ -104,16 +113,10 @@ impl Durable {
     /// Hands a message that is to be delivered to the owner of its partition.
     fn begin_accept(&self, sending: Sending, now: Instant, receipt: Receipt<Accepted>) {
         let entered = self.read(sending, now).and_then(|accept| {
-            let weight = accept.message.weight();
-            Ok((self.enter(self.partition_of(&accept.agent), weight)?, accept))
+            let inbox = self.enter(self.partition_of(&accept.agent), accept.message.weight())?;
+            Ok((inbox, |receipt| Input::Accept(Box::new(accept), receipt)))
         });
-        match entered {
-            // An owner that is gone drops it.
-            Ok((inbox, accept)) => {
-                let _ = inbox.queue.send(Input::Accept(Box::new(accept), receipt));
-            }
-            Err(fault) => receipt.send(Err(fault)),
-        }
+        receipt.hand_in(entered);
     }
 
     fn read(&self, sending: Sending, now: Instant) -> Result<Accept, Fault> {

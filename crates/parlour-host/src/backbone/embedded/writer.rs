@@ -17,7 +17,7 @@ use super::head::Head;
 use super::logs::Logs;
 use super::reserve::Reserve;
 use super::sweep::Sweep;
-use super::{Done, End, checksum, failure, id_of, write_end};
+use super::{Done, End, PAGE, checksum, failure, id_of, write_end};
 use crate::backbone::BackboneError;
 
 /// How many jobs go into one transaction at the most, and after how many bytes there are enough.
@@ -27,8 +27,6 @@ const BYTES: usize = 4 << 20;
 /// done too often; longer, and a commit waits for it too long, and it grows, which takes longer than
 /// to write over what it had.
 const LOG: usize = 2 << 20;
-/// What a transaction writes beside its commits: the page that they begin in, once more.
-const PAGE: usize = 8192;
 /// How long to look for another job, where nobody else wants the processor, before to sleep. One who
 /// sends a message behind the answer to the one before is there by then, and to wake takes long.
 const AWAKE: Duration = Duration::from_micros(100);
@@ -282,6 +280,7 @@ impl Writer {
             return Err(failed.clone());
         }
         let position = self.logs.next();
+        // The page that they begin in is written once more.
         let bytes = PAGE + appends.iter().map(|it| it.commit.len()).sum::<usize>();
         let is_long = self.unmoved + bytes >= LOG;
         self.sweep.count();
